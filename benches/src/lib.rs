@@ -1,0 +1,1 @@
+//! Benchmarks of kernels, commitments and models.

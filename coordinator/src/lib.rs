@@ -1,0 +1,1 @@
+//! The coordinator: registry, leases, audits, durable store, HTTP.

@@ -1,0 +1,71 @@
+//! What every backend implements.
+
+use std::sync::Arc;
+
+use crate::program::{Program, ProgramError, TensorId};
+use crate::value::{Batch, Params, Value};
+
+/// Why a backend could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The program is malformed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A batch is outside the program's limits.
+    #[error("sequence {sequence}: {reason}")]
+    Batch {
+        /// Index of the offending sequence.
+        sequence: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A value does not fit the tensor that it was written to.
+    #[error("tensor {tensor:?} does not take this value: {reason}")]
+    Value {
+        /// The tensor.
+        tensor: TensorId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The path asked for does not exist on this machine.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The device failed.
+    #[error("device: {0}")]
+    Device(String),
+}
+
+/// What happened in one layer, besides its values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LayerReport {
+    /// Elements that a saturating op clamped. The same on every backend.
+    pub saturations: u64,
+}
+
+/// A family of kernels on one kind of device.
+pub trait Backend: Send + Sync {
+    /// Short name with the chosen path, as in `cpu/avx512-vnni`.
+    fn name(&self) -> String;
+
+    /// Prepares a program for execution. Checks the program; the caller has proven its bounds.
+    fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError>;
+}
+
+/// A loaded program on one device, holding the activations of one batch at a time.
+///
+/// Call order: [`begin`](Executor::begin), then [`run_layer`](Executor::run_layer) for layers in ascending order.
+/// [`read`](Executor::read) and [`write`](Executor::write) may come between layers, so another backend can take over
+/// at any layer boundary: read the output of layer `l` here, write it there, and go on with `l + 1`.
+pub trait Executor: Send {
+    /// Starts a batch; all activations of the last one are forgotten.
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError>;
+
+    /// Runs the ops of one layer over the whole batch.
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError>;
+
+    /// Copies a tensor out: `[rows, cols]` of all sequences in order.
+    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError>;
+
+    /// Replaces a tensor's value.
+    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError>;
+}

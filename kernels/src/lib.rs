@@ -1,0 +1,26 @@
+//! Exact integer kernels.
+//!
+//! Everything that Lockstep computes is an exact integer function, defined in `SPEC.md`. Integer addition is
+//! associative, so every device, thread count, batch and schedule gives the same bytes. The folder reads like this:
+//!
+//! - [`program`]: a model as straight-line ops over named tensors, and its structural check.
+//! - [`fixed`], [`tables`]: the scalar arithmetic that the ops share, clause by clause.
+//! - [`reference`]: the oracle. Scalar, slow, obviously right, one file per op.
+//! - [`cpu`]: the fast twin of each op, with instruction-set paths chosen at run time.
+//! - [`backend`], [`host`]: the trait that every backend implements, and the executor that both host backends share.
+//! - [`conformance`]: the suite that any backend is put through, byte for byte.
+//!
+//! One op has one basename everywhere: `layer_norm.rs` in `reference` and `cpu`, `layer_norm.json` in `vectors`.
+#![deny(clippy::float_arithmetic)]
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+#[cfg(target_endian = "big")]
+compile_error!("tensors are little-endian in memory; big-endian hosts are not supported");
+
+pub mod backend;
+pub mod fixed;
+pub mod host;
+pub mod program;
+pub mod reference;
+pub mod tables;
+pub mod value;

@@ -1,0 +1,1 @@
+//! Packages: import from checkpoints, lowering to programs, bounds proofs, tokenizer.

@@ -1,0 +1,1 @@
+//! The pure protocol core: ids, canonical encoding, commitments, receipts, messages and the job machine.

@@ -1,0 +1,226 @@
+//! The append-only BLAKE3 of a layer's rows.
+//!
+//! A tensor is a sequence of rows of `i32`, little-endian, each padded with zeros to whole 1 KiB
+//! chunks. Its root after row t is the *plain BLAKE3 hash* of rows 0 to t, so `b3sum` of the dumped
+//! rows gives the same value. [`RowTree`] gets the root of every prefix without hashing a row twice:
+//! it keeps the chaining values of complete subtrees and merges them lazily, because a subtree that
+//! was merged too early can no longer become a root.
+
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
+
+use crate::ids::Root;
+use crate::limits::CHUNK_BYTES;
+
+/// Bytes of a row of so many `i32` after padding to whole chunks.
+pub const fn padded_row_bytes(columns: usize) -> usize {
+    (columns * 4).next_multiple_of(CHUNK_BYTES)
+}
+
+/// Writes one padded row at the end of `bytes`.
+pub fn push_padded_row(row: &[i32], bytes: &mut Vec<u8>) {
+    let end = bytes.len() + padded_row_bytes(row.len());
+    bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+    bytes.resize(end, 0);
+}
+
+/// The root of a tensor that is there as a whole: `rows` holds rows of `columns` values.
+///
+/// # Panics
+/// When `columns` is 0 or does not divide the number of values.
+pub fn root_of_rows(rows: &[i32], columns: usize) -> Root {
+    assert!(columns > 0 && rows.len().is_multiple_of(columns), "rows are whole");
+    /// Enough for BLAKE3 to hash with the widest vectors, little enough to stay in the cache.
+    const BLOCK_BYTES: usize = 64 << 10;
+    let mut hasher = blake3::Hasher::new();
+    let mut block = Vec::with_capacity(BLOCK_BYTES + padded_row_bytes(columns));
+    for row in rows.chunks_exact(columns) {
+        push_padded_row(row, &mut block);
+        if block.len() >= BLOCK_BYTES {
+            hasher.update(&block);
+            block.clear();
+        }
+    }
+    hasher.update(&block);
+    hasher.finalize().into()
+}
+
+/// A tensor that grows row by row, with the root of every prefix at hand.
+#[derive(Clone, Debug)]
+pub struct RowTree {
+    row_bytes: usize,
+    chunks: u64,
+    /// Chaining values of complete subtrees, left to right, the next chunk's sizes strictly falling
+    /// except that the last two may be of one size: they are merged when the next chunk comes.
+    stack: Vec<ChainingValue>,
+    /// The first chunk itself while it is the only one: its root needs the root flag.
+    single: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl RowTree {
+    /// A tensor without rows; each row will have `columns` values.
+    ///
+    /// # Panics
+    /// When `columns` is 0.
+    pub fn new(columns: usize) -> Self {
+        assert!(columns > 0, "a row has values");
+        Self {
+            row_bytes: padded_row_bytes(columns),
+            chunks: 0,
+            stack: Vec::new(),
+            single: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> u64 {
+        self.chunks * CHUNK_BYTES as u64 / self.row_bytes as u64
+    }
+
+    /// Appends one row.
+    ///
+    /// # Panics
+    /// When the row has another width than the tensor.
+    pub fn push_row(&mut self, row: &[i32]) {
+        assert_eq!(padded_row_bytes(row.len()), self.row_bytes, "a row of the tensor's width");
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        push_padded_row(row, &mut bytes);
+        for chunk in bytes.chunks_exact(CHUNK_BYTES) {
+            self.push_chunk(chunk);
+        }
+        self.scratch = bytes;
+    }
+
+    /// Appends the chaining values of one row's chunks, as a device computed them with their counters
+    /// ([`RowTree::next_chunk`] and following). A tensor whose only chunk comes this way has no root
+    /// before the second: pass rows that are one chunk wide through [`RowTree::push_row`].
+    ///
+    /// # Panics
+    /// When their number is not that of a row's chunks, or the tensor's only chunk would come this way.
+    pub fn push_row_values(&mut self, values: &[ChainingValue]) {
+        assert_eq!(values.len() * CHUNK_BYTES, self.row_bytes, "a value for each chunk of the row");
+        assert!(self.chunks > 0 || values.len() > 1, "the root of one chunk needs the chunk");
+        for value in values {
+            self.push_value(*value);
+        }
+    }
+
+    /// The BLAKE3 chunk counter of the next row's first chunk.
+    pub fn next_chunk(&self) -> u64 {
+        self.chunks
+    }
+
+    /// The root of all rows so far.
+    pub fn root(&self) -> Root {
+        match self.stack.as_slice() {
+            [] => blake3::hash(&[]).into(),
+            [_] if self.chunks == 1 => blake3::hash(&self.single).into(),
+            [rest @ .., last] => {
+                let (first, rest) = rest.split_first().expect("two chunks leave two values");
+                let right = rest.iter().rev().fold(*last, |right, left| {
+                    merge_subtrees_non_root(left, &right, Mode::Hash)
+                });
+                merge_subtrees_root(first, &right, Mode::Hash).into()
+            }
+        }
+    }
+
+    fn push_chunk(&mut self, chunk: &[u8]) {
+        if self.chunks == 0 {
+            self.single = chunk.to_vec();
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(self.chunks * CHUNK_BYTES as u64).update(chunk);
+        self.push_value(hasher.finalize_non_root());
+    }
+
+    /// Merges what the chunks before this one completed, then adds its value.
+    fn push_value(&mut self, value: ChainingValue) {
+        while self.stack.len() > self.chunks.count_ones() as usize {
+            let right = self.stack.pop().expect("more than one value");
+            let left = self.stack.pop().expect("more than one value");
+            self.stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+        }
+        self.stack.push(value);
+        self.chunks += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rows(count: usize, columns: usize) -> Vec<i32> {
+        (0..count * columns).map(|index| (index as i32).wrapping_mul(-1_640_531_527)).collect()
+    }
+
+    fn padded(rows: &[i32], columns: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        rows.chunks(columns).for_each(|row| push_padded_row(row, &mut bytes));
+        bytes
+    }
+
+    #[test]
+    fn padding_goes_to_whole_chunks() {
+        assert_eq!([1, 255, 256, 257, 384].map(padded_row_bytes), [1024, 1024, 1024, 2048, 2048]);
+        let bytes = padded(&[-2; 257], 257);
+        assert_eq!(bytes.len(), 2048);
+        assert!(bytes[1028..].iter().all(|byte| *byte == 0));
+        assert_eq!(bytes[1024..1028], [0xfe, 0xff, 0xff, 0xff]);
+    }
+
+    #[test]
+    fn every_prefix_has_the_plain_hash() {
+        for columns in [1, 255, 256, 257, 384, 700, 1024, 2049] {
+            let rows = rows(70, columns);
+            let mut tree = RowTree::new(columns);
+            assert_eq!(tree.root(), blake3::hash(&[]).into());
+            for (index, row) in rows.chunks(columns).enumerate() {
+                tree.push_row(row);
+                let prefix = &rows[..(index + 1) * columns];
+                let plain = Root::from(blake3::hash(&padded(prefix, columns)));
+                assert_eq!(tree.root(), plain, "{columns} columns, {} rows", index + 1);
+                assert_eq!(root_of_rows(prefix, columns), plain);
+                assert_eq!(tree.rows(), index as u64 + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn chunk_values_of_a_device_give_the_same_tree() {
+        let columns = 600;
+        let rows = rows(9, columns);
+        let mut tree = RowTree::new(columns);
+        for row in rows.chunks(columns) {
+            let values: Vec<_> = padded(row, columns)
+                .chunks(CHUNK_BYTES)
+                .zip(tree.next_chunk()..)
+                .map(|(chunk, counter)| {
+                    let mut hasher = blake3::Hasher::new();
+                    hasher.set_input_offset(counter * CHUNK_BYTES as u64).update(chunk);
+                    hasher.finalize_non_root()
+                })
+                .collect();
+            tree.push_row_values(&values);
+        }
+        assert_eq!(tree.root(), root_of_rows(&rows, columns));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_long_tensor_has_the_plain_hash(count in 1_usize..600, columns in 1_usize..600) {
+            let rows = rows(count, columns);
+            let mut tree = RowTree::new(columns);
+            rows.chunks(columns).for_each(|row| tree.push_row(row));
+            prop_assert_eq!(tree.root(), blake3::hash(&padded(&rows, columns)).into());
+            prop_assert_eq!(tree.root(), root_of_rows(&rows, columns));
+        }
+    }
+}

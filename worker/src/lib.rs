@@ -1,0 +1,1 @@
+//! The worker: link to a coordinator, package store, execution.
