@@ -253,12 +253,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`DecodeError::OverCap`] above `cap`; [`DecodeError::UnexpectedEnd`] when the bytes that are
     /// left can't hold so many items.
-    pub fn length(
-        &mut self,
-        what: &'static str,
-        cap: usize,
-        min_item_bytes: usize,
-    ) -> Result<usize, DecodeError> {
+    pub fn length(&mut self, what: &'static str, cap: usize, min_item_bytes: usize) -> Result<usize, DecodeError> {
         let length = self.u32()?;
         if u64::from(length) > cap as u64 {
             return Err(DecodeError::OverCap { what, len: length.into(), cap: cap as u64 });
@@ -293,11 +288,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// As [`Reader::length`], and what an item's decoder says.
-    pub fn seq<T: Canonical>(
-        &mut self,
-        what: &'static str,
-        cap: usize,
-    ) -> Result<Vec<T>, DecodeError> {
+    pub fn seq<T: Canonical>(&mut self, what: &'static str, cap: usize) -> Result<Vec<T>, DecodeError> {
         const { assert!(T::MIN_BYTES > 0, "an item takes at least one byte") };
         let length = self.length(what, cap, T::MIN_BYTES)?;
         (0..length).map(|_| T::decode(self)).collect()

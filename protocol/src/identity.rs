@@ -13,12 +13,10 @@ byte_newtype! {
 }
 
 /// `SEQUENCE { INTEGER 0, SEQUENCE { OID 1.3.101.112 }, OCTET STRING { OCTET STRING (32) } }`.
-const PKCS8_PREFIX: [u8; 16] = [
-    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
-];
+const PKCS8_PREFIX: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 /// `SEQUENCE { SEQUENCE { OID 1.3.101.112 }, BIT STRING (32 bytes, no unused bits) }`.
-const SPKI_PREFIX: [u8; 12] =
-    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Bytes of the PKCS#8 form of a secret key.
 pub const PKCS8_BYTES: usize = PKCS8_PREFIX.len() + 32;
@@ -82,12 +80,7 @@ impl NodeId {
     ///
     /// # Errors
     /// [`IdentityError::BadKey`], [`IdentityError::BadSignature`].
-    pub fn verify(
-        &self,
-        domain: Domain,
-        message: &[u8],
-        signature: &Signature,
-    ) -> Result<(), IdentityError> {
+    pub fn verify(&self, domain: Domain, message: &[u8], signature: &Signature) -> Result<(), IdentityError> {
         let signature = ed25519_dalek::Signature::from_bytes(signature.as_bytes());
         self.verifying_key()?
             .verify_strict(domain.hash(message).as_bytes(), &signature)
@@ -126,10 +119,7 @@ mod tests {
 
     #[test]
     fn rfc8032_test_1_key() {
-        let seed = crate::hex::parse(
-            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
-        )
-        .unwrap();
+        let seed = crate::hex::parse("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
         assert_eq!(
             Keypair::from_seed(seed).id().to_string(),
             "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -140,9 +130,7 @@ mod tests {
     fn a_signature_fits_only_its_domain_message_and_key() {
         let keys = Keypair::from_seed([7; 32]);
         let signature = keys.sign(Domain::Statement, b"message");
-        let verify = |id: NodeId, domain, message: &[u8], signature: &Signature| {
-            id.verify(domain, message, signature)
-        };
+        let verify = |id: NodeId, domain, message: &[u8], signature: &Signature| id.verify(domain, message, signature);
         assert_eq!(verify(keys.id(), Domain::Statement, b"message", &signature), Ok(()));
         for domain in Domain::ALL.into_iter().filter(|domain| *domain != Domain::Statement) {
             assert!(verify(keys.id(), domain, b"message", &signature).is_err());

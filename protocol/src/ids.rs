@@ -100,9 +100,7 @@ impl Millis {
 
 /// Where a root stands: after which position, at which layer. Ordered by point, then layer, which is
 /// the order of every stream and comparison.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
     /// The last position (counted from 0) whose row the root covers.

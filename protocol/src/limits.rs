@@ -40,8 +40,7 @@ pub const GROUP_CHUNKS: u64 = 16;
 /// Most chunks that one opening carries: 1 MiB of data.
 pub const MAX_OPENING_CHUNKS: u32 = 1_024;
 /// Most bytes of one opening: its data, all parents inside, and two paths to the root.
-pub const MAX_OPENING_BYTES: usize =
-    MAX_OPENING_CHUNKS as usize * (CHUNK_BYTES + 64) + 2 * 64 * 64;
+pub const MAX_OPENING_BYTES: usize = MAX_OPENING_CHUNKS as usize * (CHUNK_BYTES + 64) + 2 * 64 * 64;
 
 // ---- messages ----
 
@@ -147,9 +146,7 @@ const _: () = {
     assert!(MAX_HELD_MODELS * 32 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + 3 * MAX_NAME_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
     assert!(MAX_REASON_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
-    assert!(
-        MAX_OUTPUT_VALUES * 4 + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES
-    );
+    assert!(MAX_OUTPUT_VALUES * 4 + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES);
     assert!(MAX_MANIFEST_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     assert!(MAX_OPENING_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     // A record holds a whole job or a whole result; a receipt in JSON holds a job and all its runs

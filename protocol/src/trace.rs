@@ -6,9 +6,7 @@
 //! it keeps the chaining values of complete subtrees and merges them lazily, because a subtree that
 //! was merged too early can no longer become a root.
 
-use blake3::hazmat::{
-    ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
-};
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::ids::Root;
 use crate::limits::CHUNK_BYTES;
@@ -49,10 +47,10 @@ pub fn root_of_rows(rows: &[i32], columns: usize) -> Root {
 /// A tensor that grows row by row, with the root of every prefix at hand.
 #[derive(Clone, Debug)]
 pub struct RowTree {
-    row_bytes: usize,
+    columns: usize,
     chunks: u64,
-    /// Chaining values of complete subtrees, left to right, the next chunk's sizes strictly falling
-    /// except that the last two may be of one size: they are merged when the next chunk comes.
+    /// Chaining values of complete subtrees from left to right. Subtrees of one size that stand side
+    /// by side are merged only when the next chunk comes.
     stack: Vec<ChainingValue>,
     /// The first chunk itself while it is the only one: its root needs the root flag.
     single: Vec<u8>,
@@ -66,18 +64,12 @@ impl RowTree {
     /// When `columns` is 0.
     pub fn new(columns: usize) -> Self {
         assert!(columns > 0, "a row has values");
-        Self {
-            row_bytes: padded_row_bytes(columns),
-            chunks: 0,
-            stack: Vec::new(),
-            single: Vec::new(),
-            scratch: Vec::new(),
-        }
+        Self { columns, chunks: 0, stack: Vec::new(), single: Vec::new(), scratch: Vec::new() }
     }
 
     /// How many rows there are.
     pub fn rows(&self) -> u64 {
-        self.chunks * CHUNK_BYTES as u64 / self.row_bytes as u64
+        self.chunks / (padded_row_bytes(self.columns) / CHUNK_BYTES) as u64
     }
 
     /// Appends one row.
@@ -85,7 +77,7 @@ impl RowTree {
     /// # Panics
     /// When the row has another width than the tensor.
     pub fn push_row(&mut self, row: &[i32]) {
-        assert_eq!(padded_row_bytes(row.len()), self.row_bytes, "a row of the tensor's width");
+        assert_eq!(row.len(), self.columns, "a row of the tensor's width");
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         push_padded_row(row, &mut bytes);
@@ -102,7 +94,8 @@ impl RowTree {
     /// # Panics
     /// When their number is not that of a row's chunks, or the tensor's only chunk would come this way.
     pub fn push_row_values(&mut self, values: &[ChainingValue]) {
-        assert_eq!(values.len() * CHUNK_BYTES, self.row_bytes, "a value for each chunk of the row");
+        let row_bytes = padded_row_bytes(self.columns);
+        assert_eq!(values.len() * CHUNK_BYTES, row_bytes, "a value for each chunk of the row");
         assert!(self.chunks > 0 || values.len() > 1, "the root of one chunk needs the chunk");
         for value in values {
             self.push_value(*value);
@@ -121,9 +114,8 @@ impl RowTree {
             [_] if self.chunks == 1 => blake3::hash(&self.single).into(),
             [rest @ .., last] => {
                 let (first, rest) = rest.split_first().expect("two chunks leave two values");
-                let right = rest.iter().rev().fold(*last, |right, left| {
-                    merge_subtrees_non_root(left, &right, Mode::Hash)
-                });
+                let right =
+                    rest.iter().rev().fold(*last, |right, left| merge_subtrees_non_root(left, &right, Mode::Hash));
                 merge_subtrees_root(first, &right, Mode::Hash).into()
             }
         }

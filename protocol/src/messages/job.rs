@@ -1,0 +1,83 @@
+//! The job stream: one for each assignment, from worker to coordinator.
+
+use crate::canonical::{Canonical, DecodeError, Reader, Writer};
+use crate::ids::{JobId, LeaseEpoch, Place, Root};
+use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_OUTPUT_VALUES};
+use crate::messages::Message;
+use crate::receipt::SignedReceipt;
+
+/// The end of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobResult {
+    /// The worker's signed part of the receipt.
+    pub receipt: SignedReceipt,
+    /// The output: for an embedding the pooled vector in Q1.30.
+    pub output: Vec<i32>,
+}
+
+impl Canonical for JobResult {
+    const MIN_BYTES: usize = SignedReceipt::MIN_BYTES + 4;
+    fn encode(&self, writer: &mut Writer) {
+        self.receipt.encode(writer);
+        writer.seq(&self.output);
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { receipt: reader.value()?, output: reader.seq("output values", MAX_OUTPUT_VALUES)? })
+    }
+}
+
+/// From a worker on a job stream: `Begin`, then a `Layer` for each place in order, then `Result`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "the small variants are never stored in number")]
+pub enum JobMessage {
+    /// Which assignment the stream is about.
+    Begin {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
+    /// The root of one layer, sent as soon as it is known.
+    Layer {
+        /// Where.
+        place: Place,
+        /// The root.
+        root: Root,
+    },
+    /// The end; the stream is finished after it.
+    Result(JobResult),
+}
+
+impl Canonical for JobMessage {
+    const MIN_BYTES: usize = 2;
+    fn encode(&self, writer: &mut Writer) {
+        match self {
+            Self::Begin { job, epoch } => {
+                writer.u16(1);
+                job.encode(writer);
+                epoch.encode(writer);
+            }
+            Self::Layer { place, root } => {
+                writer.u16(2);
+                place.encode(writer);
+                root.encode(writer);
+            }
+            Self::Result(result) => {
+                writer.u16(3);
+                result.encode(writer);
+            }
+        }
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match reader.u16()? {
+            1 => Self::Begin { job: reader.value()?, epoch: reader.value()? },
+            2 => Self::Layer { place: reader.value()?, root: reader.value()? },
+            3 => Self::Result(reader.value()?),
+            tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
+        })
+    }
+}
+
+impl Message for JobMessage {
+    const FRAME_CAP: usize = MAX_JOB_FRAME_BYTES;
+}

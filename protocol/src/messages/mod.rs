@@ -1,0 +1,27 @@
+//! What travels between a worker and its coordinator, and how it is framed.
+//!
+//! | stream | opened by | frames |
+//! |---|---|---|
+//! | control, two-way | the worker, once | up [`ToCoordinator`], down [`ToWorker`] |
+//! | job, one-way | the worker, one for each assignment | [`JobMessage`]: begin, roots, result |
+//! | package, two-way | the worker, at will | up one [`PackageRequest`], down one [`PackageReply`], repeated |
+//!
+//! The first control frames are `Hello` and `Welcome` or `Refused`. A frame is the canonical encoding
+//! of one message behind its length ([`frame`]); its cap depends on the stream and is checked before
+//! anything is allocated. A receiver that finds a frame it can't decode closes the connection.
+
+mod control;
+mod frame;
+mod job;
+mod package;
+
+pub use self::control::{FailureCode, Hello, RefusalCode, ToCoordinator, ToWorker, Welcome};
+pub use self::frame::{FrameDecoder, FrameError, Message, to_frame};
+pub use self::job::{JobMessage, JobResult};
+pub use self::package::{PackageReply, PackageRequest};
+
+/// The version of the messages. Both sides must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The protocol's name in the TLS handshake (ALPN).
+pub const ALPN: &[u8] = b"lockstep/1";
