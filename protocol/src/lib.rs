@@ -10,7 +10,11 @@ pub mod identity;
 pub mod ids;
 pub mod job;
 pub mod limits;
+pub mod machine;
 pub mod messages;
 pub mod openings;
 pub mod receipt;
 pub mod trace;
+
+#[cfg(test)]
+mod testing;

@@ -187,3 +187,99 @@ pub fn verify_range(root: &Root, len: u64, range: ChunkRange, opening: &[u8]) ->
     }
     Ok(data)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn data(len: usize) -> Vec<u8> {
+        (0..len).map(|index| (index * 31 + index / 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_whole_blob_is_fetched_range_by_range() {
+        for len in [0, 1, 1_023, 1_024, 1_025, 16_384, 16_385, 100_000, (1 << 20) + 1, 3_500_000] {
+            let data = data(len);
+            let outboard = Outboard::new(&data).unwrap();
+            assert_eq!(outboard.root(), blake3::hash(&data).into());
+            let (mut fetched, mut done) = (Vec::new(), 0);
+            while let Some(range) = ChunkRange::next(done, len as u64) {
+                let opening = open_range(&data, &outboard, range).unwrap();
+                assert!(opening.len() <= MAX_OPENING_BYTES);
+                let part = verify_range(&outboard.root(), len as u64, range, &opening).unwrap();
+                fetched.extend_from_slice(&part);
+                done += u64::from(range.count);
+            }
+            assert_eq!(fetched, data);
+        }
+    }
+
+    #[test]
+    fn ranges_outside_the_blob_are_refused() {
+        let data = data(5_000);
+        let outboard = Outboard::new(&data).unwrap();
+        for (first, count) in [(0, 0), (0, 6), (5, 1), (4, 2), (u64::MAX, 1), (0, MAX_OPENING_CHUNKS + 1)] {
+            let range = ChunkRange { first, count };
+            assert!(matches!(open_range(&data, &outboard, range), Err(OpeningError::Range { .. })));
+            let refused = verify_range(&outboard.root(), 5_000, range, &[]);
+            assert!(matches!(refused, Err(OpeningError::Range { .. })));
+        }
+        let too_long = verify_range(&outboard.root(), MAX_BLOB_BYTES + 1, ChunkRange { first: 0, count: 1 }, &[]);
+        assert!(matches!(too_long, Err(OpeningError::Length { .. })));
+    }
+
+    #[test]
+    fn every_changed_byte_of_an_opening_is_refused() {
+        let data = data(70_000);
+        let outboard = Outboard::new(&data).unwrap();
+        let range = ChunkRange { first: 20, count: 3 };
+        let opening = open_range(&data, &outboard, range).unwrap();
+        for index in 0..opening.len() {
+            let mut changed = opening.clone();
+            changed[index] ^= 1;
+            assert!(verify_range(&outboard.root(), 70_000, range, &changed).is_err(), "{index}");
+        }
+        assert!(verify_range(&outboard.root(), 70_000, range, &opening[..opening.len() - 1]).is_err());
+        let longer = [&opening[..], &[0]].concat();
+        assert!(verify_range(&outboard.root(), 70_000, range, &longer).is_err());
+    }
+
+    #[test]
+    fn data_that_changed_under_its_outboard_is_not_sent() {
+        let mut data = data(70_000);
+        let outboard = Outboard::new(&data).unwrap();
+        data[30_000] ^= 1;
+        let range = ChunkRange { first: 29, count: 1 };
+        assert_eq!(open_range(&data, &outboard, range), Err(OpeningError::Data));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn an_opening_holds_for_its_root_and_position_only(
+            len in 1_usize..200_000,
+            first in 0_u64..200,
+            count in 1_u32..40,
+            shift in 1_u64..20,
+        ) {
+            let data = data(len);
+            let outboard = Outboard::new(&data).unwrap();
+            let range = ChunkRange { first, count };
+            let Ok(bytes) = range.bytes(len as u64) else {
+                return Ok(());
+            };
+            let opening = open_range(&data, &outboard, range).unwrap();
+            let root = outboard.root();
+            let part = verify_range(&root, len as u64, range, &opening).unwrap();
+            prop_assert_eq!(&part[..], &data[bytes.start as usize..bytes.end as usize]);
+            let moved = ChunkRange { first: first + shift, count };
+            prop_assert!(verify_range(&root, len as u64, moved, &opening).is_err());
+            let wider = ChunkRange { first, count: count + 1 };
+            prop_assert!(verify_range(&root, len as u64, wider, &opening).is_err());
+            let other = Root::from(blake3::hash(b"other"));
+            prop_assert!(verify_range(&other, len as u64, range, &opening).is_err());
+        }
+    }
+}

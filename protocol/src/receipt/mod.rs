@@ -11,6 +11,9 @@
 mod statement;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -1,0 +1,307 @@
+//! The coordinator's job machine: leases, placement, audits and settlements, without a clock, a socket
+//! or a file.
+//!
+//! # Call order
+//! 1. [`Machine::restore`] with the stored records, then [`Machine::resume`] once.
+//! 2. For whatever happens, [`Machine::handle`] with the time on one monotonic clock of the coordinator.
+//! 3. Each [`Output`]: make all its `records` durable *in one transaction*, then carry out its
+//!    `actions` in order. Outputs are carried out in the order in which they were returned. The next
+//!    input need not wait for the transaction, so that many outputs can share one.
+//! 4. At [`Machine::next_wake`], feed [`Input::Tick`]. Times may go on early or late; never back.
+//!
+//! # What it holds to
+//! - Every state that survives a crash follows from the records: live steps and replay both go
+//!   through the same `apply`, and every step is in one table ([`table::TABLE`]).
+//! - A lease epoch of a job is given once, to one worker. A result counts only under the lease that is
+//!   live, so a worker that was given up can't come back with a late one. After a restart no old lease
+//!   is live: its jobs are given out again under higher epochs.
+//! - The audit draw is asked for after the first run's record, so that it is made from durable bytes.
+//! - No worker runs a job twice, and a quarantined worker gets nothing.
+//! - All times are the coordinator's. Nothing that a worker says about time is believed.
+
+mod audit;
+mod entry;
+mod judge;
+mod record;
+mod runs;
+mod schedule;
+pub mod table;
+mod types;
+mod workers;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use self::audit::{AuditDraw, AuditPolicy, audit_draw};
+use self::entry::Entry;
+pub use self::entry::ReplayError;
+pub use self::record::{JobFailure, Record};
+use self::schedule::Timer;
+use self::table::Stage;
+pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
+use self::workers::{Worker, Workers};
+use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use crate::limits::{MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_WORKERS};
+use crate::messages::{JobResult, RefusalCode};
+
+/// The job machine. See the [module](self) for the order of calls.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    now: Millis,
+    workers: Workers,
+    quarantined: BTreeSet<NodeId>,
+    jobs: BTreeMap<JobId, Entry>,
+    ended: BTreeSet<JobId>,
+    /// The same in order of ending, so that the oldest is forgotten first.
+    ended_order: VecDeque<JobId>,
+    submissions: u64,
+    /// Jobs that want a first run, in order of submission.
+    open: BTreeSet<(u64, JobId)>,
+    /// Jobs that want an audit, in order of submission.
+    auditing: BTreeSet<(u64, JobId)>,
+    /// The order at which the next scheduling round goes on in `auditing`.
+    audit_cursor: u64,
+    timers: BTreeSet<(Millis, Timer)>,
+}
+
+/// A connected worker, to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerView {
+    /// Its key.
+    pub node: NodeId,
+    /// Multiply-accumulates a millisecond, as measured so far.
+    pub macs_per_ms: u64,
+    /// Leases that it holds.
+    pub in_flight: usize,
+    /// Leases that it may hold.
+    pub max_in_flight: usize,
+    /// Whether it takes nothing new.
+    pub draining: bool,
+    /// Models that it holds.
+    pub models: Vec<ModelId>,
+}
+
+/// An unfinished job, to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobView {
+    /// What was submitted.
+    pub spec: JobSpec,
+    /// Where it stands.
+    pub stage: Stage,
+    /// Its live leases.
+    pub leases: Vec<(LeaseEpoch, NodeId)>,
+    /// How many runs were accepted.
+    pub runs: usize,
+}
+
+impl Machine {
+    /// A machine without jobs and workers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The machine that wrote these records, without its workers. Call [`Machine::resume`] next.
+    ///
+    /// # Errors
+    /// [`ReplayError`] when the records are not what a machine wrote.
+    pub fn restore(records: impl IntoIterator<Item = Record>) -> Result<Self, ReplayError> {
+        let mut machine = Self::new();
+        for record in records {
+            machine.apply(&record)?;
+        }
+        Ok(machine)
+    }
+
+    /// Goes on after [`Machine::restore`]: asks again for draws and settlements that were under way.
+    pub fn resume(&mut self, now: Millis) -> Output {
+        self.now = now;
+        let mut out = Output::default();
+        let jobs: Vec<_> = self.jobs.values().map(|entry| (entry.order, entry.id)).collect();
+        for (_, job) in BTreeSet::from_iter(jobs) {
+            self.punish(job, &mut out);
+            self.advance(job, &mut out);
+        }
+        out
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, now: Millis, input: Input) -> Output {
+        self.now = self.now.max(now);
+        let mut out = Output::default();
+        self.dispatch(input, &mut out);
+        self.fire_timers(&mut out);
+        self.schedule(&mut out);
+        out
+    }
+
+    /// When to feed [`Input::Tick`] at the latest.
+    pub fn next_wake(&self) -> Option<Millis> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// How many jobs have not ended.
+    pub fn unfinished_jobs(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// The connected workers, in order of their keys.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerView> + '_ {
+        self.workers.iter().map(|(node, worker)| WorkerView {
+            node: *node,
+            macs_per_ms: worker.speed,
+            in_flight: worker.leases.len(),
+            max_in_flight: worker.max_in_flight,
+            draining: worker.draining,
+            models: worker.models.iter().copied().collect(),
+        })
+    }
+
+    /// The workers that were found wrong.
+    pub fn quarantined(&self) -> impl Iterator<Item = &NodeId> {
+        self.quarantined.iter()
+    }
+
+    /// A job that has not ended.
+    pub fn job(&self, job: &JobId) -> Option<JobView> {
+        self.jobs.get(job).map(|entry| JobView {
+            spec: entry.spec.clone(),
+            stage: entry.stage,
+            leases: entry.leases.iter().map(|(epoch, lease)| (*epoch, lease.node)).collect(),
+            runs: entry.runs.len(),
+        })
+    }
+
+    /// The run whose output the client of an unfinished job may have now: the first one, unless the
+    /// job is held or its first run is being judged.
+    pub fn answer(&self, job: &JobId) -> Option<&JobResult> {
+        let entry = self.jobs.get(job).filter(|entry| !entry.spec.policy.hold)?;
+        let is_open = matches!(entry.stage, Stage::Drawing | Stage::Auditing);
+        entry.runs.first().filter(|_| is_open)
+    }
+
+    fn dispatch(&mut self, input: Input, out: &mut Output) {
+        match input {
+            Input::WorkerJoined { node, capabilities } => self.joined(node, capabilities, out),
+            Input::WorkerLeft { node } => self.left(node),
+            Input::Heartbeat { node } => self.touch(&node),
+            Input::ModelHeld { node, model } => self.workers.update(&node, |worker| {
+                if worker.models.len() < MAX_HELD_MODELS {
+                    worker.models.insert(model);
+                }
+            }),
+            Input::Draining { node } => self.workers.update(&node, |worker| worker.draining = true),
+            Input::Submit(spec) => self.submit(spec, out),
+            Input::Began { node, job, epoch } => self.began(node, job, epoch, out),
+            Input::LayerRoot { node, job, epoch, place, root } => {
+                self.layer_root((node, job, epoch), place, root, out);
+            }
+            Input::Completed { node, job, epoch, result } => {
+                self.completed((node, job, epoch), result, out);
+            }
+            Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
+            Input::Drawn { job, draw } => self.drawn(job, draw, out),
+            Input::Settled { job, truth } => self.settled(job, truth, out),
+            Input::Tick => {}
+        }
+    }
+
+    fn joined(&mut self, node: NodeId, capabilities: Capabilities, out: &mut Output) {
+        self.left(node);
+        let refusal = if self.quarantined.contains(&node) {
+            Some(RefusalCode::Quarantined)
+        } else if self.workers.len() >= MAX_WORKERS {
+            Some(RefusalCode::Full)
+        } else {
+            None
+        };
+        if let Some(code) = refusal {
+            out.actions.push(Action::RefuseWorker { node, code });
+            return;
+        }
+        let worker = Worker::new(capabilities, self.now);
+        self.timers.insert((worker.silence_at, Timer::Silence(node)));
+        self.workers.insert(node, worker);
+    }
+
+    /// Ends a worker's session. Its leases are over, and that is nobody's failure.
+    fn left(&mut self, node: NodeId) {
+        let Some(worker) = self.workers.remove(&node) else {
+            return;
+        };
+        self.timers.remove(&(worker.silence_at, Timer::Silence(node)));
+        for (job, epoch) in worker.leases {
+            self.drop_lease(job, epoch);
+            self.queue(job);
+        }
+    }
+
+    fn touch(&mut self, node: &NodeId) {
+        let now = self.now;
+        self.workers.update(node, |worker| worker.heard = now);
+    }
+
+    fn submit(&mut self, spec: JobSpec, out: &mut Output) {
+        let job = spec.job.id();
+        let ended = self.ended.contains(&job);
+        if ended || self.jobs.contains_key(&job) {
+            out.actions.push(Action::AlreadyKnown { job, ended });
+            return;
+        }
+        let checked = if self.jobs.len() >= MAX_UNFINISHED_JOBS {
+            Err(SubmitError::Busy)
+        } else {
+            Entry::new(spec.clone(), self.submissions).map(drop)
+        };
+        if let Err(reason) = checked {
+            out.actions.push(Action::RefuseJob { job, reason });
+            return;
+        }
+        self.record(Record::Submitted(spec), out);
+        out.actions.push(Action::Submitted { job });
+        self.advance(job, out);
+    }
+
+    /// Takes a live step: into the durable state, and out to be stored.
+    fn record(&mut self, record: Record, out: &mut Output) {
+        self.apply(&record).expect("a live step is in the table of transitions");
+        out.records.push(record);
+    }
+
+    /// Takes a record into the durable state.
+    fn apply(&mut self, record: &Record) -> Result<(), ReplayError> {
+        match record {
+            Record::Submitted(spec) => {
+                let job = spec.job.id();
+                let refuse = |reason| ReplayError::Submission { job, reason };
+                if self.jobs.contains_key(&job) || self.ended.contains(&job) {
+                    return Err(refuse("it is there already".to_owned()));
+                }
+                let entry = Entry::new(spec.clone(), self.submissions).map_err(|error| refuse(error.to_string()))?;
+                self.submissions += 1;
+                self.jobs.insert(job, entry);
+            }
+            Record::Quarantined { node, .. } => {
+                self.quarantined.insert(*node);
+            }
+            _ => {
+                let job = record.job();
+                let entry = self.jobs.get_mut(&job).ok_or(ReplayError::UnknownJob(job))?;
+                entry.apply(record)?;
+                if record.ends_job() {
+                    self.jobs.remove(&job);
+                    self.remember(job);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, job: JobId) {
+        self.ended.insert(job);
+        self.ended_order.push_back(job);
+        if self.ended_order.len() > MAX_REMEMBERED_JOBS
+            && let Some(oldest) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Values for the tests of this crate.
+
+use crate::identity::Keypair;
+use crate::ids::{JobId, LeaseEpoch, ModelId, NodeId, Nonce, Root, Seed};
+use crate::job::{Job, JobKind, RequestInput, SPEC_VERSION};
+use crate::messages::JobResult;
+use crate::receipt::{FinishReason, WorkerReceipt};
+use crate::trace::root_of_rows;
+
+pub const LAYERS: u16 = 3;
+pub const WORK: u64 = 50_000_000;
+pub const OUTPUT: [i32; 4] = [1 << 29, -7, 0, i32::MIN];
+
+pub fn keys(number: u8) -> Keypair {
+    Keypair::from_seed([number; 32])
+}
+
+pub fn node(number: u8) -> NodeId {
+    keys(number).id()
+}
+
+pub fn root(value: u8) -> Root {
+    Root::from_bytes([value; 32])
+}
+
+pub fn job(number: u8) -> Job {
+    let nonce = Nonce::from_bytes([number; 32]);
+    Job {
+        spec_version: SPEC_VERSION,
+        model: ModelId::from_bytes([0x44; 32]),
+        kind: JobKind::Embedding,
+        tokens: vec![101, 7592, u32::from(number), 102],
+        request: RequestInput::Text(format!("text {number}")).hash(&nonce),
+        seed: Seed::from_bytes([5; 32]),
+        nonce,
+    }
+}
+
+/// The right roots of a job on a model of [`LAYERS`] layers whose output is [`OUTPUT`].
+pub fn right_roots(job: JobId) -> Vec<Root> {
+    let mut roots: Vec<_> = (1..=LAYERS).map(|layer| root(job.as_bytes()[0] ^ layer as u8)).collect();
+    roots.push(root_of_rows(&OUTPUT, OUTPUT.len()));
+    roots
+}
+
+/// The run of an honest worker.
+pub fn run(keys: &Keypair, job: &Job, epoch: LeaseEpoch) -> JobResult {
+    run_with(keys, job, epoch, right_roots(job.id()))
+}
+
+/// The run of a worker that signs other roots, consistently.
+pub fn run_with(keys: &Keypair, job: &Job, epoch: LeaseEpoch, roots: Vec<Root>) -> JobResult {
+    let header = job.header();
+    let geometry = header.geometry(LAYERS).unwrap();
+    let receipt = WorkerReceipt {
+        spec_version: SPEC_VERSION,
+        job: header.id(),
+        model: job.model,
+        request: job.request,
+        token_count: header.token_count,
+        token_root: header.token_root,
+        epoch,
+        finish: FinishReason::Complete,
+        output_count: OUTPUT.len() as u32,
+        output_root: root_of_rows(&OUTPUT, OUTPUT.len()),
+        layers: LAYERS,
+        head: geometry.head(header.id(), epoch, &roots).unwrap(),
+        roots,
+        work_units: WORK,
+        saturations: 3,
+        worker: keys.id(),
+    };
+    JobResult { receipt: receipt.sign(keys), output: OUTPUT.to_vec() }
+}
