@@ -1,0 +1,1 @@
+//! QUIC with both sides pinned by key, and framed messages over it.
