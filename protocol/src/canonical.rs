@@ -346,3 +346,79 @@ impl<const N: usize> Canonical for [u8; N] {
         reader.array()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One of everything, as a stranger would lay it out by hand.
+    #[test]
+    fn the_layout_is_as_specified() {
+        let mut writer = Writer::new();
+        writer.u8(0xab);
+        writer.u16(0x0102);
+        writer.i32(-2);
+        writer.u64(3);
+        writer.bool(true);
+        writer.string("né");
+        writer.seq(&[1_u16, 2]);
+        writer.option(Some(&5_u8));
+        writer.option::<u8>(None);
+        writer.raw(&[9, 9]);
+        let expected = [
+            &[0xab, 0x02, 0x01, 0xfe, 0xff, 0xff, 0xff, 3, 0, 0, 0, 0, 0, 0, 0, 1][..],
+            &[3, 0, 0, 0, b'n', 0xc3, 0xa9, 2, 0, 0, 0, 1, 0, 2, 0, 1, 5, 0, 9, 9],
+        ]
+        .concat();
+        assert_eq!(writer.into_bytes(), expected);
+    }
+
+    #[test]
+    fn what_is_not_canonical_is_refused() {
+        assert_eq!(from_bytes::<bool>(&[2]), Err(DecodeError::InvalidBool { value: 2 }));
+        assert_eq!(from_bytes::<u16>(&[1, 2, 3]), Err(DecodeError::TrailingBytes { left: 1 }));
+        let end = DecodeError::UnexpectedEnd { needed: 2, left: 1 };
+        assert_eq!(from_bytes::<u16>(&[1]), Err(end));
+        let invalid = Reader::new(&[1, 0, 0, 0, 0xff]).string("name", 4).map(str::to_owned);
+        assert_eq!(invalid, Err(DecodeError::InvalidUtf8 { what: "name" }));
+        let long = Reader::new(&[5, 0, 0, 0]).bytes("blob", 4).map(<[u8]>::to_vec);
+        assert_eq!(long, Err(DecodeError::OverCap { what: "blob", len: 5, cap: 4 }));
+        let missing = Reader::new(&[4, 0, 0, 0, 0]).seq::<u32>("items", 4);
+        assert_eq!(missing, Err(DecodeError::UnexpectedEnd { needed: 16, left: 1 }));
+    }
+
+    /// A type whose decoder is careless: the comparison in [`from_bytes`] catches it.
+    #[derive(Debug, PartialEq)]
+    struct Careless(u8);
+
+    impl Canonical for Careless {
+        const MIN_BYTES: usize = 1;
+        fn encode(&self, writer: &mut Writer) {
+            writer.u8(self.0 & 0x7f);
+        }
+        fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+            reader.u8().map(Self)
+        }
+    }
+
+    #[test]
+    fn the_comparison_catches_a_careless_decoder() {
+        assert_eq!(from_bytes::<Careless>(&[0x7f]), Ok(Careless(0x7f)));
+        assert_eq!(from_bytes::<Careless>(&[0xff]), Err(DecodeError::NotCanonical));
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(message) = from_bytes::<crate::messages::ToWorker>(&bytes) {
+                prop_assert_eq!(to_bytes(&message), bytes.clone());
+            }
+            let _ = from_bytes::<crate::messages::ToCoordinator>(&bytes);
+            let _ = from_bytes::<crate::messages::JobMessage>(&bytes);
+            let _ = from_bytes::<crate::messages::PackageReply>(&bytes);
+            let _ = from_bytes::<crate::machine::Record>(&bytes);
+        }
+    }
+}

@@ -78,8 +78,10 @@ macro_rules! number_newtype {
 }
 
 number_newtype! {
-    /// The fencing number of one assignment of one job: 1 for the first, then ever higher.
-    LeaseEpoch, u32
+    /// The fencing number of one assignment: at least 1, and higher than that of every assignment of
+    /// the same job before it. The machine counts over all jobs, so that a worker can't tell from the
+    /// number whether others had the job before.
+    LeaseEpoch, u64
 }
 number_newtype! {
     /// Milliseconds: a time on the coordinator's clock, or since the Unix epoch in a statement.

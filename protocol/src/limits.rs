@@ -105,6 +105,8 @@ pub const MAX_FAILURES: u32 = 5;
 
 /// Most unfinished jobs; more are refused as busy.
 pub const MAX_UNFINISHED_JOBS: usize = 65_536;
+/// Most tokens of all unfinished jobs together: 256 MiB of them.
+pub const MAX_UNFINISHED_TOKENS: usize = 64 << 20;
 /// Most finished jobs that the machine remembers, to answer a repeated submission.
 pub const MAX_REMEMBERED_JOBS: usize = 65_536;
 /// Most audits that one scheduling round tries in vain.
@@ -170,6 +172,7 @@ const _: () = {
     assert!(3 * HEARTBEAT_MS < SILENCE_MS);
     assert!(SILENCE_MS < LEASE_MIN_MS);
     assert!(LEASE_MIN_MS + LEASE_PULL_MS < LEASE_MAX_MS);
+    assert!(MAX_POSITIONS <= MAX_UNFINISHED_TOKENS);
     assert!(STORE_BATCH <= STORE_QUEUE);
     assert!(MAX_REQUEST_INPUTS <= STORE_QUEUE);
     assert!(MAX_TEXT_BYTES <= MAX_HTTP_BODY_BYTES);

@@ -1,7 +1,7 @@
 //! Values for the tests of this crate.
 
 use crate::identity::Keypair;
-use crate::ids::{JobId, LeaseEpoch, ModelId, NodeId, Nonce, Root, Seed};
+use crate::ids::{JobId, LeaseEpoch, ModelId, Nonce, Root, Seed};
 use crate::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use crate::messages::JobResult;
 use crate::receipt::{FinishReason, WorkerReceipt};
@@ -13,10 +13,6 @@ pub const OUTPUT: [i32; 4] = [1 << 29, -7, 0, i32::MIN];
 
 pub fn keys(number: u8) -> Keypair {
     Keypair::from_seed([number; 32])
-}
-
-pub fn node(number: u8) -> NodeId {
-    keys(number).id()
 }
 
 pub fn root(value: u8) -> Root {

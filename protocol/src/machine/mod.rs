@@ -12,7 +12,7 @@
 //! # What it holds to
 //! - Every state that survives a crash follows from the records: live steps and replay both go
 //!   through the same `apply`, and every step is in one table ([`table::TABLE`]).
-//! - A lease epoch of a job is given once, to one worker. A result counts only under the lease that is
+//! - A lease epoch is given once, to one worker. A result counts only under the lease that is
 //!   live, so a worker that was given up can't come back with a late one. After a restart no old lease
 //!   is live: its jobs are given out again under higher epochs.
 //! - The audit draw is asked for after the first run's record, so that it is made from durable bytes.
@@ -29,6 +29,9 @@ pub mod table;
 mod types;
 mod workers;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use self::audit::{AuditDraw, AuditPolicy, audit_draw};
@@ -40,7 +43,7 @@ use self::table::Stage;
 pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
 use self::workers::{Worker, Workers};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
-use crate::limits::{MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_WORKERS};
+use crate::limits::{MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_UNFINISHED_TOKENS, MAX_WORKERS};
 use crate::messages::{JobResult, RefusalCode};
 
 /// The job machine. See the [module](self) for the order of calls.
@@ -54,6 +57,10 @@ pub struct Machine {
     /// The same in order of ending, so that the oldest is forgotten first.
     ended_order: VecDeque<JobId>,
     submissions: u64,
+    /// The highest epoch of any job: one count for all, so that an epoch tells a worker nothing.
+    last_epoch: LeaseEpoch,
+    /// Tokens of all unfinished jobs: what they hold of the memory.
+    held_tokens: usize,
     /// Jobs that want a first run, in order of submission.
     open: BTreeSet<(u64, JobId)>,
     /// Jobs that want an audit, in order of submission.
@@ -246,7 +253,8 @@ impl Machine {
             out.actions.push(Action::AlreadyKnown { job, ended });
             return;
         }
-        let checked = if self.jobs.len() >= MAX_UNFINISHED_JOBS {
+        let tokens = self.held_tokens.saturating_add(spec.job.tokens.len());
+        let checked = if self.jobs.len() >= MAX_UNFINISHED_JOBS || tokens > MAX_UNFINISHED_TOKENS {
             Err(SubmitError::Busy)
         } else {
             Entry::new(spec.clone(), self.submissions).map(drop)
@@ -277,6 +285,7 @@ impl Machine {
                 }
                 let entry = Entry::new(spec.clone(), self.submissions).map_err(|error| refuse(error.to_string()))?;
                 self.submissions += 1;
+                self.held_tokens += spec.job.tokens.len();
                 self.jobs.insert(job, entry);
             }
             Record::Quarantined { node, .. } => {
@@ -286,7 +295,11 @@ impl Machine {
                 let job = record.job();
                 let entry = self.jobs.get_mut(&job).ok_or(ReplayError::UnknownJob(job))?;
                 entry.apply(record)?;
+                if let Record::Assigned { epoch, .. } = record {
+                    self.last_epoch = self.last_epoch.max(*epoch);
+                }
                 if record.ends_job() {
+                    self.held_tokens -= entry.spec.job.tokens.len();
                     self.jobs.remove(&job);
                     self.remember(job);
                 }

@@ -63,8 +63,7 @@ impl Machine {
     }
 
     fn assign(&mut self, job: JobId, node: NodeId, out: &mut Output) {
-        let entry = &self.jobs[&job];
-        let epoch = LeaseEpoch(entry.epoch.0.checked_add(1).expect("fewer than 2^32 leases a job"));
+        let epoch = LeaseEpoch(self.last_epoch.0 + 1);
         self.record(Record::Assigned { job, epoch, node }, out);
         let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
         let (model, work_units) = (entry.header.model, entry.spec.work_units);

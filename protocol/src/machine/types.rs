@@ -60,7 +60,8 @@ pub enum Input {
         /// What it can do.
         capabilities: Capabilities,
     },
-    /// A worker's connection ended.
+    /// A worker's connection ended. Not for a session that another `WorkerJoined` of the same key
+    /// replaced: that one is over already.
     WorkerLeft {
         /// Which.
         node: NodeId,

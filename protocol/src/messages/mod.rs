@@ -15,6 +15,9 @@ mod frame;
 mod job;
 mod package;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::control::{FailureCode, Hello, RefusalCode, ToCoordinator, ToWorker, Welcome};
 pub use self::frame::{FrameDecoder, FrameError, Message, to_frame};
 pub use self::job::{JobMessage, JobResult};

@@ -193,7 +193,7 @@ fn a_run_signed_consistently_but_impossible_is_named() {
     assert_eq!(check(&|r| r.roots[0] = root(9)), Err(ReceiptError::ChainHead));
     assert_eq!(check(&|r| r.output_count = 3), Err(ReceiptError::OutputCount { expected: 3, found: 4 }));
     assert!(matches!(check(&|r| r.layers = 0), Err(ReceiptError::Job(_))));
-    assert!(matches!(check(&|r| r.epoch = LeaseEpoch(0)), Err(_)));
+    assert_eq!(check(&|r| r.epoch = LeaseEpoch(0)), Err(ReceiptError::EpochZero));
     let foreign = good.clone().sign(&keys(2)).check(&header, Some(&OUTPUT));
     assert!(matches!(foreign, Err(ReceiptError::WorkerSignature { .. })));
     let other_output = good.sign(&keys(1)).check(&header, Some(&[1, 2, 3, 4]));

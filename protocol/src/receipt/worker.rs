@@ -87,7 +87,7 @@ impl WorkerReceipt {
 }
 
 impl Canonical for WorkerReceipt {
-    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 4 + 2 + 4 + 32 + 2 + 4 + 32 + 8 + 8 + 32;
+    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 8 + 2 + 4 + 32 + 2 + 4 + 32 + 8 + 8 + 32;
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.spec_version);
         self.job.encode(writer);
@@ -180,13 +180,13 @@ impl SignedReceipt {
 
     fn check_roots(&self, job: &JobHeader) -> Result<(), ReceiptError> {
         let receipt = &self.receipt;
+        if receipt.epoch.0 == 0 {
+            return Err(ReceiptError::EpochZero);
+        }
         let geometry = job.geometry(receipt.layers).map_err(ReceiptError::Job)?;
         let head = geometry
             .head(receipt.job, receipt.epoch, &receipt.roots)
             .ok_or(ReceiptError::RootCount { expected: geometry.len(), found: receipt.roots.len() })?;
-        if receipt.epoch.0 == 0 {
-            return Err(ReceiptError::EpochZero);
-        }
         if head != receipt.head {
             return Err(ReceiptError::ChainHead);
         }
