@@ -1,0 +1,134 @@
+//! Known answers. SPEC.md prints the same values, so that a second implementation can check itself
+//! step by step: whoever changes one of these has changed the specification.
+
+use lockstep_protocol::canonical::to_bytes;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{LeaseEpoch, Millis, ModelId, Nonce, Root, Seed};
+use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
+use lockstep_protocol::machine::audit_draw;
+use lockstep_protocol::messages::{JobResult, PackageRequest, to_frame};
+use lockstep_protocol::openings::ChunkRange;
+use lockstep_protocol::receipt::{FinishReason, Receipt, WorkerReceipt};
+use lockstep_protocol::trace::{RowTree, root_of_rows};
+
+fn job() -> Job {
+    let nonce = Nonce::from_bytes([2; 32]);
+    Job {
+        spec_version: SPEC_VERSION,
+        model: ModelId::from_bytes([1; 32]),
+        kind: JobKind::Embedding,
+        tokens: vec![101, 7592, 102],
+        request: RequestInput::Text("hello".to_owned()).hash(&nonce),
+        seed: Seed::from_bytes([3; 32]),
+        nonce,
+    }
+}
+
+fn result() -> JobResult {
+    let job = job();
+    let header = job.header();
+    let output = vec![1, -1];
+    let output_root = root_of_rows(&output, 2);
+    let roots = vec![Root::from_bytes([4; 32]), output_root];
+    let epoch = LeaseEpoch(7);
+    let keys = Keypair::from_seed([5; 32]);
+    let receipt = WorkerReceipt {
+        spec_version: SPEC_VERSION,
+        job: header.id(),
+        model: job.model,
+        request: job.request,
+        token_count: 3,
+        token_root: header.token_root,
+        epoch,
+        finish: FinishReason::Complete,
+        output_count: 2,
+        output_root,
+        layers: 1,
+        head: header.geometry(1).unwrap().head(header.id(), epoch, &roots).unwrap(),
+        roots,
+        work_units: 1_000,
+        saturations: 0,
+        worker: keys.id(),
+    };
+    JobResult { receipt: receipt.sign(&keys), output }
+}
+
+#[test]
+fn roots_of_rows() {
+    let rows: Vec<i32> = (0..3 * 257).map(|value| value - 300).collect();
+    assert_eq!(
+        root_of_rows(&rows, 257).to_string(),
+        "596e57c0fd8ff28eef4e6ee79d434b3ffb7281ba1029d88f5a90c5d305881e97"
+    );
+    let mut tree = RowTree::new(257);
+    rows.chunks(257).for_each(|row| tree.push_row(row));
+    assert_eq!(tree.root(), root_of_rows(&rows, 257));
+}
+
+#[test]
+fn jobs() {
+    let job = job();
+    assert_eq!(job.request.to_string(), "b895cef3f2ac018e8bb5502bca892b1efc81be1c59ee63337e37605626478529");
+    assert_eq!(job.header().token_root.to_string(), "9e00242e144515b2fd94b18f57e6dc8e71e7960f0ebc3ce3ed8105f05f7ee433");
+    assert_eq!(to_bytes(&job.header()).len(), 170);
+    assert_eq!(job.id().to_string(), "b4bcff6ed1391524c2c3d963f0d6b041a549afa79c1fd357095f4fb69db43875");
+}
+
+#[test]
+fn receipts() {
+    let signed = result().receipt;
+    assert_eq!(
+        signed.receipt.output_root.to_string(),
+        "7d5e2c8ba59cadc26e770bfaabb175d0725f1b3ac2d5155defecc049dd8fb903"
+    );
+    assert_eq!(signed.receipt.head.to_string(), "9671326676a7195261595a144269c34d2a35d181e329ecf281255a1327bd21f3");
+    assert_eq!(to_bytes(&signed.receipt).len(), 332);
+    assert_eq!(signed.receipt.digest().to_string(), "bc59f01a50e66f71fc7b417c831a7ad80d239b5eda5e259e5f9a6c69d29dffee");
+    assert_eq!(signed.receipt.worker.to_string(), "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1");
+    assert_eq!(
+        signed.signature.to_string(),
+        "47f47444f611bb4749f679b6d1bb0af5d8f5a4b0056a175309258cd3c9e205018854b5966cced2cb45118d20780ba90d1c8dd7bd8f04682f491a59a6d9281509"
+    );
+}
+
+#[test]
+fn statements() {
+    let JobResult { receipt, output } = result();
+    let keys = Keypair::from_seed([6; 32]);
+    let receipt = Receipt::accepted(job(), receipt, output, &keys, Millis(1_700_000_000_000));
+    assert!(receipt.check().is_ok());
+    let statement = &receipt.statements[0];
+    assert_eq!(
+        statement.statement.digest().to_string(),
+        "db628488f15b6dee1c8f356790cb285d954ad4a4a5162531f59e03a785951273"
+    );
+    assert_eq!(
+        statement.signature.to_string(),
+        "d74fdbb9d59426ba604f173f3688ea6db43151a821e4e0bc5ecd94dbe0bdf156a36cce7d74a8ae3a39102b8e9cf9e343db895e166ce39a877797dd8b0aa70b04"
+    );
+}
+
+#[test]
+fn draws() {
+    let head = result().receipt.receipt.head;
+    let draw = audit_draw(&[8; 32], &head, &job().nonce);
+    assert_eq!(draw.seed.to_string(), "b52f80096f59dab8a49c5ba4291a48f81cca8ba3fa390453cfde7e9459e9a9f1");
+    assert_eq!(
+        draw.rank(&Keypair::from_seed([5; 32]).id()).to_string(),
+        "f2065938e0699aca5fc2d3316d2a7a099c0bdd6de4635e30ac6aa667e62e92ca"
+    );
+}
+
+#[test]
+fn frames() {
+    let request = PackageRequest::GetBlob {
+        model: ModelId::from_bytes([1; 32]),
+        blob: 5,
+        range: ChunkRange { first: 1_024, count: 16 },
+    };
+    let hex: String = to_frame(&request).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        hex,
+        "320000000200010101010101010101010101010101010101010101010101010101010101010105000000000400000000000010000000"
+    );
+}
