@@ -6,7 +6,7 @@
 
 mod validate;
 
-pub use validate::ProgramError;
+pub use validate::{MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_POSITIONS, MAX_REDUCTION, ProgramError};
 
 /// Index of an activation tensor in [`Program::tensors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

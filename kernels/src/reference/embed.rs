@@ -10,8 +10,10 @@ pub fn embed(tables: &[Scaled<'_>], index: &[Vec<u32>], out: &mut [i32]) -> u64 
     let mut saturations = 0;
     for (t, y) in out.chunks_exact_mut(cols).enumerate() {
         for (i, y) in y.iter_mut().enumerate() {
-            let sum = tables.iter().zip(index).map(|(table, index)| element(table, index[t] as usize, i)).sum();
-            let (sum, clamped) = sat32(sum);
+            // Eight tables whose elements were shifted left to ±2^62 leave 64 bits.
+            let rows = tables.iter().zip(index);
+            let sum: i128 = rows.map(|(table, index)| i128::from(element(table, index[t] as usize, i))).sum();
+            let (sum, clamped) = sat32(sum.clamp(i64::MIN.into(), i64::MAX.into()) as i64);
             *y = sum;
             saturations += u64::from(clamped);
         }

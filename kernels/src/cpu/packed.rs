@@ -1,0 +1,219 @@
+//! Operands of an exact limb product, laid out for the hot loops.
+//!
+//! A 16-bit code `w` is held as two signed digits, `w = 256*high + low + 128` with `high = w >> 8` and
+//! `low = (w & 255) - 128`, which covers all 65,536 codes. The 128 is put back by the sum of the other operand's row.
+//! An 8-bit code is one digit.
+
+use super::path::{Isa, Path, for_each_path};
+use crate::value::ParamData;
+
+/// Columns of one tile.
+pub(crate) const TILE: usize = 16;
+
+/// Reduction elements of one step.
+pub(crate) const STEP: usize = 4;
+
+/// Longest reduction whose byte products fit 32-bit sums, two of them together: `2 * 255 * 128 * 2^13 < 2^31`.
+pub(crate) const MAX_STEPS: usize = crate::program::MAX_REDUCTION as usize / STEP;
+
+/// Digits of 16 columns at 4 reduction elements: `[16][4]`, one cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Quad(pub(crate) [i8; TILE * STEP]);
+
+/// The right operand of `x * w^T`: rows of `w` as columns of the product, in tiles `[n/16][k/4][planes][16][4]`,
+/// padded with zero digits.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    quads: Vec<Quad>,
+    /// `-32768 * (sum of the digits' values)` of each column: what an unsigned left operand adds too much.
+    corrections: Vec<i64>,
+    rows: usize,
+    steps: usize,
+    planes: usize,
+}
+
+impl PackedMatrix {
+    /// Packs the codes of a matrix `[rows, cols]`.
+    pub(crate) fn from_codes(codes: ParamData<'_>, cols: usize) -> Self {
+        let rows = codes.len() / cols;
+        match codes {
+            ParamData::I8(w) => Self::narrow(rows, cols, |n, k| w[n * cols + k]),
+            ParamData::I16(w) => Self::wide(rows, cols, |n, k| w[n * cols + k]),
+            _ => unreachable!("validation: weight codes are i8 or i16"),
+        }
+    }
+
+    fn empty(rows: usize, cols: usize, planes: usize) -> Self {
+        let (tiles, steps) = (rows.div_ceil(TILE), cols.div_ceil(STEP));
+        assert!(steps <= MAX_STEPS, "validation: a reduction is at most {} long", MAX_STEPS * STEP);
+        let quads = vec![Quad([0; TILE * STEP]); tiles * steps * planes];
+        Self { quads, corrections: vec![0; tiles * TILE], rows, steps, planes }
+    }
+
+    /// One digit plane; `code(row, col)`.
+    fn narrow(rows: usize, cols: usize, code: impl Fn(usize, usize) -> i8) -> Self {
+        let mut packed = Self::empty(rows, cols, 1);
+        for n in 0..rows {
+            let tile = (n / TILE) * packed.steps;
+            let mut sum = 0;
+            for k in 0..cols {
+                let w = code(n, k);
+                sum += i64::from(w);
+                packed.quads[tile + k / STEP].0[(n % TILE) * STEP + k % STEP] = w;
+            }
+            packed.corrections[n] = -32_768 * sum;
+        }
+        packed
+    }
+
+    /// Two digit planes, high before low; `code(row, col)`.
+    #[inline(always)]
+    pub(crate) fn wide(rows: usize, cols: usize, code: impl Fn(usize, usize) -> i16) -> Self {
+        let mut packed = Self::empty(rows, cols, 2);
+        for n in 0..rows {
+            let tile = (n / TILE) * packed.steps * 2;
+            let mut sum = 0;
+            for k in 0..cols {
+                let w = code(n, k);
+                sum += i64::from(w) - 128;
+                let (quad, at) = (tile + k / STEP * 2, (n % TILE) * STEP + k % STEP);
+                packed.quads[quad].0[at] = (w >> 8) as i8;
+                packed.quads[quad + 1].0[at] = (w ^ 0x80) as i8;
+            }
+            packed.corrections[n] = -32_768 * sum;
+        }
+        packed
+    }
+
+    /// Columns of the product.
+    pub(crate) const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Tiles of 16 columns.
+    pub(crate) const fn tiles(&self) -> usize {
+        self.corrections.len() / TILE
+    }
+
+    /// Steps of 4 along the reduction.
+    pub(crate) const fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Digit planes: 1 or 2.
+    pub(crate) const fn planes(&self) -> usize {
+        self.planes
+    }
+
+    /// What each left row's sum is multiplied with and added: 128 for two planes.
+    pub(crate) const fn offset(&self) -> i64 {
+        if self.planes == 2 { 128 } else { 0 }
+    }
+
+    /// `[steps][planes]` of one tile.
+    pub(crate) fn tile(&self, tile: usize) -> &[Quad] {
+        let len = self.steps * self.planes;
+        &self.quads[tile * len..(tile + 1) * len]
+    }
+
+    /// Corrections of one tile's columns.
+    pub(crate) fn correction(&self, tile: usize) -> &[i64] {
+        &self.corrections[tile * TILE..(tile + 1) * TILE]
+    }
+}
+
+/// The left operand: rows of 16-bit codes, as the path wants them.
+#[derive(Debug)]
+pub(crate) struct PackedRows {
+    /// Codes `[rows][4 * steps]`, for paths that multiply 16-bit numbers.
+    codes: Vec<i16>,
+    /// `code + 32768` as two unsigned digits `[rows][low, high][4 * steps]`, for paths that multiply bytes.
+    digits: Vec<u8>,
+    /// Sum of each row's codes.
+    sums: Vec<i64>,
+    steps: usize,
+}
+
+impl PackedRows {
+    /// Room for `rows` rows of `cols` codes.
+    pub(crate) fn new(isa: Isa, rows: usize, cols: usize) -> Self {
+        let steps = cols.div_ceil(STEP);
+        let len = rows * steps * STEP;
+        let bytes = isa.path() == Path::Avx512Vnni;
+        let (codes, digits) = if bytes { (vec![], vec![0; 2 * len]) } else { (vec![0; len], vec![]) };
+        Self { codes, digits, sums: vec![0; rows], steps }
+    }
+
+    /// Packs every row: `row(r)` gives its codes, at most as many as there is room for. Padding is left as it was:
+    /// the other operand is zero there.
+    pub(crate) fn fill<'a>(&mut self, isa: Isa, row: impl Fn(usize) -> &'a [i16]) {
+        for r in 0..self.sums.len() {
+            self.set(isa, r, row(r));
+        }
+    }
+
+    /// Packs one row.
+    pub(crate) fn set(&mut self, isa: Isa, r: usize, codes: &[i16]) {
+        let width = self.steps * STEP;
+        self.sums[r] = if isa.path() == Path::Avx512Vnni {
+            let (low, high) = self.digits[2 * r * width..2 * (r + 1) * width].split_at_mut(width);
+            split_row(isa, codes, low, high)
+        } else {
+            copy_row(isa, codes, &mut self.codes[r * width..(r + 1) * width])
+        };
+    }
+
+    /// Steps of 4 along the reduction.
+    pub(crate) const fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Number of rows.
+    pub(crate) const fn rows(&self) -> usize {
+        self.sums.len()
+    }
+
+    /// Sum of a row's codes.
+    pub(crate) fn sum(&self, r: usize) -> i64 {
+        self.sums[r]
+    }
+
+    /// Codes of a row, padded.
+    pub(crate) fn codes(&self, r: usize) -> &[i16] {
+        let width = self.steps * STEP;
+        &self.codes[r * width..(r + 1) * width]
+    }
+
+    /// Digits of rows `r..r + rows`: `[rows][low, high][4 * steps]`.
+    pub(crate) fn digits(&self, r: usize, rows: usize) -> &[u8] {
+        let width = self.steps * STEP * 2;
+        &self.digits[r * width..(r + rows) * width]
+    }
+}
+
+for_each_path! {
+    fn split_row(codes: &[i16], low: &mut [u8], high: &mut [u8]) -> i64 {
+        let mut sum = 0_i64;
+        for ((q, low), high) in codes.iter().zip(low).zip(high) {
+            let u = *q as u16 ^ 0x8000;
+            *low = u as u8;
+            *high = (u >> 8) as u8;
+            // At most 2^13 codes of 2^15: far from overflow.
+            sum = sum.wrapping_add(i64::from(*q));
+        }
+        sum
+    }
+}
+
+for_each_path! {
+    fn copy_row(codes: &[i16], out: &mut [i16]) -> i64 {
+        let mut sum = 0_i64;
+        for (q, out) in codes.iter().zip(out) {
+            *out = *q;
+            // At most 2^13 codes of 2^15: far from overflow.
+            sum = sum.wrapping_add(i64::from(*q));
+        }
+        sum
+    }
+}

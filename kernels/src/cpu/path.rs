@@ -1,0 +1,123 @@
+//! Instruction-set paths: which exist on this machine, and how one source becomes all of them.
+
+use crate::backend::BackendError;
+
+/// A family of instructions that the hot loops are compiled for. All give the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// AVX-512 with byte dot products.
+    Avx512Vnni,
+    /// AVX2.
+    Avx2,
+    /// Whatever the target has at the least; plain Rust.
+    Portable,
+}
+
+impl Path {
+    /// All paths, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512Vnni, Self::Avx2, Self::Portable];
+
+    /// Name, as flags and reports spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// The path of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// Features that the path needs and this machine lacks; empty if the path can run here.
+    pub fn missing(self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            macro_rules! need {
+                ($($feature:tt),*) => {
+                    for (name, found) in [$(($feature, std::arch::is_x86_feature_detected!($feature))),*] {
+                        if !found {
+                            missing.push(name);
+                        }
+                    }
+                };
+            }
+            match self {
+                Self::Avx512Vnni => need!("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+                Self::Avx2 => need!("avx2"),
+                Self::Portable => {}
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        if self != Self::Portable {
+            missing.push("x86-64");
+        }
+        missing
+    }
+
+    /// Paths that can run on this machine, the fastest first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|p| p.missing().is_empty()).collect()
+    }
+
+    /// The fastest path that can run on this machine.
+    pub fn detect() -> Self {
+        Self::available()[0]
+    }
+}
+
+/// A path that was found on this machine. Only [`Isa::new`] makes one, so holding it proves that its instructions
+/// exist; every call into code compiled for a path rests on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Isa(Path);
+
+impl Isa {
+    /// Checks that the machine has the path.
+    pub(crate) fn new(path: Path) -> Result<Self, BackendError> {
+        let missing = path.missing();
+        if missing.is_empty() {
+            return Ok(Self(path));
+        }
+        let (name, missing) = (path.name(), missing.join(", "));
+        Err(BackendError::Unavailable(format!("cpu path {name} needs {missing}, which this machine lacks")))
+    }
+
+    /// The path.
+    pub(crate) const fn path(self) -> Path {
+        self.0
+    }
+}
+
+/// Compiles one plain body once for each path, for the vectoriser to use what the path has. The function that comes
+/// out takes an [`Isa`] first.
+macro_rules! for_each_path {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::cpu::path::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+
+            match isa.path() {
+                // SAFETY: an `Isa` of this path exists only where its features were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::Path::Avx512Vnni => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::Path::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use for_each_path;

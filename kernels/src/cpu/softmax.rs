@@ -1,0 +1,117 @@
+//! Block softmax for attention: weights of one block, and blocks brought together (SPEC 5.7).
+
+use super::Isa;
+use super::path::for_each_path;
+use crate::fixed::{EXP2_COEFFICIENTS, SCORE_FRAC, bit_length, recip};
+use crate::reference::attention::GUARD;
+
+/// Distances from here on weigh nothing.
+const FAR: u32 = 1 << 30;
+
+/// `(c << 20) + 2^19` for a Horner step: adding it before the shift rounds and adds `c` at once.
+const fn step(c: i64) -> i64 {
+    (c << SCORE_FRAC) + (1 << (SCORE_FRAC - 1))
+}
+
+/// Writes the weight of each score against the block's reference, which is returned in whole log2 units.
+pub(super) fn weigh(isa: Isa, scores: &[i32], weights: &mut [i16]) -> i64 {
+    let max = scores.iter().fold(i32::MIN, |max, s| max.max(*s));
+    let reference = (i64::from(max) + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC;
+    // How far the reference lies above the largest score: below one unit.
+    let above = ((reference << SCORE_FRAC) - i64::from(max)) as u32;
+    weights_of(isa, scores, max, above, weights);
+    reference
+}
+
+for_each_path! {
+    /// [`crate::fixed::softmax_weight`] of `above + max - score`.
+    fn weights_of(scores: &[i32], max: i32, above: u32, weights: &mut [i16]) {
+        const FRACTION: u32 = (1 << SCORE_FRAC) - 1;
+        let [c0, c1, c2, c3, c4] = EXP2_COEFFICIENTS;
+        for (w, s) in weights.iter_mut().zip(scores) {
+            // The difference of two i32 fits u32. Cut where the weight is 0 anyway, the sum fits too.
+            let d = (max.wrapping_sub(*s) as u32).min(FAR).wrapping_add(above);
+            let f = i64::from((d & FRACTION) as i32);
+            // Every p fits i32 and f has 20 bits.
+            let mut p = c4;
+            p = p.wrapping_mul(f).wrapping_add(step(c3)) >> SCORE_FRAC;
+            p = i64::from(p as i32).wrapping_mul(f).wrapping_add(step(c2)) >> SCORE_FRAC;
+            p = i64::from(p as i32).wrapping_mul(f).wrapping_add(step(c1)) >> SCORE_FRAC;
+            p = i64::from(p as i32).wrapping_mul(f).wrapping_add(step(c0)) >> SCORE_FRAC;
+            // p <= 2^30, so from 17 units on nothing is left, and a cut at 18 keeps the shift inside 64 bits.
+            let right = 15 + (d >> SCORE_FRAC).min(18);
+            let weight = p.wrapping_add(1 << ((right - 1) & 63)) >> (right & 63);
+            *w = weight.min(32_767) as i16;
+        }
+    }
+}
+
+/// A block's reference, in whole log2 units.
+#[derive(Clone, Copy)]
+pub(super) struct Reference(pub(super) i64);
+
+/// The blocks of one row so far.
+///
+/// Every block must be shifted against the largest reference of all, and rounding happens per block, so they are kept
+/// and not merged as they come.
+pub(super) struct Combined {
+    references: Vec<i64>,
+    weights: Vec<i64>,
+    /// `[blocks][dim]`.
+    values: Vec<i64>,
+    dim: usize,
+}
+
+impl Combined {
+    pub(super) fn new(dim: usize) -> Self {
+        Self { references: vec![], weights: vec![], values: vec![], dim }
+    }
+
+    /// Adds a block: its reference, its sum of weights, its sums of weight times value.
+    pub(super) fn add(&mut self, Reference(reference): Reference, weight: i64, values: &[i64]) {
+        self.references.push(reference);
+        self.weights.push(weight);
+        self.values.extend_from_slice(values);
+    }
+
+    /// Sums the blocks and divides once.
+    pub(super) fn finish(&self, isa: Isa, value_shift: u32, out: &mut [i32]) {
+        let reference = self.references.iter().max().copied().expect("a row sees at least one block");
+        let mut weight = 0;
+        let mut sums = vec![0; self.dim];
+        for (b, values) in self.values.chunks_exact(self.dim).enumerate() {
+            let down = (reference - self.references[b]).min(63) as u32;
+            weight += crate::fixed::round_shift(self.weights[b] << GUARD, down);
+            add_scaled(isa, values, down, &mut sums);
+        }
+        let (r, bits) = (i64::from(recip(weight as u64)), bit_length(weight as u64));
+        // The largest score of its block weighs more than 2^14, so `weight` has at least 23 bits.
+        divide(isa, &sums, [bits - 16, 31 + value_shift], r, out);
+    }
+}
+
+for_each_path! {
+    /// `sums[i] += round(values[i] * 2^GUARD / 2^down)`.
+    fn add_scaled(values: &[i64], down: u32, sums: &mut [i64]) {
+        let half = ((1_u64 << down) >> 1) as i64;
+        for (sum, v) in sums.iter_mut().zip(values) {
+            // |v| is below 2^39, a half at most 2^62, and there are at most 2^9 blocks.
+            *sum = sum.wrapping_add((v << GUARD).wrapping_add(half) >> (down & 63));
+        }
+    }
+}
+
+for_each_path! {
+    /// `out[i] = sat32(round(round(sums[i] / 2^first) * r / 2^second))`.
+    fn divide(sums: &[i64], shifts: [u32; 2], r: i64, out: &mut [i32]) {
+        let [first, second] = shifts;
+        let (half_first, half_second) = ((1_i64 << first) >> 1, (1_i64 << second) >> 1);
+        for (y, sum) in out.iter_mut().zip(sums) {
+            // The mean of values is at most 2^15, so the first result is about 2^31 at most, and r is at most 2^31;
+            // the half is at most 2^61.
+            let top = sum.wrapping_add(half_first) >> (first & 63);
+            let v = top.wrapping_mul(r).wrapping_add(half_second) >> (second & 63);
+            *y = v.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+        }
+    }
+}
