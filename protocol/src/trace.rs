@@ -18,9 +18,11 @@ pub const fn padded_row_bytes(columns: usize) -> usize {
 
 /// Writes one padded row at the end of `bytes`.
 pub fn push_padded_row(row: &[i32], bytes: &mut Vec<u8>) {
-    let end = bytes.len() + padded_row_bytes(row.len());
-    bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
-    bytes.resize(end, 0);
+    let start = bytes.len();
+    bytes.resize(start + padded_row_bytes(row.len()), 0);
+    for (to, value) in bytes[start..].chunks_exact_mut(4).zip(row) {
+        to.copy_from_slice(&value.to_le_bytes());
+    }
 }
 
 /// The root of a tensor that is there as a whole: `rows` holds rows of `columns` values.

@@ -7,7 +7,7 @@
 //! | package, two-way | the worker, at will | up one [`PackageRequest`], down one [`PackageReply`], repeated |
 //!
 //! The first control frames are `Hello` and `Welcome` or `Refused`. A frame is the canonical encoding
-//! of one message behind its length ([`frame`]); its cap depends on the stream and is checked before
+//! of one message behind its length ([`to_frame`], [`FrameDecoder`]); its cap depends on the stream and is checked before
 //! anything is allocated. A receiver that finds a frame it can't decode closes the connection.
 
 mod control;
