@@ -18,6 +18,7 @@
 compile_error!("tensors are little-endian in memory; big-endian hosts are not supported");
 
 pub mod backend;
+pub mod conformance;
 pub mod cpu;
 pub mod fixed;
 pub mod host;

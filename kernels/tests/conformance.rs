@@ -1,0 +1,147 @@
+//! The conformance suite over every backend of this crate, and a check that it finds what it is there to find.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::conformance::{self, Difference, Level, Progress};
+use lockstep_kernels::cpu::{Cpu, Path};
+use lockstep_kernels::program::{OP_NAMES, Program, TensorId};
+use lockstep_kernels::reference::Reference;
+use lockstep_kernels::value::{Batch, Params, Value};
+
+/// Runs the whole suite on one path, or says loudly that this machine cannot.
+fn full(path: Path, threads: usize) {
+    match Cpu::new(Some(path), threads) {
+        Ok(cpu) => {
+            let summary = conformance::run(&cpu, Level::Full, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
+            assert!(summary.cases > 1_000, "{summary:?}");
+        }
+        Err(why) => eprintln!("SKIPPED: {why}"),
+    }
+}
+
+#[test]
+fn portable() {
+    full(Path::Portable, 2);
+}
+
+#[test]
+fn avx2() {
+    full(Path::Avx2, 2);
+}
+
+#[test]
+fn avx512_vnni() {
+    full(Path::Avx512Vnni, 2);
+}
+
+#[test]
+fn thread_counts() {
+    for path in Path::available() {
+        for threads in [1, 2, 3] {
+            let cpu = Cpu::new(Some(path), threads).expect("an available path");
+            conformance::run(&cpu, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{threads} threads: {d}"));
+        }
+    }
+}
+
+/// The suite agrees with itself, and no op is left out of either level.
+#[test]
+fn reference_and_coverage() {
+    let mut seen = BTreeSet::new();
+    let mut note = |p: Progress<'_>| {
+        seen.insert(p.op);
+    };
+    conformance::run(&Reference, Level::Quick, &mut note).unwrap_or_else(|d| panic!("{d}"));
+    let expected: BTreeSet<_> = OP_NAMES.into_iter().chain(["model"]).collect();
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn paths_are_chosen_by_name() {
+    for path in Path::ALL {
+        assert_eq!(Path::from_name(path.name()), Some(path));
+        match Cpu::new(Some(path), 1) {
+            Ok(cpu) => assert_eq!(cpu.name(), format!("cpu/{}", path.name())),
+            Err(why) => assert!(why.to_string().contains(path.missing()[0]), "{why}"),
+        }
+    }
+    assert_eq!(Path::from_name("avx1024"), None);
+}
+
+/// The oracle, but for one element of one tensor that an op named `op` wrote.
+struct Altered {
+    op: &'static str,
+    row: usize,
+    col: usize,
+}
+
+impl Backend for Altered {
+    fn name(&self) -> String {
+        "altered".into()
+    }
+
+    fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
+        let inner = Reference.load(Arc::clone(&program), params)?;
+        Ok(Box::new(AlteredExecutor { inner, program, op: self.op, row: self.row, col: self.col }))
+    }
+}
+
+struct AlteredExecutor {
+    inner: Box<dyn Executor>,
+    program: Arc<Program>,
+    op: &'static str,
+    row: usize,
+    col: usize,
+}
+
+impl Executor for AlteredExecutor {
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        self.inner.begin(batch)
+    }
+
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        self.inner.run_layer(layer)
+    }
+
+    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
+        let mut value = self.inner.read(tensor)?;
+        let cols = self.program.tensor(tensor).cols as usize;
+        let at = self.row * cols + self.col;
+        let ops = self.program.layers.iter().flat_map(|l| &l.ops);
+        if self.col < cols && ops.clone().any(|op| op.out() == tensor && op.name() == self.op) {
+            match &mut value {
+                Value::I32(v) if at < v.len() => v[at] ^= 1,
+                Value::I16(v) if at < v.len() => v[at] ^= 1,
+                Value::Bfp { codes, .. } if at < codes.len() => codes[at] ^= 1,
+                _ => {}
+            }
+        }
+        Ok(value)
+    }
+
+    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
+        self.inner.write(tensor, value)
+    }
+}
+
+/// One flipped bit in one element of any op is found, and named by op and coordinate.
+#[test]
+fn one_altered_element_is_found() {
+    for op in OP_NAMES {
+        let (row, col) = (1, 5);
+        let altered = Altered { op, row, col };
+        let found = conformance::run(&altered, Level::Quick, &mut |_| {}).expect_err(op);
+        assert_eq!(found.op, op);
+        match &found.difference {
+            Difference::Element { row: r, col: c, expected, got, .. } => {
+                assert_eq!((*r, *c), (row, col));
+                assert_eq!(expected ^ 1, *got);
+            }
+            other => panic!("{op}: {other}"),
+        }
+        let text = found.to_string();
+        assert!(text.contains("[1, 5]") && text.contains(op), "{text}");
+    }
+}
