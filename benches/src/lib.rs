@@ -1,1 +1,3 @@
-//! Benchmarks of kernels, commitments and models.
+//! Benchmarks: the engine behind `lockstep bench`. It measures and asserts nothing.
+
+pub mod commit;

@@ -1,0 +1,95 @@
+//! What commitments cost: the time of hashing every layer's rows beside the time of computing them.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockstep_kernels::backend::Backend;
+use lockstep_kernels::value::Batch;
+use lockstep_model::embed::{EmbedError, embed};
+use lockstep_model::package::Package;
+use lockstep_protocol::trace::root_of_rows;
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Sequences of one pass.
+    pub batch: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Passes that count; one more warms up.
+    pub passes: usize,
+}
+
+/// Seconds of each counted pass.
+#[derive(Clone, Debug, Default)]
+pub struct CommitSamples {
+    /// The whole pass, commitments included.
+    pub total: Vec<f64>,
+    /// The part of it that hashed rows.
+    pub hashing: Vec<f64>,
+}
+
+impl CommitSamples {
+    /// Median share of a pass that was spent on commitments, 0 to 1.
+    pub fn share(&self) -> f64 {
+        median(self.total.iter().zip(&self.hashing).map(|(total, hashing)| hashing / total))
+    }
+
+    /// Median sequences per second.
+    pub fn rate(&self, workload: Workload) -> f64 {
+        workload.batch as f64 / median(self.total.iter().copied())
+    }
+}
+
+/// The middle of the sorted samples; of the two middle ones the lower. `NaN` where there are none.
+pub fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = samples.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs the model on token ids that count up from 1,000, hashes every layer as a worker does, and takes the time.
+/// Layers are hashed on the computing thread, so the share is what commitments cost where nothing overlaps.
+///
+/// # Errors
+/// The workload does not fit the model, or the backend fails.
+pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> Result<CommitSamples, EmbedError> {
+    let program = package.program();
+    let mut executor = backend.load(Arc::clone(program), package.params())?;
+    let vocab = program.vocab_size as usize;
+    let token = |s: usize, t: usize| ((1_000 + 31 * s + t) % vocab) as u32;
+    let sequences = (0..workload.batch).map(|s| (0..workload.tokens).map(|t| token(s, t)).collect()).collect();
+    let batch = Batch { sequences };
+    let mut samples = CommitSamples::default();
+    for pass in 0..=workload.passes {
+        let mut hashing = Duration::ZERO;
+        let start = Instant::now();
+        embed(&mut *executor, program, &batch, |layer| {
+            let start = Instant::now();
+            // Layer 0 follows from the tokens and is not committed.
+            for s in (0..layer.spans.len()).filter(|_| layer.layer > 0) {
+                std::hint::black_box(root_of_rows(layer.sequence(s), layer.cols));
+            }
+            hashing += start.elapsed();
+            ControlFlow::Continue(())
+        })?;
+        if pass > 0 {
+            samples.total.push(start.elapsed().as_secs_f64());
+            samples.hashing.push(hashing.as_secs_f64());
+        }
+    }
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_is_the_lower_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.0);
+        assert!(median([].into_iter()).is_nan());
+    }
+}
