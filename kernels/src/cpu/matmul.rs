@@ -30,21 +30,21 @@ pub(super) fn matmul(
 /// An output element: its range and its conversion.
 trait Element: Copy + Default + Send + Sync {
     const RANGE: [i64; 2];
-    fn cast(v: i64) -> Self;
+    fn cast(v: i32) -> Self;
 }
 
 impl Element for i32 {
     const RANGE: [i64; 2] = [i32::MIN as i64, i32::MAX as i64];
     #[inline(always)]
-    fn cast(v: i64) -> Self {
-        v as i32
+    fn cast(v: i32) -> Self {
+        v
     }
 }
 
 impl Element for i16 {
     const RANGE: [i64; 2] = [-(CODE_MAX as i64), CODE_MAX as i64];
     #[inline(always)]
-    fn cast(v: i64) -> Self {
+    fn cast(v: i32) -> Self {
         v as i16
     }
 }
@@ -167,24 +167,33 @@ impl Product<'_> {
 /// Rescales, adds the bias and clamps one row of one tile. Returns the number of clamped elements.
 fn finish<T: Element>(isa: Isa, sums: &[i64; TILE], add: i64, columns: &Columns, exponent: i64, out: &mut [T]) -> u64 {
     let mut y = [0; TILE];
-    if columns.least < exponent {
+    let clamped = if columns.least < exponent {
         // Some column is shifted left, which may leave 64 bits: one by one.
+        let mut wide = [0; TILE];
         for c in 0..columns.count {
-            y[c] = rescale(sums[c] + add, columns.mantissa[c] as u16, columns.shift[c] - exponent) + columns.bias[c];
+            wide[c] = rescale(sums[c] + add, columns.mantissa[c] as u16, columns.shift[c] - exponent) + columns.bias[c];
         }
+        clamp_tile(isa, &wide, T::RANGE, &mut y)
     } else {
-        rescale_tile(isa, sums, add, columns, exponent, &mut y);
-    }
-    let saturations = clamp_tile(isa, &mut y, T::RANGE);
+        rescale_tile(isa, sums, add, columns, exponent, T::RANGE, &mut y)
+    };
     for (out, y) in out.iter_mut().zip(y) {
         *out = T::cast(y);
     }
-    saturations
+    clamped
 }
 
 for_each_path! {
     /// Where no column is shifted left.
-    fn rescale_tile(sums: &[i64; TILE], add: i64, columns: &Columns, exponent: i64, y: &mut [i64; TILE]) {
+    fn rescale_tile(
+        sums: &[i64; TILE],
+        add: i64,
+        columns: &Columns,
+        exponent: i64,
+        range: [i64; 2],
+        out: &mut [i32; TILE],
+    ) -> u64 {
+        let mut y = [0; TILE];
         for c in 0..TILE {
             // |sum| < 2^44 and the mantissa is below 2^16, so products stay below 2^60; a half is at most 2^62.
             let p = sums[c].wrapping_add(add).wrapping_mul(columns.mantissa[c]);
@@ -192,17 +201,24 @@ for_each_path! {
             let half = ((1_u64 << s) >> 1) as i64;
             y[c] = (p.wrapping_add(half) >> s).wrapping_add(columns.bias[c]);
         }
+        clamp_columns(&y, range, out)
     }
 }
 
 for_each_path! {
-    fn clamp_tile(y: &mut [i64; TILE], range: [i64; 2]) -> u64 {
-        let mut saturations = 0_u64;
-        for y in y {
-            let clamped = (*y).clamp(range[0], range[1]);
-            saturations = saturations.wrapping_add(u64::from(clamped != *y));
-            *y = clamped;
-        }
-        saturations
+    fn clamp_tile(y: &[i64; TILE], range: [i64; 2], out: &mut [i32; TILE]) -> u64 {
+        clamp_columns(y, range, out)
     }
+}
+
+/// Clamps to the range, and counts only where something was clamped.
+#[inline(always)]
+fn clamp_columns(y: &[i64; TILE], range: [i64; 2], out: &mut [i32; TILE]) -> u64 {
+    let mut changed = 0;
+    for c in 0..TILE {
+        let clamped = y[c].clamp(range[0], range[1]);
+        changed |= clamped ^ y[c];
+        out[c] = clamped as i32;
+    }
+    if changed == 0 { 0 } else { y.iter().zip(out).map(|(y, out)| u64::from(*y != i64::from(*out))).sum() }
 }

@@ -35,17 +35,19 @@ pub(super) fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, block: Block, 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn narrow<const R: usize, const C: usize>(x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
     let steps = w.steps();
-    let digits = x.digits(block.row, R);
+    let digits = Digits::new(x, block.row, R);
+    assert!(digits.steps == steps);
     let tiles = tiles::<C>(w, block);
     let mut acc = [[[_mm512_setzero_si512(); 2]; C]; R];
     for step in 0..steps {
         let mut weights = [_mm512_setzero_si512(); C];
         for c in 0..C {
-            weights[c] = load(&tiles[c][step]);
+            // SAFETY: `step < steps`, the length of every tile.
+            weights[c] = unsafe { load(tiles[c], step) };
         }
         for r in 0..R {
-            let low = broadcast(digits, (2 * r) * steps + step);
-            let high = broadcast(digits, (2 * r + 1) * steps + step);
+            // SAFETY: `r < R` and `step < steps`.
+            let [low, high] = unsafe { [digits.broadcast(2 * r, step), digits.broadcast(2 * r + 1, step)] };
             for c in 0..C {
                 acc[r][c][0] = _mm512_dpbusd_epi32(acc[r][c][0], low, weights[c]);
                 acc[r][c][1] = _mm512_dpbusd_epi32(acc[r][c][1], high, weights[c]);
@@ -69,17 +71,19 @@ fn narrow<const R: usize, const C: usize>(x: &PackedRows, w: &PackedMatrix, bloc
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn wide<const R: usize, const C: usize>(x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
     let steps = w.steps();
-    let digits = x.digits(block.row, R);
+    let digits = Digits::new(x, block.row, R);
+    assert!(digits.steps == steps);
     let tiles = tiles::<C>(w, block);
     let mut acc = [[[_mm512_setzero_si512(); 3]; C]; R];
     for step in 0..steps {
         let mut weights = [[_mm512_setzero_si512(); 2]; C];
         for c in 0..C {
-            weights[c] = [load(&tiles[c][2 * step]), load(&tiles[c][2 * step + 1])];
+            // SAFETY: `step < steps`, half the length of every tile.
+            weights[c] = unsafe { [load(tiles[c], 2 * step), load(tiles[c], 2 * step + 1)] };
         }
         for r in 0..R {
-            let low = broadcast(digits, (2 * r) * steps + step);
-            let high = broadcast(digits, (2 * r + 1) * steps + step);
+            // SAFETY: `r < R` and `step < steps`.
+            let [low, high] = unsafe { [digits.broadcast(2 * r, step), digits.broadcast(2 * r + 1, step)] };
             for c in 0..C {
                 let [w_high, w_low] = weights[c];
                 acc[r][c][0] = _mm512_dpbusd_epi32(acc[r][c][0], low, w_low);
@@ -103,25 +107,51 @@ fn wide<const R: usize, const C: usize>(x: &PackedRows, w: &PackedMatrix, block:
     }
 }
 
-/// The tiles of a block, each `[steps][planes]`.
+/// Digits of 16 columns.
+///
+/// # Safety
+/// `at < tile.len()`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(tile: &[Quad], at: usize) -> __m512i {
+    // SAFETY: the caller keeps to the tile; a `Quad` is 64 bytes, aligned to 64.
+    unsafe { _mm512_load_si512(tile.as_ptr().add(at).cast::<__m512i>()) }
+}
+
+/// Digit planes of `R` rows, checked once for the whole loop.
+#[derive(Clone, Copy)]
+struct Digits<'a> {
+    bytes: &'a [u8],
+    steps: usize,
+}
+
+impl<'a> Digits<'a> {
+    /// Rows `row..row + rows`, two planes each.
+    fn new(x: &'a PackedRows, row: usize, rows: usize) -> Self {
+        let (bytes, steps) = (x.digits(row, rows), x.steps());
+        assert!(bytes.len() == 2 * rows * steps * STEP);
+        Self { bytes, steps }
+    }
+
+    /// Four digits of one plane in every lane.
+    ///
+    /// # Safety
+    /// `plane < 2 * rows` and `step < steps`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn broadcast(self, plane: usize, step: usize) -> __m512i {
+        let at = (plane * self.steps + step) * STEP;
+        // SAFETY: the planes are `[2 * rows][steps][4]` bytes by the check in `new`, and the caller keeps to them.
+        _mm512_set1_epi32(unsafe { self.bytes.as_ptr().add(at).cast::<i32>().read_unaligned() })
+    }
+}
+
+/// The tiles of a block, each `[steps][planes]`, checked once for the whole loop.
 #[inline(always)]
 fn tiles<const C: usize>(w: &PackedMatrix, block: Block) -> [&[Quad]; C] {
-    std::array::from_fn(|c| w.tile(block.tile + c))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(quad: &Quad) -> __m512i {
-    // SAFETY: a `Quad` is 64 bytes, aligned to 64.
-    unsafe { _mm512_load_si512(std::ptr::from_ref(quad).cast::<__m512i>()) }
-}
-
-/// Four digits in every lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn broadcast(digits: &[u8], quad: usize) -> __m512i {
-    let bytes = &digits[quad * STEP..][..STEP];
-    _mm512_set1_epi32(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+    let tiles = std::array::from_fn(|c| w.tile(block.tile + c));
+    assert!(tiles.iter().all(|t: &&[Quad]| t.len() == w.steps() * w.planes()));
+    tiles
 }
 
 /// Half of the lanes as 64-bit numbers.
