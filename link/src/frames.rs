@@ -1,0 +1,57 @@
+//! The protocol's messages over QUIC streams.
+
+use lockstep_protocol::messages::{FrameDecoder, Message, to_frame};
+use quinn::{RecvStream, SendStream};
+
+use crate::LinkError;
+
+/// Most bytes taken from a stream at a time.
+const READ_BYTES: usize = 64 << 10;
+
+/// Reads the messages of a stream. It holds at most one frame, whose cap is the message type's, and one read.
+#[derive(Debug)]
+pub struct Frames<M> {
+    stream: RecvStream,
+    decoder: FrameDecoder<M>,
+}
+
+impl<M: Message> Frames<M> {
+    /// A reader at the start of a stream.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream, decoder: FrameDecoder::new() }
+    }
+
+    /// The next message; `None` when the other side has finished the stream between two frames. Nothing is lost when
+    /// the future is dropped before it is ready.
+    ///
+    /// # Errors
+    /// [`LinkError::Frame`] for a frame that breaks the rules, [`LinkError::Read`] for a stream that broke. There is no
+    /// way on after either.
+    pub async fn next(&mut self) -> Result<Option<M>, LinkError> {
+        loop {
+            if let Some(message) = self.decoder.next()? {
+                return Ok(Some(message));
+            }
+            match self.stream.read_chunk(READ_BYTES, true).await? {
+                Some(chunk) => self.decoder.feed(&chunk.bytes),
+                None => return self.decoder.finish().map(|()| None).map_err(LinkError::from),
+            }
+        }
+    }
+
+    /// Tells the other side that the rest of the stream is of no use.
+    pub fn stop(mut self) {
+        // A stream that has ended needs no stopping.
+        let _ = self.stream.stop(0_u32.into());
+    }
+}
+
+/// Writes one message. A future that is dropped before it is ready may leave half a frame behind: the stream is of no
+/// use then.
+///
+/// # Errors
+/// [`LinkError::Frame`] for a message beyond its cap, [`LinkError::Write`] for a stream that broke.
+pub async fn send<M: Message>(stream: &mut SendStream, message: &M) -> Result<(), LinkError> {
+    stream.write_all(&to_frame(message)?).await?;
+    Ok(())
+}
