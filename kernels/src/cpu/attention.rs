@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::isa::{Block, MAX_ROWS, MAX_TILES, Sums, block_shape, product};
-use super::packed::{PackedMatrix, PackedRows, TILE};
+use super::packed::{ByColumn, ByRow, PackedMatrix, PackedRows, STEP, TILE};
 use super::path::for_each_path;
-use super::softmax::{Combined, Reference, weigh};
+use super::softmax::{Combined, weigh};
 use super::{CpuKernels, Isa};
 use crate::host::AttentionArgs;
 use crate::reference::attention::BLOCK;
@@ -18,7 +18,7 @@ pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i3
     let kv_heads = usize::from(args.heads.kv_heads);
     let keys = cpu
         .threads
-        .map(args.spans.len() * kv_heads, |i| KeyValues::pack(&args, &args.spans[i / kv_heads], i % kv_heads));
+        .map(args.spans.len() * kv_heads, |i| KeyValues::pack(cpu.isa, &args, &args.spans[i / kv_heads], i % kv_heads));
     let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
     let mut pieces = Vec::new();
     let mut rest = out;
@@ -31,12 +31,9 @@ pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i3
         }
     }
     cpu.threads.each(pieces, |(s, rows, out)| {
-        let mut saturations = 0;
-        for h in 0..usize::from(args.heads.heads) {
-            let kv = &keys[s * kv_heads + h / usize::from(args.heads.heads / args.heads.kv_heads)];
-            saturations += Piece::new(cpu.isa, &args, &args.spans[s], rows.clone(), h).run(kv, out);
-        }
-        saturations
+        let mut piece = Piece::new(cpu.isa, &args, &args.spans[s], rows);
+        let group = usize::from(args.heads.heads / args.heads.kv_heads);
+        (0..usize::from(args.heads.heads)).map(|h| piece.run(h, &keys[s * kv_heads + h / group], out)).sum()
     })
 }
 
@@ -49,137 +46,142 @@ struct KeyValues {
 }
 
 impl KeyValues {
-    fn pack(args: &AttentionArgs<'_>, span: &Range<usize>, head: usize) -> Self {
+    fn pack(isa: Isa, args: &AttentionArgs<'_>, span: &Range<usize>, head: usize) -> Self {
         let dim = usize::from(args.heads.head_dim);
-        let at = |position: usize| (position * usize::from(args.heads.kv_heads) + head) * dim;
-        let keys = PackedMatrix::wide(span.len(), dim, |j, c| args.k[at(span.start + j) + c]);
-        let blocks = span.clone().step_by(BLOCK);
-        let values = blocks.map(|start| {
-            let len = BLOCK.min(span.end - start);
-            PackedMatrix::wide(dim, len, |c, j| args.v[at(start + j) + c])
+        let stride = usize::from(args.heads.kv_heads) * dim;
+        let (start, rows) = (span.start * stride + head * dim, span.len());
+        let keys = PackedMatrix::wide(isa, rows, dim, &ByRow { codes: args.k, start, stride, rows, cols: dim });
+        let blocks = (0..rows).step_by(BLOCK).map(|first| {
+            let cols = BLOCK.min(rows - first);
+            let start = start + first * stride;
+            PackedMatrix::wide(isa, dim, cols, &ByColumn { codes: args.v, start, stride, rows: dim, cols })
         });
-        Self { keys, values: values.collect() }
+        Self { values: blocks.collect(), keys }
     }
 }
 
-/// Some rows of one query head, with the scratch that they need.
+/// Which keys the rows of a sequence see.
+#[derive(Clone, Copy)]
+struct View {
+    start: usize,
+    end: usize,
+    causal: bool,
+}
+
+impl View {
+    /// Keys that a row sees.
+    fn keys(self, row: usize) -> usize {
+        if self.causal { row + 1 - self.start } else { self.end - self.start }
+    }
+
+    /// Keys of softmax block `b` that a row sees.
+    fn visible(self, row: usize, b: usize) -> usize {
+        self.keys(row).saturating_sub(b * BLOCK).min(BLOCK)
+    }
+}
+
+/// Some rows of a sequence, with the scratch that one head after the other needs.
 struct Piece<'a> {
     isa: Isa,
     args: &'a AttentionArgs<'a>,
-    span: &'a Range<usize>,
+    view: View,
     rows: Range<usize>,
-    head: usize,
+    queries: PackedRows,
     /// Scores of one block, `[rows][BLOCK]`.
     scores: Vec<i32>,
+    /// Softmax weights of one block.
+    weights: PackedRows,
+    combined: Combined,
 }
 
 impl<'a> Piece<'a> {
-    fn new(isa: Isa, args: &'a AttentionArgs<'a>, span: &'a Range<usize>, rows: Range<usize>, head: usize) -> Self {
-        let scores = vec![0; rows.len() * BLOCK];
-        Self { isa, args, span, rows, head, scores }
+    fn new(isa: Isa, args: &'a AttentionArgs<'a>, span: &'a Range<usize>, rows: Range<usize>) -> Self {
+        let (dim, count) = (usize::from(args.heads.head_dim), rows.len());
+        Self {
+            isa,
+            args,
+            view: View { start: span.start, end: span.end, causal: args.heads.causal },
+            rows,
+            queries: PackedRows::new(isa, count, dim),
+            scores: vec![0; count * BLOCK],
+            weights: PackedRows::new(isa, count, BLOCK.min(span.len())),
+            combined: Combined::new(count, dim.next_multiple_of(TILE)),
+        }
     }
 
     fn dim(&self) -> usize {
         usize::from(self.args.heads.head_dim)
     }
 
-    /// Keys of block `b` that a row sees.
-    fn visible(&self, row: usize, b: usize) -> usize {
-        let end = if self.args.heads.causal { row + 1 } else { self.span.end };
-        end.saturating_sub(self.span.start + b * BLOCK).min(BLOCK)
-    }
-
-    /// `out` is `[rows][heads * dim]`.
-    fn run(&mut self, kv: &KeyValues, out: &mut [i32]) -> u64 {
-        let (dim, count) = (self.dim(), self.rows.len());
+    /// One query head; `out` is `[rows][heads * dim]`.
+    fn run(&mut self, head: usize, kv: &KeyValues, out: &mut [i32]) -> u64 {
+        let dim = self.dim();
         let width = usize::from(self.args.heads.heads) * dim;
-        let mut queries = PackedRows::new(self.isa, count, dim);
-        queries.fill(self.isa, |r| {
-            let at = (self.rows.start + r) * width + self.head * dim;
-            &self.args.q[at..at + dim]
-        });
-        let blocks = self.visible_blocks();
-        let mut combined: Vec<_> = (0..count).map(|_| Combined::new(dim)).collect();
+        let (q, first) = (self.args.q, self.rows.start);
+        self.queries.fill(self.isa, |r| &q[(first + r) * width + head * dim..][..dim]);
+        self.combined.clear();
         let mut saturations = 0;
-        for (b, values) in kv.values[..blocks].iter().enumerate() {
-            saturations += self.score_block(&queries, &kv.keys, b);
-            self.weigh_block(values, b, &mut combined);
+        for (b, values) in kv.values[..self.view.keys(self.rows.end - 1).div_ceil(BLOCK)].iter().enumerate() {
+            saturations += self.score_block(&kv.keys, b, u32::from(self.args.heads.score_shift[head]));
+            self.weigh_block(values, b);
         }
-        let value_shift = u32::from(self.args.heads.value_shift[self.head]);
-        for (combined, out) in combined.iter().zip(out.chunks_exact_mut(width)) {
-            combined.finish(self.isa, value_shift, &mut out[self.head * dim..(self.head + 1) * dim]);
+        let value_shift = u32::from(self.args.heads.value_shift[head]);
+        for (r, out) in out.chunks_exact_mut(width).enumerate() {
+            self.combined.finish(self.isa, r, value_shift, &mut out[head * dim..(head + 1) * dim]);
         }
         saturations
     }
 
-    /// Softmax blocks that the last row sees.
-    fn visible_blocks(&self) -> usize {
-        let end = if self.args.heads.causal { self.rows.end } else { self.span.end };
-        (end - self.span.start).div_ceil(BLOCK)
-    }
-
     /// Scores of one block for every row; returns how many visible ones were clamped.
-    fn score_block(&mut self, queries: &PackedRows, keys: &PackedMatrix, b: usize) -> u64 {
-        let shift = u32::from(self.args.heads.score_shift[self.head]);
+    fn score_block(&mut self, keys: &PackedMatrix, b: usize, shift: u32) -> u64 {
         let (step_rows, step_tiles) = block_shape(self.isa, keys.planes());
-        let most = self.visible(self.rows.end - 1, b);
+        let most = self.view.visible(self.rows.end - 1, b);
         let (from, to) = (b * BLOCK / TILE, (b * BLOCK + most).div_ceil(TILE));
         let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
         let mut saturations = 0;
         for tile in (from..to).step_by(step_tiles) {
             let tiles = step_tiles.min(to - tile);
-            for row in (0..queries.rows()).step_by(step_rows) {
-                let rows = step_rows.min(queries.rows() - row);
-                product(self.isa, queries, keys, Block { row, rows, tile, tiles }, &mut sums);
+            for row in (0..self.rows.len()).step_by(step_rows) {
+                let rows = step_rows.min(self.rows.len() - row);
+                product(self.isa, &self.queries, keys, Block { row, rows, tile, tiles }, &mut sums);
                 for (r, sums) in (row..row + rows).zip(sums.chunks_exact(tiles * TILE)) {
                     let first = (tile - from) * TILE;
-                    let seen = self.visible(self.rows.start + r, b).saturating_sub(first).min(tiles * TILE);
+                    let seen = self.view.visible(self.rows.start + r, b).saturating_sub(first).min(tiles * TILE);
                     let out = &mut self.scores[r * BLOCK + first..][..seen];
-                    saturations += scores(self.isa, &sums[..seen], keys.offset() * queries.sum(r), shift, out);
+                    let add = keys.offset() * self.queries.sum(r);
+                    saturations += scores(self.isa, &sums[..seen], add, shift, out);
                 }
             }
         }
         saturations
     }
 
-    /// Turns scores into weights, sums the weighted values, and adds the block to each row's.
-    fn weigh_block(&self, values: &PackedMatrix, b: usize, combined: &mut [Combined]) {
-        let count = self.rows.len();
-        let mut weights = PackedRows::new(self.isa, count, values.steps() * super::packed::STEP);
-        let mut references = vec![None; count];
+    /// Turns scores into weights, and adds the block's sums of weighted values to those of the blocks before.
+    fn weigh_block(&mut self, values: &PackedMatrix, b: usize) {
+        let width = values.steps() * STEP;
+        self.weights.resize(width);
+        let block = self.combined.push();
         let mut codes = [0_i16; BLOCK];
-        for (r, reference) in references.iter_mut().enumerate() {
-            let seen = self.visible(self.rows.start + r, b);
+        for r in 0..self.rows.len() {
+            let seen = self.view.visible(self.rows.start + r, b);
             codes[seen..].fill(0);
             let scores = &self.scores[r * BLOCK..][..seen];
-            *reference = (seen > 0).then(|| weigh(self.isa, scores, &mut codes[..seen]));
-            weights.set(self.isa, r, &codes);
+            if seen > 0 {
+                block.references[r] = Some(weigh(self.isa, scores, &mut codes[..seen]));
+            }
+            self.weights.set(self.isa, r, &codes[..width]);
+            block.weights[r] = self.weights.sum(r);
         }
-        let mut totals = vec![0_i64; count * self.padded_dim()];
-        self.weighted_sums(&weights, values, &mut totals);
-        for (r, sums) in totals.chunks_exact(self.padded_dim()).enumerate() {
-            let Some(reference) = references[r] else { continue };
-            combined[r].add(Reference(reference), weights.sum(r), &sums[..self.dim()]);
-        }
-    }
-
-    fn padded_dim(&self) -> usize {
-        self.dim().next_multiple_of(TILE)
-    }
-
-    /// Exact sums of weight times value, `[rows][padded dim]`.
-    fn weighted_sums(&self, weights: &PackedRows, values: &PackedMatrix, totals: &mut [i64]) {
         let (step_rows, step_tiles) = block_shape(self.isa, values.planes());
         let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
         for tile in (0..values.tiles()).step_by(step_tiles) {
             let tiles = step_tiles.min(values.tiles() - tile);
-            for row in (0..weights.rows()).step_by(step_rows) {
-                let rows = step_rows.min(weights.rows() - row);
-                product(self.isa, weights, values, Block { row, rows, tile, tiles }, &mut sums);
+            for row in (0..self.rows.len()).step_by(step_rows) {
+                let rows = step_rows.min(self.rows.len() - row);
+                product(self.isa, &self.weights, values, Block { row, rows, tile, tiles }, &mut sums);
                 for (r, sums) in (row..row + rows).zip(sums.chunks_exact(tiles * TILE)) {
-                    let add = values.offset() * weights.sum(r);
-                    let out = &mut totals[r * self.padded_dim() + tile * TILE..][..tiles * TILE];
-                    offset_row(self.isa, sums, add, out);
+                    let out = &mut block.values[r * block.cols + tile * TILE..][..tiles * TILE];
+                    offset_row(self.isa, sums, values.offset() * block.weights[r], out);
                 }
             }
         }

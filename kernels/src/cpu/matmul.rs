@@ -30,21 +30,21 @@ pub(super) fn matmul(
 /// An output element: its range and its conversion.
 trait Element: Copy + Default + Send + Sync {
     const RANGE: [i64; 2];
-    fn cast(v: i32) -> Self;
+    fn cast(v: i64) -> Self;
 }
 
 impl Element for i32 {
     const RANGE: [i64; 2] = [i32::MIN as i64, i32::MAX as i64];
     #[inline(always)]
-    fn cast(v: i32) -> Self {
-        v
+    fn cast(v: i64) -> Self {
+        v as i32
     }
 }
 
 impl Element for i16 {
     const RANGE: [i64; 2] = [-(CODE_MAX as i64), CODE_MAX as i64];
     #[inline(always)]
-    fn cast(v: i32) -> Self {
+    fn cast(v: i64) -> Self {
         v as i16
     }
 }
@@ -166,32 +166,45 @@ impl Product<'_> {
 
 /// Rescales, adds the bias and clamps one row of one tile. Returns the number of clamped elements.
 fn finish<T: Element>(isa: Isa, sums: &[i64; TILE], add: i64, columns: &Columns, exponent: i64, out: &mut [T]) -> u64 {
-    let mut y = [0; TILE];
-    let clamped = if columns.least < exponent {
-        // Some column is shifted left, which may leave 64 bits: one by one.
-        let mut wide = [0; TILE];
-        for c in 0..columns.count {
-            wide[c] = rescale(sums[c] + add, columns.mantissa[c] as u16, columns.shift[c] - exponent) + columns.bias[c];
+    let rescale = |out: &mut [T; TILE]| {
+        if columns.least < exponent {
+            rescale_left(sums, add, columns, exponent, out)
+        } else {
+            rescale_right(isa, sums, add, columns, exponent, out)
         }
-        clamp_tile(isa, &wide, T::RANGE, &mut y)
-    } else {
-        rescale_tile(isa, sums, add, columns, exponent, T::RANGE, &mut y)
     };
-    for (out, y) in out.iter_mut().zip(y) {
-        *out = T::cast(y);
+    if let Ok(out) = <&mut [T; TILE]>::try_from(&mut *out) {
+        return rescale(out);
     }
+    // The last tile may be partly padding, which comes out as zeros.
+    let mut tile = [T::default(); TILE];
+    let clamped = rescale(&mut tile);
+    out.copy_from_slice(&tile[..out.len()]);
     clamped
+}
+
+/// Where some column is shifted left, which may leave 64 bits: one by one.
+#[cold]
+fn rescale_left<T: Element>(
+    sums: &[i64; TILE],
+    add: i64,
+    columns: &Columns,
+    exponent: i64,
+    out: &mut [T; TILE],
+) -> u64 {
+    let y =
+        |c: usize| rescale(sums[c] + add, columns.mantissa[c] as u16, columns.shift[c] - exponent) + columns.bias[c];
+    clamp(&std::array::from_fn(|c| if c < columns.count { y(c) } else { 0 }), out)
 }
 
 for_each_path! {
     /// Where no column is shifted left.
-    fn rescale_tile(
+    fn rescale_right<T: Element>(
         sums: &[i64; TILE],
         add: i64,
         columns: &Columns,
         exponent: i64,
-        range: [i64; 2],
-        out: &mut [i32; TILE],
+        out: &mut [T; TILE],
     ) -> u64 {
         let mut y = [0; TILE];
         for c in 0..TILE {
@@ -201,24 +214,15 @@ for_each_path! {
             let half = ((1_u64 << s) >> 1) as i64;
             y[c] = (p.wrapping_add(half) >> s).wrapping_add(columns.bias[c]);
         }
-        clamp_columns(&y, range, out)
-    }
-}
-
-for_each_path! {
-    fn clamp_tile(y: &[i64; TILE], range: [i64; 2], out: &mut [i32; TILE]) -> u64 {
-        clamp_columns(y, range, out)
+        clamp(&y, out)
     }
 }
 
 /// Clamps to the range, and counts only where something was clamped.
 #[inline(always)]
-fn clamp_columns(y: &[i64; TILE], range: [i64; 2], out: &mut [i32; TILE]) -> u64 {
-    let mut changed = 0;
-    for c in 0..TILE {
-        let clamped = y[c].clamp(range[0], range[1]);
-        changed |= clamped ^ y[c];
-        out[c] = clamped as i32;
-    }
-    if changed == 0 { 0 } else { y.iter().zip(out).map(|(y, out)| u64::from(*y != i64::from(*out))).sum() }
+fn clamp<T: Element>(y: &[i64; TILE], out: &mut [T; TILE]) -> u64 {
+    let clamped = y.map(|y| y.clamp(T::RANGE[0], T::RANGE[1]));
+    let changed = y.iter().zip(&clamped).fold(0, |changed, (y, clamped)| changed | (y ^ clamped));
+    *out = clamped.map(T::cast);
+    if changed == 0 { 0 } else { y.iter().zip(&clamped).map(|(y, clamped)| u64::from(y != clamped)).sum() }
 }

@@ -117,7 +117,7 @@ impl HostOps for CpuKernels {
     type Matrix = PackedMatrix;
 
     fn prepare(&self, codes: ParamData<'_>, cols: usize) -> Self::Matrix {
-        PackedMatrix::from_codes(codes, cols)
+        PackedMatrix::from_codes(self.isa, codes, cols)
     }
 
     fn embed(&self, tables: &[Scaled<'_>], index: &[Vec<u32>], out: &mut [i32]) -> u64 {

@@ -35,11 +35,11 @@ pub struct PackedMatrix {
 
 impl PackedMatrix {
     /// Packs the codes of a matrix `[rows, cols]`.
-    pub(crate) fn from_codes(codes: ParamData<'_>, cols: usize) -> Self {
+    pub(crate) fn from_codes(isa: Isa, codes: ParamData<'_>, cols: usize) -> Self {
         let rows = codes.len() / cols;
         match codes {
             ParamData::I8(w) => Self::narrow(rows, cols, |n, k| w[n * cols + k]),
-            ParamData::I16(w) => Self::wide(rows, cols, |n, k| w[n * cols + k]),
+            ParamData::I16(codes) => Self::wide(isa, rows, cols, &ByRow { codes, start: 0, stride: cols, rows, cols }),
             _ => unreachable!("validation: weight codes are i8 or i16"),
         }
     }
@@ -67,22 +67,10 @@ impl PackedMatrix {
         packed
     }
 
-    /// Two digit planes, high before low; `code(row, col)`.
-    #[inline(always)]
-    pub(crate) fn wide(rows: usize, cols: usize, code: impl Fn(usize, usize) -> i16) -> Self {
+    /// Two digit planes, high before low.
+    pub(crate) fn wide<F: Fetch>(isa: Isa, rows: usize, cols: usize, codes: &F) -> Self {
         let mut packed = Self::empty(rows, cols, 2);
-        for n in 0..rows {
-            let tile = (n / TILE) * packed.steps * 2;
-            let mut sum = 0;
-            for k in 0..cols {
-                let w = code(n, k);
-                sum += i64::from(w) - 128;
-                let (quad, at) = (tile + k / STEP * 2, (n % TILE) * STEP + k % STEP);
-                packed.quads[quad].0[at] = (w >> 8) as i8;
-                packed.quads[quad + 1].0[at] = (w ^ 0x80) as i8;
-            }
-            packed.corrections[n] = -32_768 * sum;
-        }
+        split_codes(isa, codes, packed.steps, &mut packed.quads, &mut packed.corrections);
         packed
     }
 
@@ -123,6 +111,92 @@ impl PackedMatrix {
     }
 }
 
+/// The code that both digits of are 0: what padding is made of.
+const PADDING: i16 = 128;
+
+/// Where the 16-bit codes of a right operand come from.
+pub(crate) trait Fetch: Sync {
+    /// Codes of 16 columns at 4 reduction elements, `[16][4]`; [`PADDING`] outside the matrix.
+    fn quad(&self, tile: usize, step: usize) -> [i16; TILE * STEP];
+}
+
+/// A matrix whose rows (columns of the product) are contiguous.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByRow<'a> {
+    pub(crate) codes: &'a [i16],
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl Fetch for ByRow<'_> {
+    #[inline(always)]
+    fn quad(&self, tile: usize, step: usize) -> [i16; TILE * STEP] {
+        let mut quad = [PADDING; TILE * STEP];
+        let width = STEP.min(self.cols - step * STEP);
+        for (n, out) in (tile * TILE..self.rows).zip(quad.as_chunks_mut::<STEP>().0) {
+            let at = self.start + n * self.stride + step * STEP;
+            match self.codes[at..].first_chunk::<STEP>() {
+                Some(codes) if width == STEP => *out = *codes,
+                _ => out[..width].copy_from_slice(&self.codes[at..at + width]),
+            }
+        }
+        quad
+    }
+}
+
+/// A matrix whose columns (reduction elements) are contiguous.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByColumn<'a> {
+    pub(crate) codes: &'a [i16],
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl Fetch for ByColumn<'_> {
+    #[inline(always)]
+    fn quad(&self, tile: usize, step: usize) -> [i16; TILE * STEP] {
+        let mut quad = [PADDING; TILE * STEP];
+        let height = TILE.min(self.rows - tile * TILE);
+        for (i, k) in (step * STEP..self.cols.min((step + 1) * STEP)).enumerate() {
+            let at = self.start + k * self.stride + tile * TILE;
+            for (n, code) in self.codes[at..at + height].iter().enumerate() {
+                quad[n * STEP + i] = *code;
+            }
+        }
+        quad
+    }
+}
+
+for_each_path! {
+    /// Writes `[tiles][steps][high, low]` and the corrections of the columns.
+    fn split_codes<F: Fetch>(codes: &F, steps: usize, quads: &mut [Quad], corrections: &mut [i64]) {
+        let tiles = quads.chunks_exact_mut(steps * 2).zip(corrections.chunks_exact_mut(TILE));
+        for (tile, (quads, corrections)) in tiles.enumerate() {
+            let mut sums = [0_i32; TILE];
+            for (step, quad) in quads.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let codes = codes.quad(tile, step);
+                let [high, low] = quad;
+                for ((high, low), code) in high.0.iter_mut().zip(&mut low.0).zip(codes) {
+                    *high = (code >> 8) as i8;
+                    *low = (code ^ 0x80) as i8;
+                }
+                for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<STEP>().0) {
+                    let four = codes.iter().fold(0, |sum: i32, w| sum.wrapping_add(i32::from(*w)));
+                    // At most 2^13 codes of 2^15 and as many of 128: nothing wraps.
+                    *sum = sum.wrapping_add(four.wrapping_sub(i32::from(PADDING) * STEP as i32));
+                }
+            }
+            for (correction, sum) in corrections.iter_mut().zip(sums) {
+                *correction = i64::from(sum).wrapping_mul(-32_768);
+            }
+        }
+    }
+}
+
 /// The left operand: rows of 16-bit codes, as the path wants them.
 #[derive(Debug)]
 pub(crate) struct PackedRows {
@@ -151,6 +225,14 @@ impl PackedRows {
         for r in 0..self.sums.len() {
             self.set(isa, r, row(r));
         }
+    }
+
+    /// Changes the number of codes in a row. What the rows hold then has no meaning.
+    pub(crate) fn resize(&mut self, cols: usize) {
+        self.steps = cols.div_ceil(STEP);
+        let len = self.sums.len() * self.steps * STEP;
+        self.codes.resize(if self.codes.is_empty() { 0 } else { len }, 0);
+        self.digits.resize(if self.digits.is_empty() { 0 } else { 2 * len }, 0);
     }
 
     /// Packs one row.

@@ -15,12 +15,18 @@ const fn step(c: i64) -> i64 {
 
 /// Writes the weight of each score against the block's reference, which is returned in whole log2 units.
 pub(super) fn weigh(isa: Isa, scores: &[i32], weights: &mut [i16]) -> i64 {
-    let max = scores.iter().fold(i32::MIN, |max, s| max.max(*s));
+    let max = largest(isa, scores);
     let reference = (i64::from(max) + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC;
     // How far the reference lies above the largest score: below one unit.
     let above = ((reference << SCORE_FRAC) - i64::from(max)) as u32;
     weights_of(isa, scores, max, above, weights);
     reference
+}
+
+for_each_path! {
+    fn largest(scores: &[i32]) -> i32 {
+        scores.iter().fold(i32::MIN, |max, s| max.max(*s))
+    }
 }
 
 for_each_path! {
@@ -46,47 +52,73 @@ for_each_path! {
     }
 }
 
-/// A block's reference, in whole log2 units.
-#[derive(Clone, Copy)]
-pub(super) struct Reference(pub(super) i64);
-
-/// The blocks of one row so far.
+/// The blocks of some rows so far.
 ///
 /// Every block must be shifted against the largest reference of all, and rounding happens per block, so they are kept
 /// and not merged as they come.
 pub(super) struct Combined {
-    references: Vec<i64>,
+    rows: usize,
+    cols: usize,
+    /// `[blocks][rows]`; none where the row sees nothing of the block.
+    references: Vec<Option<i64>>,
+    /// `[blocks][rows]`.
     weights: Vec<i64>,
-    /// `[blocks][dim]`.
+    /// `[blocks][rows][cols]`.
     values: Vec<i64>,
-    dim: usize,
+    /// Scratch, `[cols]`.
+    sums: Vec<i64>,
+}
+
+/// One block of every row, to be filled.
+pub(super) struct BlockSums<'a> {
+    /// Whole log2 units, `[rows]`.
+    pub(super) references: &'a mut [Option<i64>],
+    /// Sums of weights, `[rows]`.
+    pub(super) weights: &'a mut [i64],
+    /// Sums of weight times value, `[rows][cols]`.
+    pub(super) values: &'a mut [i64],
+    /// Elements in a row of `values`.
+    pub(super) cols: usize,
 }
 
 impl Combined {
-    pub(super) fn new(dim: usize) -> Self {
-        Self { references: vec![], weights: vec![], values: vec![], dim }
+    /// No block yet, of `rows` rows and `cols` channels.
+    pub(super) fn new(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, references: vec![], weights: vec![], values: vec![], sums: vec![0; cols] }
     }
 
-    /// Adds a block: its reference, its sum of weights, its sums of weight times value.
-    pub(super) fn add(&mut self, Reference(reference): Reference, weight: i64, values: &[i64]) {
-        self.references.push(reference);
-        self.weights.push(weight);
-        self.values.extend_from_slice(values);
+    /// Forgets all blocks.
+    pub(super) fn clear(&mut self) {
+        self.references.clear();
+        self.weights.clear();
+        self.values.clear();
     }
 
-    /// Sums the blocks and divides once.
-    pub(super) fn finish(&self, isa: Isa, value_shift: u32, out: &mut [i32]) {
-        let reference = self.references.iter().max().copied().expect("a row sees at least one block");
+    /// Adds a block.
+    pub(super) fn push(&mut self) -> BlockSums<'_> {
+        let (at, cols) = (self.references.len(), self.cols);
+        self.references.resize(at + self.rows, None);
+        self.weights.resize(at + self.rows, 0);
+        self.values.resize((at + self.rows) * cols, 0);
+        let (references, weights) = (&mut self.references[at..], &mut self.weights[at..]);
+        BlockSums { references, weights, values: &mut self.values[at * cols..], cols }
+    }
+
+    /// Sums the blocks of a row and divides once.
+    pub(super) fn finish(&mut self, isa: Isa, row: usize, value_shift: u32, out: &mut [i32]) {
+        let blocks = || self.references.iter().enumerate().skip(row).step_by(self.rows);
+        let reference = blocks().filter_map(|(_, block)| *block).max().expect("a row sees at least one block");
         let mut weight = 0;
-        let mut sums = vec![0; self.dim];
-        for (b, values) in self.values.chunks_exact(self.dim).enumerate() {
-            let down = (reference - self.references[b]).min(63) as u32;
-            weight += crate::fixed::round_shift(self.weights[b] << GUARD, down);
-            add_scaled(isa, values, down, &mut sums);
+        self.sums.fill(0);
+        for (i, block) in blocks() {
+            let Some(block) = block else { continue };
+            let down = (reference - block).min(63) as u32;
+            weight += crate::fixed::round_shift(self.weights[i] << GUARD, down);
+            add_scaled(isa, &self.values[i * self.cols..(i + 1) * self.cols], down, &mut self.sums);
         }
         let (r, bits) = (i64::from(recip(weight as u64)), bit_length(weight as u64));
         // The largest score of its block weighs more than 2^14, so `weight` has at least 23 bits.
-        divide(isa, &sums, [bits - 16, 31 + value_shift], r, out);
+        divide(isa, &self.sums, [bits - 16, 31 + value_shift], r, out);
     }
 }
 
