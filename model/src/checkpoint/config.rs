@@ -1,0 +1,142 @@
+//! `config.json` of a BERT encoder. What is not lowered is refused by name.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Folder;
+use crate::error::ModelError;
+
+const FILE: &str = "config.json";
+/// No dimension is larger: products of two then fit `u64`. The program's own limits are tighter and checked later.
+const MAX_DIMENSION: u32 = 1 << 24;
+/// Most transformer layers: a program has at most 512, with embedding and pooling.
+const MAX_LAYERS: u32 = 510;
+
+/// Checked dimensions of a BERT encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BertConfig {
+    /// Tokens are below this.
+    pub vocab_size: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Transformer layers.
+    pub num_hidden_layers: u32,
+    /// Attention heads; divides `hidden_size`.
+    pub num_attention_heads: u32,
+    /// Width of the feed-forward part.
+    pub intermediate_size: u32,
+    /// Longest sequence.
+    pub max_position_embeddings: u32,
+    /// Rows of the token type table.
+    pub type_vocab_size: u32,
+    /// Epsilon of every LayerNorm; finite, at least 0 and below 1.
+    pub layer_norm_eps: f64,
+}
+
+impl BertConfig {
+    /// Elements of one attention head.
+    pub fn head_dim(&self) -> u32 {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    model_type: String,
+    #[serde(default)]
+    architectures: Option<Vec<String>>,
+    vocab_size: u32,
+    hidden_size: u32,
+    num_hidden_layers: u32,
+    num_attention_heads: u32,
+    intermediate_size: u32,
+    max_position_embeddings: u32,
+    type_vocab_size: u32,
+    layer_norm_eps: f64,
+    hidden_act: String,
+    #[serde(default)]
+    position_embedding_type: Option<String>,
+    #[serde(default)]
+    is_decoder: Option<bool>,
+    #[serde(default)]
+    add_cross_attention: Option<bool>,
+    #[serde(default)]
+    quantization_config: Option<Value>,
+}
+
+pub(super) fn read(folder: &mut Folder<'_>) -> Result<BertConfig, ModelError> {
+    let path = folder.path(FILE);
+    // The type first: another family lacks other fields, and its name is the better message.
+    let json: Value = folder.json(FILE)?;
+    let family = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if family != "bert" {
+        return Err(ModelError::Unsupported(format!("model_type {family:?}: only \"bert\" is lowered")));
+    }
+    let raw: Raw = serde_json::from_value(json).map_err(|e| ModelError::checkpoint(&path, e.to_string()))?;
+    refuse_variants(&raw)?;
+    check_sizes(&raw, &path)?;
+    Ok(BertConfig {
+        vocab_size: raw.vocab_size,
+        hidden_size: raw.hidden_size,
+        num_hidden_layers: raw.num_hidden_layers,
+        num_attention_heads: raw.num_attention_heads,
+        intermediate_size: raw.intermediate_size,
+        max_position_embeddings: raw.max_position_embeddings,
+        type_vocab_size: raw.type_vocab_size,
+        layer_norm_eps: raw.layer_norm_eps,
+    })
+}
+
+fn refuse_variants(raw: &Raw) -> Result<(), ModelError> {
+    let refuse = |what: String| Err(ModelError::Unsupported(what));
+    debug_assert_eq!(raw.model_type, "bert");
+    if let Some(names) = &raw.architectures
+        && names.iter().any(|n| n != "BertModel")
+    {
+        return refuse(format!("architectures {names:?}: only BertModel is lowered"));
+    }
+    if raw.hidden_act != "gelu" {
+        return refuse(format!("hidden_act {:?}: only \"gelu\" is lowered", raw.hidden_act));
+    }
+    if let Some(kind) = &raw.position_embedding_type
+        && kind != "absolute"
+    {
+        return refuse(format!("position_embedding_type {kind:?}: only \"absolute\" is lowered"));
+    }
+    if raw.is_decoder == Some(true) {
+        return refuse("is_decoder: only encoders are lowered".into());
+    }
+    if raw.add_cross_attention == Some(true) {
+        return refuse("add_cross_attention is not lowered".into());
+    }
+    if raw.quantization_config.is_some() {
+        return refuse("quantization_config: import the unquantised checkpoint".into());
+    }
+    Ok(())
+}
+
+fn check_sizes(raw: &Raw, path: &Path) -> Result<(), ModelError> {
+    let within = |name: &str, value: u32, cap: u32| {
+        if (1..=cap).contains(&value) {
+            return Ok(());
+        }
+        Err(ModelError::checkpoint(path, format!("{name} is {value}; 1 to {cap} is possible")))
+    };
+    within("vocab_size", raw.vocab_size, MAX_DIMENSION)?;
+    within("hidden_size", raw.hidden_size, MAX_DIMENSION)?;
+    within("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS)?;
+    within("num_attention_heads", raw.num_attention_heads, raw.hidden_size.min(u16::MAX.into()))?;
+    within("intermediate_size", raw.intermediate_size, MAX_DIMENSION)?;
+    within("max_position_embeddings", raw.max_position_embeddings, MAX_DIMENSION)?;
+    within("type_vocab_size", raw.type_vocab_size, MAX_DIMENSION)?;
+    if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
+        return Err(ModelError::checkpoint(path, "num_attention_heads does not divide hidden_size"));
+    }
+    within("hidden_size / num_attention_heads", raw.hidden_size / raw.num_attention_heads, u16::MAX.into())?;
+    if !(raw.layer_norm_eps >= 0.0 && raw.layer_norm_eps < 1.0) {
+        return Err(ModelError::checkpoint(path, format!("layer_norm_eps is {}", raw.layer_norm_eps)));
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! A sentence encoder as a Hugging Face folder: configuration, weights, pooling and tokenizer.
+
+mod config;
+mod pooling;
+mod weights;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+pub use config::BertConfig;
+pub use pooling::{Pooling, Postprocessing};
+pub use weights::Weights;
+
+use crate::error::ModelError;
+use crate::package::SourceFile;
+
+/// Largest JSON file that is not the tokenizer.
+const MAX_JSON_BYTES: u64 = 4 << 20;
+/// Largest tokenizer file.
+pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+
+/// An opened folder. Weights stay in their file until they are read.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Checked configuration.
+    pub config: BertConfig,
+    /// What follows the last layer.
+    pub postprocessing: Postprocessing,
+    /// The tensors.
+    pub weights: Weights,
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// Every file that was read, by name.
+    pub sources: Vec<SourceFile>,
+}
+
+/// Reads files of one folder and remembers their digests.
+struct Folder<'a> {
+    dir: &'a Path,
+    sources: Vec<SourceFile>,
+}
+
+impl Checkpoint {
+    /// Opens a folder.
+    ///
+    /// # Errors
+    /// The first file that is missing, malformed or describes a model that is not supported.
+    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+        let mut folder = Folder { dir, sources: Vec::new() };
+        let config = config::read(&mut folder)?;
+        let postprocessing = pooling::read(&mut folder, config.hidden_size)?;
+        let tokenizer = folder.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?;
+        let weights = weights::open(&mut folder)?;
+        let mut sources = folder.sources;
+        sources.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { config, postprocessing, weights, tokenizer, sources })
+    }
+}
+
+impl Folder<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Opens a regular file, so that a pipe or device can't stall the import.
+    fn open(&self, name: &str) -> Result<(File, u64), ModelError> {
+        let path = self.path(name);
+        let metadata = std::fs::metadata(&path).map_err(ModelError::io("open", &path))?;
+        if !metadata.is_file() {
+            return Err(ModelError::checkpoint(&path, "is not a regular file"));
+        }
+        let file = File::open(&path).map_err(ModelError::io("open", &path))?;
+        Ok((file, metadata.len()))
+    }
+
+    fn bytes(&mut self, name: &str, cap: u64) -> Result<Vec<u8>, ModelError> {
+        let (file, _) = self.open(name)?;
+        let path = self.path(name);
+        let mut bytes = Vec::new();
+        file.take(cap + 1).read_to_end(&mut bytes).map_err(ModelError::io("read", &path))?;
+        if bytes.len() as u64 > cap {
+            return Err(ModelError::checkpoint(&path, format!("is longer than {cap} bytes")));
+        }
+        self.remember(name, &bytes);
+        Ok(bytes)
+    }
+
+    fn json<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ModelError> {
+        let bytes = self.bytes(name, MAX_JSON_BYTES)?;
+        serde_json::from_slice(&bytes).map_err(|e| ModelError::checkpoint(&self.path(name), e.to_string()))
+    }
+
+    fn remember(&mut self, name: &str, bytes: &[u8]) {
+        let source = SourceFile { name: name.into(), bytes: bytes.len() as u64, digest: blake3::hash(bytes).into() };
+        self.sources.push(source);
+    }
+}

@@ -1,0 +1,138 @@
+//! `model.safetensors`, memory-mapped: a list of named tensors, read as `f32` and checked to be finite.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::Folder;
+use crate::error::ModelError;
+
+const FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Longest JSON header.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Most tensors.
+const MAX_TENSORS: usize = 65_536;
+
+/// The tensors of a checkpoint.
+#[derive(Debug)]
+pub struct Weights {
+    map: Mmap,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Of the file.
+    bytes: Range<usize>,
+}
+
+pub(super) fn open(folder: &mut Folder<'_>) -> Result<Weights, ModelError> {
+    let path = folder.path(FILE);
+    if !folder.has(FILE) && folder.has(INDEX) {
+        return Err(ModelError::Unsupported(format!("sharded weights ({INDEX}): merge them into {FILE}")));
+    }
+    let (file, length) = folder.open(FILE)?;
+    if length < 8 {
+        return Err(ModelError::checkpoint(&path, "is shorter than a header"));
+    }
+    // SAFETY: the mapping is read-only and private to this value. Another process that shortens the file meanwhile
+    // can end this one by a bus error; that a checkpoint lies still during import is the operator's part.
+    let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", &path))?;
+    let tensors = parse(&map).map_err(|reason| ModelError::checkpoint(&path, reason))?;
+    folder.remember(FILE, &map);
+    Ok(Weights { map, tensors })
+}
+
+/// The format's own rules (header inside the file, tensors side by side without gap or overlap, shapes that fit
+/// their bytes) are the safetensors crate's; the caps are ours.
+fn parse(map: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+    let header = map.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).ok_or("is shorter than a header")?;
+    if header > MAX_HEADER_BYTES {
+        return Err(format!("its header claims {header} bytes; at most {MAX_HEADER_BYTES} are read"));
+    }
+    let file = SafeTensors::deserialize(map).map_err(|e| format!("is not a sound safetensors file: {e}"))?;
+    if file.len() > MAX_TENSORS {
+        return Err(format!("has {} tensors; at most {MAX_TENSORS} are read", file.len()));
+    }
+    let base = map.as_ptr() as usize;
+    let entry = |view: safetensors::tensor::TensorView<'_>| {
+        let start = view.data().as_ptr() as usize - base;
+        Entry { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: start..start + view.data().len() }
+    };
+    Ok(file.iter().map(|(name, view)| (name.to_string(), entry(view))).collect())
+}
+
+impl Weights {
+    /// Names of all tensors, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor's elements, row-major.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or type, or holds a NaN or an infinity: the element is named.
+    pub fn read(&self, name: &str, shape: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let entry = self.tensors.get(name).ok_or_else(|| ModelError::tensor(name, "is missing"))?;
+        if !entry.shape.iter().map(|n| *n as u64).eq(shape.iter().map(|n| u64::from(*n))) {
+            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", entry.shape);
+            return Err(ModelError::tensor(name, reason));
+        }
+        let bytes = &self.map[entry.bytes.clone()];
+        let values: Vec<f32> = match entry.dtype {
+            Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
+            Dtype::BF16 => bytes
+                .chunks_exact(2)
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                .collect(),
+            other => return Err(ModelError::tensor(name, format!("is {other:?}; F32, F16 and BF16 are read"))),
+        };
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(at) => {
+                let cols = shape.last().map_or(1, |n| *n as usize);
+                let reason = format!("element [{}, {}] is {}", at / cols, at % cols, values[at]);
+                Err(ModelError::tensor(name, reason))
+            }
+        }
+    }
+}
+
+/// IEEE half precision, exactly.
+fn f16_to_f32(h: u16) -> f32 {
+    let (sign, exponent, fraction) = (u32::from(h >> 15) << 31, u32::from(h >> 10 & 31), u32::from(h & 1023));
+    match exponent {
+        // Subnormal halves are multiples of 2^-24, which are normal floats.
+        0 => f32::from_bits(sign | (fraction as f32 / 16_777_216.0).to_bits()),
+        31 => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | fraction << 13),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves() {
+        for (bits, value) in [
+            (0x0000, 0.0),
+            (0x3c00, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65_504.0),
+            (0x0400, 6.103_515_6e-5),
+            (0x0001, 5.960_464_5e-8),
+            (0x83ff, -6.097_555e-5),
+            (0x7c00, f32::INFINITY),
+        ] {
+            assert_eq!(f16_to_f32(bits), value);
+        }
+        assert!(f16_to_f32(0x7e00).is_nan());
+    }
+}

@@ -1,0 +1,91 @@
+//! Configuration and weights to a program and its parameters. One file per family.
+
+mod bert;
+mod build;
+mod formats;
+mod matrix;
+
+use lockstep_kernels::program::{ParamId, Program, TensorId};
+use lockstep_kernels::value::{ParamData, Params};
+
+pub use bert::lower_bert;
+pub use matrix::RealMatrix;
+
+use crate::package::WeightMode;
+
+/// Parameters in memory, as an import makes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParamValues {
+    /// 8-bit codes.
+    I8(Vec<i8>),
+    /// 16-bit codes or shifts.
+    I16(Vec<i16>),
+    /// Row mantissas.
+    U16(Vec<u16>),
+    /// Biases and norm vectors.
+    I32(Vec<i32>),
+}
+
+impl ParamValues {
+    /// The elements, borrowed.
+    pub fn data(&self) -> ParamData<'_> {
+        match self {
+            Self::I8(v) => ParamData::I8(v),
+            Self::I16(v) => ParamData::I16(v),
+            Self::U16(v) => ParamData::U16(v),
+            Self::I32(v) => ParamData::I32(v),
+        }
+    }
+
+    /// The elements, little-endian.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::I8(v) => v.iter().map(|x| *x as u8).collect(),
+            Self::I16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::U16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Self::I32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+}
+
+/// Where the codes of a matrix come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatrixSite {
+    /// The codes.
+    pub codes: ParamId,
+    /// The published tensor, `[rows, cols]`.
+    pub tensor: String,
+    /// What the published weights are multiplied by before they are quantised; one double rounding for each weight.
+    pub factor: f64,
+    /// The layer that multiplies by the matrix.
+    pub layer: usize,
+    /// What is multiplied, a `Bfp` tensor.
+    pub input: TensorId,
+}
+
+/// A lowered model. Codes are the nearest ones; error feedback replaces those of 8 bits.
+#[derive(Debug)]
+pub struct Lowered {
+    /// The validated program.
+    pub program: Program,
+    /// One entry for each of the program's parameters.
+    pub params: Vec<ParamValues>,
+    /// The matrices of all matrix products.
+    pub matrices: Vec<MatrixSite>,
+    /// Fractional bits of the output.
+    pub output_frac: u8,
+    /// Tensors of the checkpoint that the model does not use.
+    pub unused: Vec<String>,
+    /// Which mode the codes are in.
+    pub weights: WeightMode,
+}
+
+/// [`Params`] over a lowered model.
+#[derive(Debug)]
+pub struct MemoryParams(pub Vec<ParamValues>);
+
+impl Params for MemoryParams {
+    fn param(&self, id: ParamId) -> ParamData<'_> {
+        self.0[usize::from(id.0)].data()
+    }
+}

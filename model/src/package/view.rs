@@ -1,0 +1,185 @@
+//! A package on disk, memory-mapped.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use lockstep_kernels::program::{DType, ParamId, Program};
+use lockstep_kernels::value::{ParamData, Params};
+use lockstep_protocol::ids::{Digest, ModelId};
+use memmap2::Mmap;
+
+use super::Manifest;
+use super::layout::{Layout, manifest_range};
+use crate::bounds;
+use crate::error::ModelError;
+use crate::parallel;
+use crate::tokenizer::Tokenizer;
+
+/// An opened package. Clones share the mapping.
+#[derive(Clone, Debug)]
+pub struct Package {
+    mapped: Arc<Mapped>,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    map: Mmap,
+    manifest: Manifest,
+    layout: Layout,
+    model_id: ModelId,
+}
+
+impl Package {
+    /// Maps a package and checks its header, manifest and length. Blobs are not read: see [`Package::verify`] and
+    /// [`Package::prove`].
+    ///
+    /// The file must stay as it is while it is mapped; a package is only ever replaced by a rename.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = File::open(path).map_err(ModelError::io("open", path))?;
+        let metadata = file.metadata().map_err(ModelError::io("open", path))?;
+        if !metadata.is_file() || metadata.len() == 0 {
+            return Err(ModelError::Package("is empty or not a regular file".into()));
+        }
+        // SAFETY: the mapping is read-only. Packages are written beside their name and renamed, never changed in
+        // place, so no well-behaved process shortens or alters the file under the mapping.
+        let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", path))?;
+        let bytes = &map[manifest_range(&map)?];
+        let manifest = Manifest::parse(bytes)?;
+        let model_id = Manifest::model_id(bytes);
+        let layout = Layout::of(&manifest, bytes.len())?;
+        if layout.file_bytes() != map.len() {
+            let reason = format!("has {} bytes; its manifest describes {}", map.len(), layout.file_bytes());
+            return Err(ModelError::Package(reason));
+        }
+        Ok(Self { mapped: Arc::new(Mapped { map, manifest, layout, model_id }) })
+    }
+
+    /// Opens, verifies every digest and proves every bound: what anyone does before running a model.
+    ///
+    /// # Errors
+    /// As [`Package::open`], [`Package::verify`] and [`Package::prove`].
+    pub fn open_checked(path: &Path, threads: NonZeroUsize) -> Result<Self, ModelError> {
+        let package = Self::open(path)?;
+        package.verify(threads)?;
+        package.prove()?;
+        Ok(package)
+    }
+
+    /// Hashes every blob and compares; the gaps between them must be zeros.
+    ///
+    /// # Errors
+    /// The first part that is not what the manifest says.
+    pub fn verify(&self, threads: NonZeroUsize) -> Result<(), ModelError> {
+        let digests = parallel::map(self.blob_count(), threads, |i| Digest::from(blake3::hash(self.blob(i))));
+        for (i, (found, info)) in digests.into_iter().zip(self.manifest().blobs()).enumerate() {
+            if found != info.digest {
+                return Err(ModelError::Package(format!("{} is damaged: its digest differs", self.blob_name(i))));
+            }
+        }
+        let mut end = self.mapped.layout.manifest.end;
+        for range in &self.mapped.layout.blobs {
+            if self.mapped.map[end..range.start].iter().any(|b| *b != 0) {
+                return Err(ModelError::Package("padding between blobs is not zero".into()));
+            }
+            end = range.end;
+        }
+        Ok(())
+    }
+
+    /// Proves that no accumulator of any input can overflow.
+    ///
+    /// # Errors
+    /// The first op or parameter for which the proof fails.
+    pub fn prove(&self) -> Result<(), ModelError> {
+        bounds::prove(self.program(), &*self.mapped)
+    }
+
+    /// The BLAKE3 of the manifest.
+    pub fn model_id(&self) -> ModelId {
+        self.mapped.model_id
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.mapped.manifest
+    }
+
+    /// The manifest's canonical bytes.
+    pub fn manifest_bytes(&self) -> &[u8] {
+        &self.mapped.map[self.mapped.layout.manifest.clone()]
+    }
+
+    /// The model as ops.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.mapped.manifest.program
+    }
+
+    /// The parameters, without a copy.
+    pub fn params(&self) -> Arc<dyn Params> {
+        Arc::clone(&self.mapped) as Arc<dyn Params>
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` does not load, or makes tokens that the program does not have.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        let program = self.program();
+        Tokenizer::from_json(self.blob(self.blob_count() - 1), program.max_positions, program.vocab_size)
+    }
+
+    /// Number of blobs: the parameters and the tokenizer.
+    pub fn blob_count(&self) -> usize {
+        self.mapped.layout.blobs.len()
+    }
+
+    /// The bytes of one blob.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Package::blob_count`].
+    pub fn blob(&self, index: usize) -> &[u8] {
+        self.mapped.blob(index)
+    }
+
+    fn blob_name(&self, index: usize) -> String {
+        self.program().params.get(index).map_or("the tokenizer".into(), |p| format!("parameter {:?}", p.name))
+    }
+}
+
+impl Mapped {
+    fn blob(&self, index: usize) -> &[u8] {
+        &self.map[self.layout.blobs[index].clone()]
+    }
+}
+
+impl Params for Mapped {
+    fn param(&self, id: ParamId) -> ParamData<'_> {
+        let bytes = self.blob(usize::from(id.0));
+        match self.manifest.program.param(id).dtype {
+            DType::I8 => ParamData::I8(typed(bytes)),
+            DType::I16 => ParamData::I16(typed(bytes)),
+            DType::U16 => ParamData::U16(typed(bytes)),
+            DType::I32 => ParamData::I32(typed(bytes)),
+        }
+    }
+}
+
+/// Integers for which every bit pattern is a value.
+trait Plain: Copy {}
+impl Plain for i8 {}
+impl Plain for i16 {}
+impl Plain for u16 {}
+impl Plain for i32 {}
+
+/// Bytes as little-endian integers; the crate does not build on big-endian hosts.
+fn typed<T: Plain>(bytes: &[u8]) -> &[T] {
+    // SAFETY: every bit pattern is a value of `T`, and the result borrows the same bytes for the same time.
+    let (head, body, tail) = unsafe { bytes.align_to::<T>() };
+    assert!(head.is_empty() && tail.is_empty(), "blobs start at pages and hold whole elements");
+    body
+}
