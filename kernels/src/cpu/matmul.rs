@@ -8,7 +8,7 @@ use crate::fixed::{CODE_MAX, rescale};
 use crate::host::{BfpRows, MatMulOut, Scaled};
 
 /// Rows in one piece of work where rows are split: a multiple of every block's rows.
-const PIECE: usize = 24;
+const PIECE: usize = 12;
 
 /// Twin of [`crate::reference::matmul::matmul`].
 pub(super) fn matmul(
