@@ -204,6 +204,24 @@ fn attention_over_blocks_at_the_extremes() {
     }
 }
 
+/// The sum of eight rows, each as far to the left as a rescaled element goes, leaves 64 bits.
+#[test]
+fn embedding_tables_that_overflow_together() {
+    for (code, expected) in [(i16::MAX, i32::MAX), (i16::MIN, i32::MIN)] {
+        let (codes, mantissa, shift) = ([code; 3], [u16::MAX], [i16::MIN]);
+        let table = Scaled { codes: ParamData::I16(&codes), mantissa: &mantissa, shift: &shift, cols: 3 };
+        let index = vec![vec![0]; 8];
+        let mut out = [0; 3];
+        assert_eq!(Reference.embed(&[table; 8], &index, &mut out), 3);
+        assert_eq!(out, [expected; 3]);
+        for (name, kernels) in backends() {
+            let mut got = [0; 3];
+            assert_eq!(kernels.embed(&[table; 8], &index, &mut got), 3, "{name}");
+            assert_eq!(got, out, "{name}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 

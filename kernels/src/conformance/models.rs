@@ -148,7 +148,8 @@ impl Model {
             head_dim: dim as u16,
             causal: false,
             score_shift: vec![7; heads],
-            value_shift: vec![0; heads],
+            // Values have 12 fractional bits and the mean has 15 more; the stream has 16.
+            value_shift: vec![11; heads],
         };
         let mixed = self.b.rows(&n("mixed"), heads * dim, TensorKind::I32);
         let attention = Op::Attention { q, k, v, heads: shape, out: mixed };
