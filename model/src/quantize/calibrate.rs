@@ -67,3 +67,22 @@ pub fn grams(
     }
     Ok(grams)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What is measured must not be what was tuned on.
+    #[test]
+    fn calibration_and_quality_texts_are_disjoint() {
+        let measured: Vec<String> =
+            serde_json::from_str(include_str!("../../../scripts/quality_sentences.json")).unwrap();
+        let tuned: BTreeSet<String> = texts(CALIBRATION_TEXT).iter().map(|t| t.trim().to_lowercase()).collect();
+        assert!(measured.len() >= 64 && tuned.len() >= 64);
+        for text in &measured {
+            assert!(!tuned.contains(&text.trim().to_lowercase()), "{text:?} is in both");
+        }
+    }
+}
