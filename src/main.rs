@@ -1,2 +1,27 @@
 //! The `lockstep` command.
-fn main() {}
+
+mod backend;
+mod cli;
+mod config;
+mod demo;
+mod exit;
+mod paths;
+mod progress;
+mod rerun;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    cli::start_log(cli.verbose);
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {:#}", failure.error);
+            failure.exit.into()
+        }
+    }
+}

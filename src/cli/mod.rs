@@ -1,0 +1,77 @@
+//! Commands: arguments in, text or one JSON object out.
+
+use clap::{Parser, Subcommand};
+
+use crate::exit::Outcome;
+
+mod bench;
+mod conformance;
+mod coordinator;
+mod embed;
+mod import;
+mod inspect;
+mod verify;
+mod worker;
+
+pub use import::Stages;
+
+/// Exact neural networks, committed layer by layer, verified by anyone.
+#[derive(Parser)]
+#[command(name = "lockstep", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Log more: -v for debugging, -vv for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 configuration or input, 3 no such device, \
+5 authentication, 6 drain cut short, 7 checked and found wrong.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show everything on this machine: a coordinator, three workers, a cheat, and how it is found.
+    Demo(crate::demo::DemoArgs),
+    /// Turn a Hugging Face folder into a package, or check a package against one.
+    Import(import::ImportArgs),
+    /// Print what a package holds.
+    Inspect(inspect::InspectArgs),
+    /// Compute embeddings here, with the root of every layer.
+    Embed(embed::EmbedArgs),
+    /// Check a receipt: everything that can be derived, and the run itself where the package is at hand.
+    Verify(verify::VerifyArgs),
+    /// Serve models to clients, assign jobs to workers, and have them audited.
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Run jobs for a coordinator.
+    Worker(worker::WorkerArgs),
+    /// Put a backend of this machine through the conformance suite, byte for byte.
+    Conformance(conformance::ConformanceArgs),
+    /// Measure.
+    Bench(bench::BenchArgs),
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> Outcome {
+        match self.command {
+            Command::Demo(args) => crate::demo::run(&args),
+            Command::Import(args) => import::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Embed(args) => embed::run(&args),
+            Command::Verify(args) => verify::run(&args),
+            Command::Coordinator(args) => coordinator::run(args),
+            Command::Worker(args) => worker::run(args),
+            Command::Conformance(args) => conformance::run(&args),
+            Command::Bench(args) => bench::run(&args),
+        }
+    }
+}
+
+/// Sends the log to standard error; `RUST_LOG` overrides the level.
+pub fn start_log(verbose: u8) {
+    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
+    let default = format!("warn,lockstep={level},lockstep_worker={level},lockstep_coordinator={level},lockstep_link={level}");
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+}

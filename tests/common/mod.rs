@@ -1,0 +1,62 @@
+//! What the tests of the program share: running it, the real model, and what to do where it is missing.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+pub mod processes;
+
+/// The program under test.
+pub fn lockstep() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_lockstep"))
+}
+
+/// Runs to the end.
+pub fn run(command: &mut Command) -> Output {
+    command.output().expect("the program starts")
+}
+
+/// Runs to a successful end, and reads the JSON object on the last line.
+pub fn run_json(command: &mut Command) -> Value {
+    let output = run(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed: {stderr}");
+    let stdout = String::from_utf8(output.stdout).expect("UTF-8");
+    let last = stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last:?}"))
+}
+
+/// The checkpoint of all-MiniLM-L6-v2, or `None` with a loud line where this machine does not have it. With
+/// `LOCKSTEP_REQUIRE_ALL` set, its absence fails the test.
+pub fn minilm() -> Option<PathBuf> {
+    let default = || {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).map(|c| c.join("lockstep/all-MiniLM-L6-v2"))
+    };
+    let dir = std::env::var_os("LOCKSTEP_MINILM").map(PathBuf::from).or_else(default);
+    let found = dir.filter(|d| d.join("model.safetensors").exists());
+    if found.is_none() {
+        skipped("all-MiniLM-L6-v2 is not on this machine: run scripts/fetch-minilm.py");
+    }
+    found
+}
+
+/// Says that a test did not run, and fails it where everything must run.
+pub fn skipped(why: &str) {
+    assert!(std::env::var_os("LOCKSTEP_REQUIRE_ALL").is_none(), "a test that must run can't: {why}");
+    eprintln!("SKIPPED: {why}");
+}
+
+/// A package of the real model in 8 bits, made once for all tests of a file.
+pub fn minilm_package() -> Option<&'static Path> {
+    static PACKAGE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let make = || {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("minilm-w8-{}.lsp", std::process::id()));
+        run_json(lockstep().args(["import", "--json", "--weights", "w8", "--name", "minilm", "--out"]).arg(&file).arg(minilm()?));
+        Some(file)
+    };
+    PACKAGE.get_or_init(make).as_deref()
+}
