@@ -89,7 +89,7 @@ impl Product<'_> {
     /// Many rows are split by rows; few by columns, so that every thread has work.
     fn run<T: Element>(&self, cpu: &CpuKernels, out: &mut [T]) -> u64 {
         let (rows, n) = (self.x.exponents.len(), self.w.rows());
-        if rows < PIECE * cpu.threads.count().min(2) && cpu.threads.count() > 1 {
+        if cpu.threads.count() > 1 && rows < PIECE * cpu.threads.count() {
             return self.by_columns(cpu, out);
         }
         let pieces = out.chunks_mut(PIECE * n).enumerate().collect();

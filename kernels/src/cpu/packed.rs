@@ -106,6 +106,7 @@ impl PackedMatrix {
     }
 
     /// Corrections of one tile's columns.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn correction(&self, tile: usize) -> &[i64] {
         &self.corrections[tile * TILE..(tile + 1) * TILE]
     }
@@ -268,6 +269,7 @@ impl PackedRows {
     }
 
     /// Digits of rows `r..r + rows`: `[rows][low, high][4 * steps]`.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn digits(&self, r: usize, rows: usize) -> &[u8] {
         let width = self.steps * STEP * 2;
         &self.digits[r * width..(r + rows) * width]
