@@ -1,1 +1,36 @@
 //! The coordinator: registry, leases, audits, durable store, HTTP.
+//!
+//! The decisions are made by the pure machine in `lockstep_protocol::machine`; this crate gives it a clock, a disk and
+//! the network. The folder reads like this:
+//!
+//! - [`start`]: puts everything together ([`Coordinator::start`]) and takes it down ([`Handle::shutdown`]).
+//! - [`config`], [`error`]: what a coordinator is told, and why it does not start.
+//! - [`store`]: the one file, written by one thread, many commits in one flush.
+//! - [`engine`]: the task that owns the machine: inputs in, records to the store, then effects.
+//! - [`models`], [`settle`]: packages that are served, and the oracle that recomputes a disputed job.
+//! - [`sessions`]: connections of workers.
+//! - [`http`] serves clients.
+//! - [`events`]: what happens, for whoever watches.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod events;
+pub mod http;
+pub mod models;
+pub mod sessions;
+pub mod settle;
+pub mod start;
+pub mod store;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Allow, ApiKey, Config};
+pub use error::StartError;
+pub use events::Event;
+pub use start::{Coordinator, Handle};

@@ -1,0 +1,185 @@
+//! From the machine's outputs to what is written, and what is done once it is durable.
+
+use std::sync::Arc;
+
+use lockstep_protocol::commitment::ChainHead;
+use lockstep_protocol::ids::{JobId, NodeId, Nonce};
+use lockstep_protocol::job::Job;
+use lockstep_protocol::machine::{Action, Output, Record, SubmitError};
+use lockstep_protocol::messages::{JobResult, RefusalCode};
+use lockstep_protocol::receipt::{Receipt, same_result};
+
+use super::peer::{Down, Peer};
+use super::{Engine, Live, Submission, SubmitRequest};
+use crate::events::Event;
+use crate::store::Write;
+
+/// Something to do once all writes before it are durable.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// Send to a session: the one that was there when the machine decided.
+    Send(Arc<Peer>, Down),
+    /// End a session.
+    Close(Arc<Peer>),
+    /// Tell a client how its submission went.
+    Reply(JobId, Submission, Box<SubmitRequest>),
+    /// The job has an answer.
+    Answer(JobId, Arc<Receipt>),
+    /// The job has ended.
+    Done(JobId, Arc<Receipt>),
+    /// The job has ended without a result.
+    Failed(JobId, String),
+    /// Draw whether the job is audited.
+    Draw(JobId, ChainHead, Nonce),
+    /// Recompute the job.
+    Settle(Arc<Job>),
+    /// Tell whoever watches.
+    Emit(Event),
+}
+
+/// What one input comes to.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub writes: Vec<Write>,
+    pub effects: Vec<Effect>,
+}
+
+impl Engine {
+    /// Takes an output apart. Receipts are made here, before they are durable, so that they are written in one
+    /// transaction with the records that they follow from.
+    pub(super) fn plan(&mut self, output: Output, mut request: Option<Box<SubmitRequest>>, step: &mut Step) {
+        for record in output.records {
+            self.note(&record, step);
+            step.writes.push(Write::Record(record));
+        }
+        for action in output.actions {
+            self.plan_action(action, &mut request, step);
+        }
+    }
+
+    /// Follows the machine's records in what the engine itself knows of a job.
+    fn note(&mut self, record: &Record, step: &mut Step) {
+        let event = match record {
+            Record::Submitted(spec) => {
+                let (job, model, tokens) = (record.job(), spec.job.model, spec.job.tokens.len());
+                self.jobs.insert(job, Live::new(spec.job.clone()));
+                Event::JobSubmitted { job, model, tokens }
+            }
+            Record::Assigned { job, epoch, node } => Event::Assigned { job: *job, epoch: *epoch, node: *node },
+            Record::Ran { job, result } => self.note_run(*job, result),
+            Record::Drawn { job, auditors, .. } => Event::AuditDrawn { job: *job, auditors: *auditors },
+            Record::Settled { job, truth } => Event::Settled { job: *job, recomputed: truth.is_some() },
+            Record::Quarantined { node, job, place } => Event::Quarantined { node: *node, job: *job, place: *place },
+            Record::Abandoned { .. } | Record::Finished { .. } | Record::Failed { .. } => return,
+        };
+        step.effects.push(Effect::Emit(event));
+    }
+
+    fn note_run(&mut self, job: JobId, result: &JobResult) -> Event {
+        let receipt = &result.receipt.receipt;
+        let (epoch, node) = (receipt.epoch, receipt.worker);
+        let first = self.jobs.get_mut(&job).map(|live| live.first_run.get_or_insert_with(|| receipt.clone()));
+        match first {
+            Some(first) if first.epoch != epoch => {
+                Event::Audited { job, epoch, node, matched: same_result(first, receipt) }
+            }
+            _ => Event::Accepted { job, epoch, node },
+        }
+    }
+
+    fn plan_action(&mut self, action: Action, request: &mut Option<Box<SubmitRequest>>, step: &mut Step) {
+        match action {
+            Action::RefuseWorker { node, code } => self.refuse(&node, code, step),
+            Action::Quarantine { node, .. } => self.refuse(&node, RefusalCode::Quarantined, step),
+            Action::Disconnect { node } => self.close(&node, step),
+            Action::Submitted { job } => reply(job, Submission::Kept, request, step),
+            Action::AlreadyKnown { job, .. } => reply(job, Submission::Known, request, step),
+            Action::RefuseJob { job, reason } => reply(job, refusal(reason), request, step),
+            Action::Assign { node, epoch, job } => self.send(&node, Down::Assign(epoch, job), step),
+            Action::Cancel { node, job, epoch } => self.send(&node, Down::Cancel(job, epoch), step),
+            Action::Accepted { node, job, epoch } => self.send(&node, Down::Accepted(job, epoch), step),
+            Action::Rejected { node, job, epoch, reason } => {
+                let reason = reason.to_string();
+                step.effects.push(Effect::Emit(Event::Rejected { job, epoch, node, reason }));
+                // No honest worker sends what is rejected.
+                self.close(&node, step);
+            }
+            Action::Committed { node, job, epoch, place, root, differs } => {
+                step.effects.push(Effect::Emit(Event::Committed { job, epoch, node, place, root, differs }));
+            }
+            Action::Answer { job, result } => self.plan_answer(job, *result, step),
+            Action::NeedDraw { job, head, nonce } => step.effects.push(Effect::Draw(job, head, nonce)),
+            Action::Mismatch { job, difference, first, auditor } => {
+                step.effects.push(Effect::Emit(Event::Mismatch {
+                    job,
+                    place: difference.place,
+                    first,
+                    first_root: difference.a,
+                    auditor,
+                    auditor_root: difference.b,
+                }));
+            }
+            Action::NeedSettlement { job } => step.effects.push(Effect::Settle(job)),
+            Action::JobDone { job, outcome } => {
+                if let Some(live) = self.jobs.get_mut(&job) {
+                    let now = self.clock.now();
+                    let receipt = outcome.receipt(&live.job, live.answered.take(), &self.keys, now);
+                    step.writes.push(Write::Done { job, receipt: receipt.to_json(), at: now });
+                    step.effects.push(Effect::Done(job, Arc::new(receipt)));
+                }
+            }
+            Action::JobFailed { job, reason } => {
+                let reason = reason.to_string();
+                step.writes.push(Write::Failed { job, reason: reason.clone(), at: self.clock.now() });
+                step.effects.push(Effect::Failed(job, reason));
+            }
+        }
+    }
+
+    fn plan_answer(&mut self, job: JobId, result: JobResult, step: &mut Step) {
+        let Some(live) = self.jobs.get_mut(&job) else {
+            return;
+        };
+        let now = self.clock.now();
+        let receipt = Receipt::accepted((*live.job).clone(), result.receipt, result.output, &self.keys, now);
+        live.answered = Some(receipt.clone());
+        step.writes.push(Write::Answered { job, receipt: receipt.to_json(), at: now });
+        step.effects.push(Effect::Answer(job, Arc::new(receipt)));
+    }
+
+    fn send(&self, node: &NodeId, message: Down, step: &mut Step) {
+        if let Some(peer) = self.peers.get(node) {
+            step.effects.push(Effect::Send(Arc::clone(peer), message));
+        }
+    }
+
+    /// Turns a worker away; its session is over.
+    fn refuse(&mut self, node: &NodeId, code: RefusalCode, step: &mut Step) {
+        let reason = super::refusal_reason(code).to_owned();
+        step.effects.push(Effect::Emit(Event::WorkerRefused { node: *node, reason }));
+        if let Some(peer) = self.peers.remove(node) {
+            step.effects.push(Effect::Send(peer, Down::Refused(code)));
+        }
+    }
+
+    /// Ends a worker's connection. Its session goes on in the machine until the connection says that it has ended,
+    /// unless the machine itself ended it.
+    fn close(&mut self, node: &NodeId, step: &mut Step) {
+        if let Some(peer) = self.peers.get(node) {
+            step.effects.push(Effect::Close(Arc::clone(peer)));
+        }
+    }
+}
+
+fn refusal(reason: SubmitError) -> Submission {
+    match reason {
+        SubmitError::Busy => Submission::Busy,
+        other => Submission::Refused(other.to_string()),
+    }
+}
+
+fn reply(job: JobId, outcome: Submission, request: &mut Option<Box<SubmitRequest>>, step: &mut Step) {
+    if let Some(request) = request.take() {
+        step.effects.push(Effect::Reply(job, outcome, request));
+    }
+}

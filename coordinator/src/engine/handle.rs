@@ -1,0 +1,149 @@
+//! The way to the engine, from any task.
+
+use std::net::SocketAddr;
+
+use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId};
+use lockstep_protocol::machine::table::Stage;
+use lockstep_protocol::machine::{JobSpec, WorkerView};
+use lockstep_protocol::messages::Hello;
+use thiserror::Error;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::{JobEnd, Message, Submission, SubmitRequest, View};
+use crate::events::Event;
+
+/// The engine has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the coordinator is shutting down")]
+pub struct Stopped;
+
+/// A connected worker, to show.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// As the machine sees it.
+    pub view: WorkerView,
+    /// What it said about itself.
+    pub hello: Hello,
+    /// Where it connects from.
+    pub address: SocketAddr,
+}
+
+/// An unfinished job, to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobStatus {
+    /// Where it stands; `None` where it has ended and its end is being written.
+    pub stage: Option<Stage>,
+    /// Whether clients can have its receipt.
+    pub answered: bool,
+    /// On which model.
+    pub model: ModelId,
+    /// Its live leases.
+    pub leases: Vec<(LeaseEpoch, NodeId)>,
+    /// How many runs were accepted.
+    pub runs: usize,
+}
+
+/// A job on its way into the store.
+#[derive(Debug)]
+pub struct Submitted {
+    outcome: oneshot::Receiver<Submission>,
+    end: oneshot::Receiver<JobEnd>,
+}
+
+impl Submitted {
+    /// Waits until it is known how the submission went. The receiver gets the end of a job that is kept.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn outcome(self) -> Result<(Submission, oneshot::Receiver<JobEnd>), Stopped> {
+        let outcome = self.outcome.await.map_err(|_| Stopped)?;
+        Ok((outcome, self.end))
+    }
+}
+
+/// The way to the engine. Clones share it.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    inputs: mpsc::Sender<Message>,
+    events: broadcast::Sender<Event>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(inputs: mpsc::Sender<Message>, events: broadcast::Sender<Event>) -> Self {
+        Self { inputs, events }
+    }
+
+    /// Watches from now on. A watcher that lags far behind loses the oldest events, and is told so.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Sends a message, waiting while the queue is full.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn send(&self, message: Message) -> Result<(), Stopped> {
+        self.inputs.send(message).await.map_err(|_| Stopped)
+    }
+
+    /// Submits a job. Its outcome comes once it is durable, so that many can be submitted before the first is waited
+    /// for. With `wait`, the end of the job can be waited for too.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn submit(&self, spec: JobSpec, wait: bool) -> Result<Submitted, Stopped> {
+        let (reply, outcome) = oneshot::channel();
+        let (answer, end) = oneshot::channel();
+        let request = SubmitRequest { reply, answer: wait.then_some(answer) };
+        self.send(Message::Submit(spec, Box::new(request))).await?;
+        Ok(Submitted { outcome, end })
+    }
+
+    /// Looks at the state.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&View<'_>) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        let (reply, replied) = oneshot::channel();
+        let ask = move |view: &View<'_>| drop(reply.send(question(view)));
+        self.send(Message::Ask(Box::new(ask))).await?;
+        replied.await.map_err(|_| Stopped)
+    }
+
+    /// The connected workers, in order of their keys.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Stopped> {
+        self.ask(|view| {
+            let status = |worker: WorkerView| {
+                let peer = view.peers.get(&worker.node)?;
+                Some(WorkerStatus { hello: peer.hello.clone(), address: peer.address, view: worker })
+            };
+            view.machine.workers().filter_map(status).collect()
+        })
+        .await
+    }
+
+    /// An unfinished job; `None` where there is none of this id.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn job(&self, job: JobId) -> Result<Option<JobStatus>, Stopped> {
+        self.ask(move |view| {
+            let live = view.jobs.get(&job)?;
+            let seen = view.machine.job(&job);
+            Some(JobStatus {
+                stage: seen.as_ref().map(|seen| seen.stage),
+                answered: live.visible.is_some(),
+                model: live.job.model,
+                runs: seen.as_ref().map_or(0, |seen| seen.runs),
+                leases: seen.map(|seen| seen.leases).unwrap_or_default(),
+            })
+        })
+        .await
+    }
+}

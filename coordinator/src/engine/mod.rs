@@ -1,0 +1,380 @@
+//! The task that owns the job machine.
+//!
+//! It drains inputs in batches, lets the machine take each, hands all records to the store as one commit, and goes on
+//! with the next batch while the disk works. When the store says that a commit is durable, and only then, its effects
+//! are carried out, in order. So acknowledgements, assignments, answers and events always speak of what is kept.
+
+mod effects;
+mod handle;
+mod peer;
+mod perform;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use lockstep_kernels::backend::Backend;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{JobId, NodeId};
+use lockstep_protocol::job::Job;
+use lockstep_protocol::limits::STORE_BATCH;
+use lockstep_protocol::machine::{Capabilities, Input, JobSpec, Machine, Record, ReplayError};
+use lockstep_protocol::messages::RefusalCode;
+use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+
+use self::effects::{Effect, Step};
+pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
+pub use self::peer::{Down, Peer};
+use crate::clock::Clock;
+use crate::events::Event;
+use crate::models::Models;
+use crate::store::{Commit, Restored, SECRET_BYTES, SharedStore, Write};
+
+/// Inputs that may wait. Whoever has more is held up, and so are the streams that it reads from.
+pub const INPUT_QUEUE: usize = 4_096;
+/// Commits that may be on their way to the disk before no more inputs are taken.
+const MAX_PENDING: usize = 64;
+/// Events that a slow watcher may lag behind before it loses some.
+const EVENT_QUEUE: usize = 16_384;
+/// Jobs that are recomputed at a time.
+const SETTLEMENTS: usize = 1;
+
+/// What happens to the engine.
+pub enum Message {
+    /// A worker said hello.
+    Joined(Arc<Peer>),
+    /// A session ended.
+    Left(NodeId, u64),
+    /// A session's worker said something; dropped where another session of the key took over.
+    From(u64, NodeId, Input),
+    /// Answers to the engine's own questions.
+    Own(Input),
+    /// A client submits a job.
+    Submit(JobSpec, Box<SubmitRequest>),
+    /// A question about the state.
+    Ask(Box<dyn FnOnce(&View<'_>) + Send>),
+    /// No more inputs: finish what is pending, say goodbye, end.
+    Stop,
+}
+
+/// The state, to look at.
+pub struct View<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// The connected workers.
+    pub peers: &'a BTreeMap<NodeId, Arc<Peer>>,
+    jobs: &'a BTreeMap<JobId, Live>,
+}
+
+/// How a client hears about its submission.
+#[derive(Debug)]
+pub struct SubmitRequest {
+    /// How the submission went, once it is durable.
+    pub reply: oneshot::Sender<Submission>,
+    /// The answer, if the client waits for it.
+    pub answer: Option<oneshot::Sender<JobEnd>>,
+}
+
+/// How a submission went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// The job is kept.
+    Kept,
+    /// It was submitted before and is kept; its answer comes the same way.
+    Known,
+    /// It has ended before: the store has its end.
+    Ended,
+    /// Too many jobs wait.
+    Busy,
+    /// The job is not allowed.
+    Refused(String),
+}
+
+/// What a client waits for.
+#[derive(Clone, Debug)]
+pub enum JobEnd {
+    /// An answer, with its receipt so far.
+    Answer(Arc<Receipt>),
+    /// None, and why.
+    Failed(String),
+}
+
+/// An unfinished job, as far as clients and watchers are concerned.
+#[derive(Debug)]
+struct Live {
+    job: Arc<Job>,
+    first_run: Option<WorkerReceipt>,
+    /// The receipt that the client has or is about to get.
+    answered: Option<Receipt>,
+    /// The same, once it is durable.
+    visible: Option<Arc<Receipt>>,
+    waiters: Vec<oneshot::Sender<JobEnd>>,
+}
+
+impl Live {
+    fn new(job: Arc<Job>) -> Self {
+        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new() }
+    }
+}
+
+/// Everything that the engine needs besides its inputs.
+#[derive(Debug)]
+pub struct Parts {
+    /// The coordinator's key.
+    pub keys: Keypair,
+    /// The store.
+    pub store: SharedStore,
+    /// The models.
+    pub models: Arc<Models>,
+    /// The clock, started.
+    pub clock: Clock,
+    /// Recomputes disputed jobs.
+    pub oracle: Oracle,
+    /// Where blocking work and waiting goes.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// The backend that recomputes disputed jobs.
+#[derive(Clone)]
+pub struct Oracle(pub Arc<dyn Backend>);
+
+impl std::fmt::Debug for Oracle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Oracle({})", self.0.name())
+    }
+}
+
+/// The engine's state.
+#[derive(Debug)]
+struct Engine {
+    machine: Machine,
+    clock: Clock,
+    keys: Keypair,
+    secret: [u8; SECRET_BYTES],
+    store: SharedStore,
+    models: Arc<Models>,
+    oracle: Oracle,
+    runtime: tokio::runtime::Handle,
+    settlements: Arc<Semaphore>,
+    jobs: BTreeMap<JobId, Live>,
+    peers: BTreeMap<NodeId, Arc<Peer>>,
+    /// Effects of commits that are on their way to the disk, oldest first.
+    pending: VecDeque<Vec<Effect>>,
+    /// Inputs that follow from effects.
+    own: VecDeque<Input>,
+    events: broadcast::Sender<Event>,
+    inputs: mpsc::Sender<Message>,
+    durable: mpsc::UnboundedSender<()>,
+}
+
+/// A started engine.
+#[derive(Debug)]
+pub struct Running {
+    /// The way to it.
+    pub handle: EngineHandle,
+    /// Ends after [`Message::Stop`].
+    pub thread: std::thread::JoinHandle<()>,
+}
+
+/// Restores the machine and starts the engine on a thread of its own.
+///
+/// # Errors
+/// Records that don't fit together, or no thread.
+pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::StartError> {
+    let (inputs, messages) = mpsc::channel(INPUT_QUEUE);
+    let (durable, done) = mpsc::unbounded_channel();
+    let events = broadcast::Sender::new(EVENT_QUEUE);
+    let handle = EngineHandle::new(inputs.clone(), events.clone());
+    let mut engine = Engine {
+        jobs: live_jobs(&restored),
+        machine: restore(restored.records)?,
+        clock: parts.clock,
+        keys: parts.keys,
+        secret: restored.secret,
+        store: parts.store,
+        models: parts.models,
+        oracle: parts.oracle,
+        runtime: parts.runtime,
+        settlements: Arc::new(Semaphore::new(SETTLEMENTS)),
+        peers: BTreeMap::new(),
+        pending: VecDeque::new(),
+        own: VecDeque::new(),
+        events,
+        inputs,
+        durable,
+    };
+    engine.resume();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(crate::error::StartError::Thread)?;
+    let thread = std::thread::Builder::new()
+        .name("lockstep-engine".into())
+        .spawn(move || runtime.block_on(engine.run(messages, done)))
+        .map_err(crate::error::StartError::Thread)?;
+    Ok(Running { handle, thread })
+}
+
+fn restore(records: Vec<Record>) -> Result<Machine, ReplayError> {
+    Machine::restore(records)
+}
+
+/// What the engine itself knows of unfinished jobs.
+fn live_jobs(restored: &Restored) -> BTreeMap<JobId, Live> {
+    let mut jobs = BTreeMap::new();
+    for record in &restored.records {
+        match record {
+            Record::Submitted(spec) => {
+                jobs.insert(record.job(), Live::new(spec.job.clone()));
+            }
+            Record::Ran { job, result } => {
+                if let Some(live) = jobs.get_mut(job) {
+                    live.first_run.get_or_insert_with(|| result.receipt.receipt.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+    for (job, receipt) in &restored.answered {
+        if let Some(live) = jobs.get_mut(job) {
+            live.answered = Some(receipt.clone());
+            live.visible = Some(Arc::new(receipt.clone()));
+        }
+    }
+    jobs
+}
+
+impl Engine {
+    fn resume(&mut self) {
+        let now = self.clock.now();
+        let output = self.machine.resume(now);
+        let mut step = Step::default();
+        self.plan(output, None, &mut step);
+        self.commit(step);
+    }
+
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut done: mpsc::UnboundedReceiver<()>) {
+        let mut batch = Vec::with_capacity(STORE_BATCH);
+        let mut stopping = false;
+        while !stopping {
+            let sleep = self.machine.next_wake().map(|at| self.clock.until(at));
+            tokio::select! {
+                biased;
+                Some(()) = done.recv() => self.perform_next(),
+                count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING => {
+                    stopping = count == 0 || batch.iter().any(|message| matches!(message, Message::Stop));
+                    self.take(batch.drain(..));
+                }
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {
+                    self.take([Message::Own(Input::Tick)]);
+                }
+            }
+            if !self.own.is_empty() {
+                let own: Vec<_> = self.own.drain(..).map(Message::Own).collect();
+                self.take(own);
+            }
+        }
+        while !self.pending.is_empty() && done.recv().await.is_some() {
+            self.perform_next();
+        }
+        for peer in self.peers.values() {
+            peer.send(Down::Shutdown);
+        }
+    }
+
+    /// Takes a batch of messages in, and queues what they come to as one commit.
+    fn take(&mut self, messages: impl IntoIterator<Item = Message>) {
+        let mut step = Step::default();
+        for message in messages {
+            self.message(message, &mut step);
+        }
+        self.commit(step);
+    }
+
+    fn commit(&mut self, mut step: Step) {
+        if step.writes.is_empty() && step.effects.is_empty() {
+            return;
+        }
+        if let Some(at) = self.clock.reserve(self.clock.now()) {
+            step.writes.push(Write::Clock(at));
+        }
+        let durable = self.durable.clone();
+        let then = Box::new(move || {
+            // The receiver is gone only when the engine is.
+            let _ = durable.send(());
+        });
+        match self.store.submit(Commit { writes: step.writes, then }) {
+            Ok(()) => self.pending.push_back(step.effects),
+            Err(error) => tracing::error!(%error, "nothing can be kept any more; nothing is acknowledged"),
+        }
+    }
+
+    fn message(&mut self, message: Message, step: &mut Step) {
+        match message {
+            Message::Joined(peer) => self.joined(peer, step),
+            Message::Left(node, session) => self.left(node, session, step),
+            Message::From(session, node, input) => {
+                if self.is_current(&node, session) {
+                    self.input(input, None, step);
+                }
+            }
+            Message::Own(input) => self.input(input, None, step),
+            Message::Submit(spec, request) => self.input(Input::Submit(spec), Some(request), step),
+            Message::Ask(question) => question(&View { machine: &self.machine, peers: &self.peers, jobs: &self.jobs }),
+            Message::Stop => {}
+        }
+    }
+
+    fn input(&mut self, input: Input, request: Option<Box<SubmitRequest>>, step: &mut Step) {
+        let now = self.clock.now();
+        let output = self.machine.handle(now, input);
+        self.plan(output, request, step);
+    }
+
+    fn is_current(&self, node: &NodeId, session: u64) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.session == session)
+    }
+
+    fn joined(&mut self, peer: Arc<Peer>, step: &mut Step) {
+        let node = peer.node;
+        let capabilities = Capabilities::from(&peer.hello);
+        let event = Event::WorkerJoined {
+            node,
+            backend: peer.hello.backend.clone(),
+            macs_per_second: peer.hello.macs_per_second,
+        };
+        if let Some(old) = self.peers.insert(node, Arc::clone(&peer)) {
+            step.effects.push(Effect::Close(old));
+        }
+        let now = self.clock.now();
+        let output = self.machine.handle(now, Input::WorkerJoined { node, capabilities });
+        let refused = output.actions.iter().any(
+            |action| matches!(action, lockstep_protocol::machine::Action::RefuseWorker { node: other, .. } if *other == node),
+        );
+        if !refused {
+            // Before anything that the machine has for it.
+            step.effects.push(Effect::Send(peer, Down::Welcome));
+            step.effects.push(Effect::Emit(event));
+        }
+        self.plan(output, None, step);
+    }
+
+    fn left(&mut self, node: NodeId, session: u64, step: &mut Step) {
+        if self.is_current(&node, session) {
+            self.peers.remove(&node);
+            self.input(Input::WorkerLeft { node }, None, step);
+            step.effects.push(Effect::Emit(Event::WorkerLeft { node }));
+        }
+    }
+}
+
+/// What a worker that is turned away is told.
+pub fn refusal_reason(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::Version => "the coordinator speaks another protocol version: use the same release",
+        RefusalCode::NotAllowed => "this key is not on the coordinator's list: ask its operator to add it",
+        RefusalCode::Quarantined => "this key was caught with wrong results",
+        RefusalCode::Full => "the coordinator has as many workers as it takes: try again later",
+        RefusalCode::BadHello => "the hello is not acceptable",
+    }
+}

@@ -1,0 +1,73 @@
+//! A connected worker as the engine sees it: who it is, and a bounded way to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
+use lockstep_protocol::job::Job;
+use lockstep_protocol::limits::MAX_IN_FLIGHT;
+use lockstep_protocol::messages::{Hello, RefusalCode};
+use tokio::sync::{Notify, mpsc};
+
+/// Messages that may wait for a worker that does not read. Each lease takes at most an assignment and its end, so a
+/// worker that is honest and alive never comes near it.
+pub const OUTBOX: usize = 4 * MAX_IN_FLIGHT as usize;
+
+/// What goes down to a worker. Jobs are shared until they are written.
+#[derive(Clone, Debug)]
+pub enum Down {
+    /// It is taken in.
+    Welcome,
+    /// It is turned away; the connection ends after it.
+    Refused(RefusalCode),
+    /// It gets a job.
+    Assign(LeaseEpoch, Arc<Job>),
+    /// Its result is durable.
+    Accepted(JobId, LeaseEpoch),
+    /// Its assignment is over.
+    Cancel(JobId, LeaseEpoch),
+    /// The coordinator goes down; the connection ends after it.
+    Shutdown,
+}
+
+/// One session of a worker.
+#[derive(Debug)]
+pub struct Peer {
+    /// The worker's key.
+    pub node: NodeId,
+    /// Tells sessions of one key apart.
+    pub session: u64,
+    /// What it said about itself.
+    pub hello: Hello,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    outbox: mpsc::Sender<Down>,
+    kill: Arc<Notify>,
+}
+
+impl Peer {
+    /// A session, with what its connection takes messages and the order to end from.
+    pub fn new(
+        node: NodeId,
+        session: u64,
+        hello: Hello,
+        address: SocketAddr,
+    ) -> (Arc<Self>, mpsc::Receiver<Down>, Arc<Notify>) {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let kill = Arc::new(Notify::new());
+        (Arc::new(Self { node, session, hello, address, outbox, kill: Arc::clone(&kill) }), messages, kill)
+    }
+
+    /// Queues a message. A worker whose queue is full does not read: its connection ends.
+    pub fn send(&self, message: Down) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.outbox.try_send(message) {
+            tracing::warn!(node = %self.node, "the worker does not read its messages; disconnecting");
+            self.kill();
+        }
+    }
+
+    /// Ends the connection.
+    pub fn kill(&self) {
+        self.kill.notify_one();
+    }
+}

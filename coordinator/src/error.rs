@@ -1,0 +1,57 @@
+//! Why a coordinator does not start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use lockstep_link::keyfile::KeyFileError;
+use lockstep_model::ModelError;
+use lockstep_protocol::machine::ReplayError;
+use thiserror::Error;
+
+use crate::store::StoreError;
+
+/// Why a coordinator does not start. The messages say what to do.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A setting that makes no sense.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// The key file.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's records don't make a state.
+    #[error("the store's records don't fit together: {0}")]
+    Replay(#[from] ReplayError),
+    /// A package is refused.
+    #[error("the package {} is refused: {source}", path.display())]
+    Package {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: ModelError,
+    },
+    /// A package whose program this coordinator can't serve.
+    #[error("the package {} is refused: {reason}", path.display())]
+    Program {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// An address is taken or not ours.
+    #[error("can't listen on {address} for {what}: {reason}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// HTTP or workers.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A thread can't be started.
+    #[error("can't start a thread: {0}")]
+    Thread(std::io::Error),
+}

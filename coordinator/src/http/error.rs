@@ -1,0 +1,114 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lockstep_protocol::ids::{JobId, Nonce};
+use serde::Serialize;
+
+/// After so many seconds a client that was told to come back may do so.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A refused request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ApiError {
+    #[serde(skip)]
+    status: StatusCode,
+    error: Body,
+    /// Which jobs are kept all the same, and under which nonces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lockstep: Option<Box<KeptJobs>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Body {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
+}
+
+/// Jobs that a client can ask about later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptJobs {
+    /// Their ids, in the order of the inputs.
+    pub jobs: Vec<JobId>,
+    /// Their nonces, in the same order.
+    pub request_nonces: Vec<Nonce>,
+}
+
+impl ApiError {
+    /// An error of this status.
+    pub fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        let error = Body { message: message.into(), kind, param: None, code };
+        Self { status, error, lockstep: None }
+    }
+
+    /// The request is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
+    }
+
+    /// One parameter of the request is wrong.
+    pub fn parameter(param: &'static str, message: impl Into<String>) -> Self {
+        Self::invalid(message).with_param(param)
+    }
+
+    /// What was asked for is not there.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("not_found"), message)
+    }
+
+    /// No such model.
+    pub fn no_model(name: &str) -> Self {
+        let message = format!("The model {name:?} is not served here; GET /v1/models lists those that are.");
+        let error = Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), message);
+        error.with_param("model")
+    }
+
+    /// The coordinator can't do it now.
+    pub fn unavailable(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message)
+    }
+
+    /// The coordinator is going down.
+    pub fn stopping() -> Self {
+        Self::unavailable("shutting_down", "The coordinator is shutting down.")
+    }
+
+    /// The coordinator failed.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
+    }
+
+    /// Names the parameter.
+    #[must_use]
+    pub fn with_param(mut self, param: &'static str) -> Self {
+        self.error.param = Some(param);
+        self
+    }
+
+    /// Names the jobs that are kept.
+    #[must_use]
+    pub fn with_jobs(mut self, kept: KeptJobs) -> Self {
+        self.lockstep = Some(Box::new(kept));
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, axum::Json(&self)).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,89 @@
+//! Job streams: begin, roots, result.
+
+use std::sync::Arc;
+
+use lockstep_link::{Frames, LinkError};
+use lockstep_protocol::ids::{JobId, LeaseEpoch};
+use lockstep_protocol::limits::MAX_RECEIPT_ROOTS;
+use lockstep_protocol::machine::Input;
+use lockstep_protocol::messages::{FailureCode, JobMessage};
+use quinn::{Connection, RecvStream};
+use tokio::task::JoinSet;
+
+use super::session::{Claim, End, Session};
+
+/// Accepts job streams until one of them ends the session.
+pub(super) async fn accept(session: &Arc<Session>, connection: &Connection) -> End {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni() => match stream {
+                Ok(stream) => {
+                    streams.spawn(serve(Arc::clone(session), stream));
+                }
+                Err(_) => return End::Gone,
+            },
+            Some(ended) = streams.join_next() => match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(end)) => return end,
+                Err(error) => {
+                    tracing::error!(%error, "a job stream's task failed");
+                    return End::Killed;
+                }
+            },
+        }
+    }
+}
+
+async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
+    let mut frames = Frames::<JobMessage>::new(stream);
+    let (job, epoch) = match frames.next().await {
+        Ok(Some(JobMessage::Begin { job, epoch })) => (job, epoch),
+        Ok(Some(_)) => return Err(End::Protocol("a job stream does not begin with its assignment".to_owned())),
+        // A stream that was opened and dropped is about nothing.
+        Ok(None) | Err(LinkError::Read(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let began = Input::Began { node: session.node, job, epoch };
+    match session.claim(job, epoch) {
+        Claim::Live => session.tell(began).await?,
+        Claim::Twice => return Err(End::Protocol("a second stream for one assignment".to_owned())),
+        Claim::Stray if session.may_stray() => {
+            // The machine tells the worker that this assignment is over.
+            session.tell(began).await?;
+            frames.stop();
+            return Ok(());
+        }
+        Claim::Stray => return Err(End::Protocol("too many streams for assignments that it does not have".to_owned())),
+    }
+    run(&session, frames, job, epoch).await
+}
+
+/// Roots, then the result. How many roots there are and where, the machine knows.
+async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
+    let node = session.node;
+    for _ in 0..=MAX_RECEIPT_ROOTS {
+        let message = match frames.next().await {
+            Ok(message) => message,
+            Err(LinkError::Frame(error)) => return Err(End::Protocol(error.to_string())),
+            Err(_) => None,
+        };
+        if !session.is_live(job, epoch) {
+            frames.stop();
+            return Ok(());
+        }
+        match message {
+            Some(JobMessage::Layer { place, root }) => {
+                session.tell(Input::LayerRoot { node, job, epoch, place, root }).await?;
+            }
+            Some(JobMessage::Result(result)) => {
+                session.tell(Input::Completed { node, job, epoch, result: Box::new(result) }).await?;
+                frames.stop();
+                return Ok(());
+            }
+            Some(JobMessage::Begin { .. }) => return Err(End::Protocol("a job stream begins twice".to_owned())),
+            None => return session.tell(Input::Failed { node, job, epoch, code: FailureCode::Internal }).await,
+        }
+    }
+    Err(End::Protocol("a job stream has more roots than any job".to_owned()))
+}

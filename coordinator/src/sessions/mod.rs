@@ -1,0 +1,150 @@
+//! Workers' connections: who is let in, and how much each may cost.
+//!
+//! A connection that breaks the protocol, floods or lies about its assignments is closed, and nothing else suffers:
+//! its leases are over the moment it is gone, and their jobs go to others.
+
+mod bucket;
+mod jobs;
+mod packages;
+mod session;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lockstep_protocol::limits::{MAX_PENDING_CONNECTIONS, MAX_WORKERS};
+use quinn::{Endpoint, Incoming, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::config::Allow;
+use crate::engine::EngineHandle;
+use crate::models::Models;
+
+/// How long good-byes may take at the end.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Sessions {
+    engine: EngineHandle,
+    models: Arc<Models>,
+    allow: Allow,
+    last_session: AtomicU64,
+    /// Connections at a time.
+    connections: Arc<Semaphore>,
+    /// Connections of each address that have not said hello.
+    pending: Mutex<BTreeMap<IpAddr, usize>>,
+    /// Openings that are made at a time.
+    openings: Arc<Semaphore>,
+}
+
+impl Sessions {
+    /// Sessions that feed this engine and serve these models to these workers.
+    pub fn new(engine: EngineHandle, models: Arc<Models>, allow: Allow) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            engine,
+            models,
+            allow,
+            last_session: AtomicU64::new(0),
+            connections: Arc::new(Semaphore::new(MAX_WORKERS + MAX_PENDING_CONNECTIONS)),
+            pending: Mutex::new(BTreeMap::new()),
+            openings: Arc::new(Semaphore::new(2 * cores)),
+        })
+    }
+
+    /// Accepts connections until `stop` turns true; then lets sessions say good-bye.
+    pub async fn serve(self: Arc<Self>, endpoint: Endpoint, mut stop: watch::Receiver<bool>) {
+        let mut sessions = JoinSet::new();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                _ = sessions.join_next(), if !sessions.is_empty() => {}
+                incoming = endpoint.accept() => match incoming {
+                    None => break,
+                    Some(incoming) => {
+                        if let Some((incoming, entry)) = self.admit(incoming) {
+                            sessions.spawn(session::serve(Arc::clone(&self), incoming, entry));
+                        }
+                    }
+                },
+            }
+        }
+        let all = async { while sessions.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, all).await.is_err() {
+            tracing::debug!("some workers did not say good-bye");
+        }
+        endpoint.close(VarInt::from_u32(lockstep_link::Close::Shutdown as u32), b"the coordinator goes down");
+        let _ = tokio::time::timeout(GRACE, endpoint.wait_idle()).await;
+    }
+
+    /// Finds room for a connection before anything is spent on its handshake.
+    fn admit(self: &Arc<Self>, incoming: Incoming) -> Option<(Incoming, Entry)> {
+        let permit = Arc::clone(&self.connections).try_acquire_owned().ok();
+        let address = incoming.remote_address().ip();
+        let entry = permit.and_then(|permit| Entry::new(self, address, permit));
+        match entry {
+            Some(entry) if self.is_crowded() && !incoming.remote_address_validated() => {
+                // Addresses may be forged: have this one prove itself before it takes a place.
+                drop(entry);
+                let _ = incoming.retry();
+                None
+            }
+            Some(entry) => Some((incoming, entry)),
+            None => {
+                tracing::debug!(%address, "no room for another connection");
+                incoming.refuse();
+                None
+            }
+        }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).values().sum::<usize>()
+            > MAX_PENDING_CONNECTIONS / 2
+    }
+
+    fn next_session(&self) -> u64 {
+        self.last_session.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// A connection's place among those that have not said hello, and among all.
+#[derive(Debug)]
+struct Entry {
+    sessions: Arc<Sessions>,
+    address: IpAddr,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Entry {
+    fn new(sessions: &Arc<Sessions>, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
+        let mut pending = sessions.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = pending.entry(address).or_default();
+        if *count >= MAX_PENDING_CONNECTIONS {
+            return None;
+        }
+        *count += 1;
+        Some(Self { sessions: Arc::clone(sessions), address, permit: Some(permit) })
+    }
+
+    /// The connection has said hello: only its place among all is kept.
+    fn greeted(mut self) -> Option<OwnedSemaphorePermit> {
+        self.permit.take()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut pending = self.sessions.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = pending.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                pending.remove(&self.address);
+            }
+        }
+    }
+}

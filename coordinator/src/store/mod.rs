@@ -1,0 +1,252 @@
+//! What the coordinator must not forget: one SQLite file.
+//!
+//! All writes go through one thread, which puts as many commits as are waiting into one transaction (group commit) and
+//! says so to each of them afterwards. So the durable flush, the dear part, is shared. The journal is a write-ahead log
+//! with `synchronous = FULL`: a commit that was reported is on the disk, and neither a killed process nor a power cut
+//! takes it back.
+
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use lockstep_protocol::canonical::{DecodeError, from_bytes};
+use lockstep_protocol::ids::{JobId, Millis, ModelId};
+use lockstep_protocol::machine::Record;
+use lockstep_protocol::receipt::{Receipt, ReceiptError};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use thiserror::Error;
+
+pub use self::schema::SCHEMA_VERSION;
+use self::writer::Writer;
+pub use self::writer::{Commit, Write};
+
+/// The store's file in the data directory.
+pub const STORE_FILE: &str = "coordinator.db";
+/// The file whose lock keeps a second coordinator out of the directory.
+const LOCK_FILE: &str = "coordinator.lock";
+/// Pages of the log after which it is written back into the file (4 KiB each).
+const CHECKPOINT_PAGES: u32 = 4_096;
+/// Bytes of the audit secret.
+pub const SECRET_BYTES: usize = 32;
+
+/// Why the store can't be opened, read or written.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// SQLite or the disk.
+    #[error("the store: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The file system.
+    #[error("can't {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Somebody else is there.
+    #[error("another coordinator uses {}: stop it, or choose another data directory", .0.display())]
+    Locked(PathBuf),
+    /// Another database.
+    #[error("{STORE_FILE} is a database, but not a coordinator's")]
+    NotAStore,
+    /// Written by a newer program.
+    #[error(
+        "{STORE_FILE} has schema version {found}; this program knows up to {SCHEMA_VERSION}: use the newer program"
+    )]
+    Newer {
+        /// The file's version.
+        found: i64,
+    },
+    /// A record that does not decode.
+    #[error("record {seq} is damaged: {error}")]
+    Record {
+        /// Its number.
+        seq: i64,
+        /// Why.
+        error: DecodeError,
+    },
+    /// A receipt that does not read.
+    #[error("the receipt of a job is damaged: {0}")]
+    Receipt(#[from] ReceiptError),
+    /// A value with another length than it must have.
+    #[error("the store's {0} is damaged")]
+    Value(&'static str),
+    /// No random source.
+    #[error("the system gives no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// The writer has stopped.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// How a job stands in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It has an answer; audits may follow. The receipt so far, in JSON.
+    Answered(String),
+    /// It has ended well. Its receipt in JSON.
+    Done(String),
+    /// It has ended without a result. Why.
+    Failed(String),
+}
+
+/// What a coordinator finds when it starts.
+#[derive(Debug)]
+pub struct Restored {
+    /// Records of unfinished jobs and all quarantines, in order.
+    pub records: Vec<Record>,
+    /// Receipts that clients of unfinished jobs may have already.
+    pub answered: BTreeMap<JobId, Receipt>,
+    /// A time at or after every time that was ever used.
+    pub clock: Millis,
+    /// The secret of audit draws.
+    pub secret: [u8; SECRET_BYTES],
+    /// Models that were served before, with their packages.
+    pub models: Vec<(ModelId, PathBuf)>,
+}
+
+/// An opened store. Dropping it writes what is queued and closes it.
+#[derive(Debug)]
+pub struct Store {
+    writer: Writer,
+    reader: Mutex<Connection>,
+    /// Held, not read: the lock is the file's.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or creates the store in a directory, and reads what is needed to go on.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the directory is in use, or the file is not one that this program can go on with.
+    pub fn open(dir: &Path, now_ms: u64) -> Result<(Self, Restored), StoreError> {
+        std::fs::create_dir_all(dir).map_err(|source| io("create", dir, source))?;
+        let lock = lock(dir)?;
+        let path = dir.join(STORE_FILE);
+        let mut connection = Connection::open(&path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        schema::migrate(&mut connection, now_ms)?;
+        let restored = restore(&connection)?;
+        let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        Ok((Self { writer: Writer::start(connection)?, reader: Mutex::new(reader), _lock: lock }, restored))
+    }
+
+    /// Queues a commit, blocking while the queue is full. Commits become durable in the order of these calls.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
+        self.writer.submit(commit)
+    }
+
+    /// Whether the last transaction was written.
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_healthy()
+    }
+
+    /// What clients may have of a job; `None` where the store has nothing for them (yet). Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn job(&self, job: &JobId) -> Result<Option<Stored>, StoreError> {
+        let reader = self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut query = reader.prepare_cached("SELECT status, reason, receipt FROM jobs WHERE job = ?1")?;
+        let row = query
+            .query_row([job.as_bytes()], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
+            })
+            .optional()?;
+        match row {
+            None => Ok(None),
+            Some((writer::ANSWERED, _, Some(receipt))) => Ok(Some(Stored::Answered(receipt))),
+            Some((writer::DONE, _, Some(receipt))) => Ok(Some(Stored::Done(receipt))),
+            Some((writer::FAILED, Some(reason), _)) => Ok(Some(Stored::Failed(reason))),
+            Some(_) => Err(StoreError::Value("job status")),
+        }
+    }
+}
+
+/// Shared, so that the engine and the HTTP handlers have the same one.
+pub type SharedStore = Arc<Store>;
+
+fn io(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_path_buf(), source }
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK_FILE);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|source| io("open", &path, source))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_path_buf())),
+        Err(TryLockError::Error(source)) => Err(io("lock", &path, source)),
+    }
+}
+
+fn restore(connection: &Connection) -> Result<Restored, StoreError> {
+    Ok(Restored {
+        records: records(connection)?,
+        answered: answered(connection)?,
+        clock: Millis(meta::<8>(connection, "clock")?.map_or(0, u64::from_le_bytes)),
+        secret: secret(connection)?,
+        models: models(connection)?,
+    })
+}
+
+fn records(connection: &Connection) -> Result<Vec<Record>, StoreError> {
+    let mut query = connection.prepare("SELECT seq, bytes FROM records ORDER BY seq")?;
+    let rows = query.query_map((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    rows.map(|row| {
+        let (seq, bytes) = row?;
+        from_bytes(&bytes).map_err(|error| StoreError::Record { seq, error })
+    })
+    .collect()
+}
+
+fn answered(connection: &Connection) -> Result<BTreeMap<JobId, Receipt>, StoreError> {
+    let mut query = connection.prepare("SELECT job, receipt FROM jobs WHERE status = ?1")?;
+    let rows = query.query_map([writer::ANSWERED], |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?)))?;
+    rows.map(|row| {
+        let (job, receipt) = row?;
+        Ok((JobId::from_bytes(job), Receipt::from_json(&receipt)?))
+    })
+    .collect()
+}
+
+fn models(connection: &Connection) -> Result<Vec<(ModelId, PathBuf)>, StoreError> {
+    let mut query = connection.prepare("SELECT id, path FROM models ORDER BY added_ms, id")?;
+    let rows = query.query_map((), |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?)))?;
+    rows.map(|row| row.map(|(id, path)| (ModelId::from_bytes(id), path.into())).map_err(StoreError::from)).collect()
+}
+
+fn meta<const N: usize>(connection: &Connection, key: &'static str) -> Result<Option<[u8; N]>, StoreError> {
+    let value: Option<Vec<u8>> =
+        connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
+    value.map(|bytes| bytes.try_into().map_err(|_| StoreError::Value(key))).transpose()
+}
+
+/// The secret of audit draws: drawn once, at the first start.
+fn secret(connection: &Connection) -> Result<[u8; SECRET_BYTES], StoreError> {
+    if let Some(secret) = meta(connection, "audit secret")? {
+        return Ok(secret);
+    }
+    let mut secret = [0; SECRET_BYTES];
+    getrandom::fill(&mut secret).map_err(StoreError::Random)?;
+    connection.execute("INSERT INTO meta VALUES ('audit secret', ?1)", [&secret[..]])?;
+    Ok(secret)
+}

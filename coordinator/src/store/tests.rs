@@ -1,0 +1,114 @@
+//! Durability: reopened, torn, newer, in use.
+
+use std::path::Path;
+use std::sync::mpsc::channel;
+
+use lockstep_protocol::ids::NodeId;
+use lockstep_protocol::ids::Place;
+use lockstep_protocol::machine::JobFailure;
+
+use super::*;
+use crate::testing::spec;
+
+fn open(dir: &Path) -> (Store, Restored) {
+    Store::open(dir, 1).unwrap()
+}
+
+fn commit(store: &Store, writes: Vec<Write>) {
+    let (sender, done) = channel();
+    store.submit(Commit { writes, then: Box::new(move || sender.send(()).unwrap()) }).unwrap();
+    done.recv().unwrap();
+}
+
+fn submitted(number: u8) -> Record {
+    Record::Submitted(spec(number))
+}
+
+#[test]
+fn what_was_committed_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, restored) = open(dir.path());
+    assert!(restored.records.is_empty());
+    let secret = restored.secret;
+    assert_ne!(secret, [0; 32]);
+    let job = submitted(1).job();
+    let quarantined =
+        Record::Quarantined { node: NodeId::from_bytes([3; 32]), job, place: Place { point: 0, layer: 1 } };
+    commit(&store, vec![Write::Record(submitted(1)), Write::Record(quarantined.clone()), Write::Clock(Millis(77))]);
+    commit(&store, vec![Write::Record(submitted(2))]);
+    drop(store);
+
+    let (store, restored) = open(dir.path());
+    assert_eq!(restored.records, [submitted(1), quarantined.clone(), submitted(2)]);
+    assert_eq!((restored.clock, restored.secret), (Millis(77), secret));
+    let reason = JobFailure::Attempts.to_string();
+    commit(&store, vec![Write::Failed { job, reason: reason.clone(), at: Millis(5) }]);
+    assert_eq!(store.job(&job).unwrap(), Some(Stored::Failed(reason)));
+    drop(store);
+
+    // An ended job's records are gone, quarantines stay.
+    let (store, restored) = open(dir.path());
+    assert_eq!(restored.records, [quarantined, submitted(2)]);
+    assert_eq!(store.job(&submitted(2).job()).unwrap(), None);
+}
+
+#[test]
+fn commits_that_wait_are_written_together_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let (sender, done) = channel();
+    for number in 0..200_u8 {
+        let sender = sender.clone();
+        let writes = if number % 3 == 0 { Vec::new() } else { vec![Write::Record(submitted(number))] };
+        store.submit(Commit { writes, then: Box::new(move || sender.send(number).unwrap()) }).unwrap();
+    }
+    drop(sender);
+    assert!(done.iter().eq(0..200));
+    drop(store);
+    let (_, restored) = open(dir.path());
+    let expected: Vec<_> = (0..200_u8).filter(|number| number % 3 != 0).map(submitted).collect();
+    assert_eq!(restored.records, expected);
+}
+
+/// A crash at any byte of the log leaves the commits before it, whole.
+#[test]
+fn a_torn_log_leaves_a_prefix_of_the_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    for number in 0..8_u8 {
+        commit(&store, vec![Write::Record(submitted(2 * number)), Write::Record(submitted(2 * number + 1))]);
+    }
+    let log = std::fs::read(dir.path().join("coordinator.db-wal")).unwrap();
+    let file = std::fs::read(dir.path().join(STORE_FILE)).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in (0..=log.len()).step_by(1_000).chain([log.len()]) {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::write(copy.path().join(STORE_FILE), &file).unwrap();
+        std::fs::write(copy.path().join("coordinator.db-wal"), &log[..cut]).unwrap();
+        let (_, restored) = open(copy.path());
+        let count = restored.records.len();
+        assert_eq!(count % 2, 0, "half a commit at {cut} bytes");
+        assert!(restored.records.into_iter().eq((0..count as u8).map(submitted)));
+        seen.insert(count);
+    }
+    assert!(seen.contains(&16) && seen.len() > 4, "{seen:?}");
+}
+
+#[test]
+fn newer_foreign_and_used_stores_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    assert!(matches!(Store::open(dir.path(), 1), Err(StoreError::Locked(_))));
+    drop(store);
+    let connection = Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Store::open(dir.path(), 1).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { found: 99 }), "{error}");
+
+    let foreign = tempfile::tempdir().unwrap();
+    let connection = Connection::open(foreign.path().join(STORE_FILE)).unwrap();
+    connection.execute_batch("CREATE TABLE x (y)").unwrap();
+    drop(connection);
+    assert!(matches!(Store::open(foreign.path(), 1), Err(StoreError::NotAStore)));
+}

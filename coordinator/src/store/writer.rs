@@ -1,0 +1,216 @@
+//! The one thread that writes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lockstep_protocol::canonical::to_bytes;
+use lockstep_protocol::ids::{JobId, Millis, ModelId};
+use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE};
+use lockstep_protocol::machine::Record;
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Values of `jobs.status`.
+pub(super) const ANSWERED: i64 = 1;
+pub(super) const DONE: i64 = 2;
+pub(super) const FAILED: i64 = 3;
+
+/// How long the writer waits before it tries again to write what the disk refused.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// One change.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// A record of the job machine.
+    Record(Record),
+    /// A job has an answer, and a receipt of it in JSON.
+    Answered {
+        /// Which job.
+        job: JobId,
+        /// Its receipt so far.
+        receipt: String,
+        /// When.
+        at: Millis,
+    },
+    /// A job has ended well; its records go.
+    Done {
+        /// Which job.
+        job: JobId,
+        /// Its receipt.
+        receipt: String,
+        /// When.
+        at: Millis,
+    },
+    /// A job has ended without a result; its records go.
+    Failed {
+        /// Which job.
+        job: JobId,
+        /// Why.
+        reason: String,
+        /// When.
+        at: Millis,
+    },
+    /// No time after this one was used so far.
+    Clock(Millis),
+    /// A model is served.
+    Model {
+        /// Its id.
+        id: ModelId,
+        /// Its name.
+        name: String,
+        /// Its package.
+        path: String,
+        /// When.
+        at: Millis,
+    },
+}
+
+/// Changes that become durable together, and what is called once they are. An empty one is called in its turn too.
+pub struct Commit {
+    /// The changes, in order.
+    pub writes: Vec<Write>,
+    /// Called on the writer's thread: must not block.
+    pub then: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Commit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commit").field("writes", &self.writes).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// `None` only while it is being dropped.
+    queue: Option<SyncSender<Commit>>,
+    thread: Option<JoinHandle<()>>,
+    healthy: Arc<AtomicBool>,
+}
+
+impl Writer {
+    pub fn start(connection: Connection) -> Result<Self, StoreError> {
+        let (queue, commits) = sync_channel(STORE_QUEUE);
+        let healthy = Arc::new(AtomicBool::new(true));
+        let flag = Arc::clone(&healthy);
+        let thread = std::thread::Builder::new()
+            .name("lockstep-store".into())
+            .spawn(move || run(connection, &commits, &flag))
+            .map_err(|source| StoreError::Io {
+                action: "start the thread of",
+                path: super::STORE_FILE.into(),
+                source,
+            })?;
+        Ok(Self { queue: Some(queue), thread: Some(thread), healthy })
+    }
+
+    pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
+        self.queue.as_ref().and_then(|queue| queue.send(commit).ok()).ok_or(StoreError::Closed)
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Ordering::Relaxed) && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's writer had panicked");
+        }
+    }
+}
+
+fn run(mut connection: Connection, commits: &Receiver<Commit>, healthy: &AtomicBool) {
+    connection.set_prepared_statement_cache_capacity(32);
+    while let Ok(first) = commits.recv() {
+        let batch: Vec<_> = std::iter::once(first).chain(commits.try_iter()).take(STORE_BATCH).collect();
+        // A refused transaction left nothing behind: it is tried again as it is, and until it succeeds nothing in it
+        // is acknowledged to anybody. Full disks get room again.
+        while let Err(error) = write(&mut connection, &batch) {
+            tracing::error!(%error, "the store can't be written; nothing is acknowledged until it can");
+            healthy.store(false, Ordering::Relaxed);
+            std::thread::sleep(RETRY);
+        }
+        healthy.store(true, Ordering::Relaxed);
+        for commit in batch {
+            (commit.then)();
+        }
+    }
+}
+
+fn write(connection: &mut Connection, batch: &[Commit]) -> Result<(), StoreError> {
+    if batch.iter().all(|commit| commit.writes.is_empty()) {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for change in batch.iter().flat_map(|commit| &commit.writes) {
+        apply(&transaction, change)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
+    match change {
+        Write::Record(record) => {
+            let job = record.job();
+            let job = (!matches!(record, Record::Quarantined { .. })).then(|| job.as_bytes().as_slice());
+            connection
+                .prepare_cached("INSERT INTO records (job, bytes) VALUES (?1, ?2)")?
+                .execute((job, to_bytes(record)))?;
+        }
+        Write::Answered { job, receipt, at } => put_job(connection, job, ANSWERED, None, Some(receipt), *at)?,
+        Write::Done { job, receipt, at } => {
+            put_job(connection, job, DONE, None, Some(receipt), *at)?;
+            drop_records(connection, job)?;
+        }
+        Write::Failed { job, reason, at } => {
+            put_job(connection, job, FAILED, Some(reason), None, *at)?;
+            drop_records(connection, job)?;
+        }
+        Write::Clock(at) => {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('clock', ?1)")?
+                .execute([&at.0.to_le_bytes()[..]])?;
+        }
+        Write::Model { id, name, path, at } => {
+            connection
+                .prepare_cached(
+                    "INSERT INTO models VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = excluded.path",
+                )?
+                .execute((id.as_bytes(), name, path, at.0 as i64))?;
+        }
+    }
+    Ok(())
+}
+
+fn put_job(
+    connection: &Connection,
+    job: &JobId,
+    status: i64,
+    reason: Option<&String>,
+    receipt: Option<&String>,
+    at: Millis,
+) -> Result<(), StoreError> {
+    connection.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5)")?.execute((
+        job.as_bytes(),
+        status,
+        reason,
+        receipt,
+        at.0 as i64,
+    ))?;
+    Ok(())
+}
+
+fn drop_records(connection: &Connection, job: &JobId) -> Result<(), StoreError> {
+    connection.prepare_cached("DELETE FROM records WHERE job = ?1")?.execute([job.as_bytes()])?;
+    Ok(())
+}

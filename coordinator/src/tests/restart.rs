@@ -1,0 +1,129 @@
+//! Crashes: whatever was acknowledged goes on.
+
+use std::path::Path;
+
+use lockstep_protocol::receipt::Receipt;
+use serde_json::json;
+
+use super::worker::{Worker, keys};
+use super::{ALWAYS, config, embed, get, wait_for, world};
+use crate::{Config, Coordinator, Event, StartError};
+
+/// What a killed process leaves: the files as they are at this instant.
+fn snapshot(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
+    let world = world(|_| {}).await;
+    let mut worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+    let body = json!({"model": "tiny", "input": "w1 w2", "lockstep": {"wait": false}});
+    let (status, kept) = embed(world.handle.http_addr(), &body).await;
+    assert_eq!(status, 202);
+    let id = kept["lockstep"]["jobs"][0].as_str().unwrap();
+    let (_, epoch) = worker.assignment().await;
+
+    let copy = world.dir.path().join("copy");
+    snapshot(&world.dir.path().join("data"), &copy);
+    // The packages are not even named at the next start: the job still needs its model.
+    let second = Coordinator::start(Config { packages: Vec::new(), ..config(&copy, &world.package) }).await.unwrap();
+    assert_eq!(second.node_id(), world.handle.node_id());
+    assert_eq!(get(second.http_addr(), &format!("/v1/jobs/{id}")).await.1["status"], "queued");
+    let mut events = second.events();
+    let mut other = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;
+    let (job, later) = other.assignment().await;
+    assert!(later > epoch, "no epoch is given twice");
+    let result = other.run(&job, later, None);
+    other.stream(&job, later, result).await;
+    wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
+    let (status, receipt) = get(second.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    assert_eq!(status, 200);
+    Receipt::from_json(&receipt.to_string()).unwrap().check().unwrap();
+    second.shutdown().await;
+    world.handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_and_its_pending_audit_survive_a_crash() {
+    let world = world(|config| config.audit = ALWAYS).await;
+    let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+    tokio::spawn(worker.serve(None));
+    let nonce = "ab".repeat(32);
+    let body = json!({"model": "tiny", "input": "w1 w2", "lockstep": {"nonce": nonce}});
+    let (status, answer) = embed(world.handle.http_addr(), &body).await;
+    assert_eq!(status, 200);
+
+    let copy = world.dir.path().join("copy");
+    snapshot(&world.dir.path().join("data"), &copy);
+    let second = Coordinator::start(config(&copy, &world.package)).await.unwrap();
+    // The client that never heard the answer asks again, and gets the same one.
+    let (status, again) = embed(second.http_addr(), &body).await;
+    assert_eq!((status, &again["lockstep"]["receipts"]), (200, &answer["lockstep"]["receipts"]));
+    let mut events = second.events();
+    let auditor = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;
+    tokio::spawn(auditor.serve(None));
+    let (worker, matched) = wait_for(&mut events, |event| match event {
+        Event::Done { worker, matched, .. } => Some((worker, matched)),
+        _ => None,
+    })
+    .await;
+    assert_eq!((worker, matched), (keys(1).id(), 1));
+    let (status, ended) = embed(second.http_addr(), &body).await;
+    let receipt = Receipt::from_json(&ended["lockstep"]["receipts"][0].to_string()).unwrap();
+    assert_eq!((status, receipt.check().unwrap().matched), (200, 1));
+    // The audit's statement follows the one that the client has already.
+    let first = &answer["lockstep"]["receipts"][0]["statements"][0];
+    assert_eq!(&ended["lockstep"]["receipts"][0]["statements"][0], first);
+    second.shutdown().await;
+    world.handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_job_is_not_run_again_after_a_restart() {
+    let world = world(|_| {}).await;
+    let (data, package) = (world.dir.path().join("data"), world.package.clone());
+    let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &package).await;
+    let serving = tokio::spawn(worker.serve(None));
+    let body = json!({"model": "tiny", "input": "w1 w2", "lockstep": {"nonce": "cd".repeat(32)}});
+    let mut events = world.handle.events();
+    let (_, answer) = embed(world.handle.http_addr(), &body).await;
+    wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
+    world.handle.shutdown().await;
+    serving.await.unwrap();
+
+    // Nobody is there to run it, and nobody has to.
+    let second = Coordinator::start(config(&data, &package)).await.unwrap();
+    let (status, again) = embed(second.http_addr(), &body).await;
+    assert_eq!((status, &again["lockstep"]["receipts"]), (200, &answer["lockstep"]["receipts"]));
+    second.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_served_is_refused_at_the_start() {
+    let world = world(|_| {}).await;
+    let data = world.dir.path().join("data");
+    let used = Coordinator::start(config(&data, &world.package)).await.unwrap_err();
+    assert!(used.to_string().contains("another coordinator uses"), "{used}");
+
+    // A weight was changed after the import.
+    let mut bytes = std::fs::read(&world.package).unwrap();
+    bytes[4_096 + 5] ^= 1;
+    let damaged = world.dir.path().join("damaged.lsp");
+    std::fs::write(&damaged, bytes).unwrap();
+    let other = world.dir.path().join("other");
+    let refused = Coordinator::start(config(&other, &damaged)).await.unwrap_err();
+    assert!(matches!(refused, StartError::Package { .. }), "{refused}");
+    assert!(refused.to_string().contains("damaged.lsp"), "{refused}");
+
+    let mut taken = config(&other, &world.package);
+    taken.http_bind = world.handle.http_addr();
+    let taken = Coordinator::start(taken).await.unwrap_err();
+    assert!(matches!(taken, StartError::Bind { what: "HTTP", .. }), "{taken}");
+    assert_eq!(embed(world.handle.http_addr(), &json!({})).await.0, 400);
+    world.handle.shutdown().await;
+}
