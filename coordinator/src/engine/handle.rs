@@ -1,15 +1,14 @@
 //! The way to the engine, from any task.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId};
 use lockstep_protocol::machine::table::Stage;
 use lockstep_protocol::machine::{JobSpec, WorkerView};
-use lockstep_protocol::messages::Hello;
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{JobEnd, Message, Submission, SubmitRequest, View};
+use super::{JobEnd, Message, Peer, Submission, SubmitRequest, View};
 use crate::events::Event;
 
 /// The engine has ended.
@@ -20,12 +19,10 @@ pub struct Stopped;
 /// A connected worker, to show.
 #[derive(Clone, Debug)]
 pub struct WorkerStatus {
-    /// As the machine sees it.
+    /// As the machine sees it; of its models only those that are served.
     pub view: WorkerView,
-    /// What it said about itself.
-    pub hello: Hello,
-    /// Where it connects from.
-    pub address: SocketAddr,
+    /// Its session: what it said about itself, and where it connects from.
+    pub peer: Arc<Peer>,
 }
 
 /// An unfinished job, to show.
@@ -119,9 +116,10 @@ impl EngineHandle {
     /// [`Stopped`].
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, Stopped> {
         self.ask(|view| {
-            let status = |worker: WorkerView| {
-                let peer = view.peers.get(&worker.node)?;
-                Some(WorkerStatus { hello: peer.hello.clone(), address: peer.address, view: worker })
+            let status = |mut worker: WorkerView| {
+                worker.models.retain(|model| view.models.of_job(model).is_some());
+                worker.models.shrink_to_fit();
+                Some(WorkerStatus { peer: Arc::clone(view.peers.get(&worker.node)?), view: worker })
             };
             view.machine.workers().filter_map(status).collect()
         })

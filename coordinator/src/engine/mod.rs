@@ -17,7 +17,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, NodeId};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::STORE_BATCH;
-use lockstep_protocol::machine::{Capabilities, Input, JobSpec, Machine, Record, ReplayError};
+use lockstep_protocol::machine::{Action, Capabilities, Input, JobSpec, Machine, Record};
 use lockstep_protocol::messages::RefusalCode;
 use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
@@ -42,7 +42,7 @@ const SETTLEMENTS: usize = 1;
 /// What happens to the engine.
 pub enum Message {
     /// A worker said hello.
-    Joined(Arc<Peer>),
+    Joined(Arc<Peer>, Capabilities),
     /// A session ended.
     Left(NodeId, u64),
     /// A session's worker said something; dropped where another session of the key took over.
@@ -63,6 +63,7 @@ pub struct View<'a> {
     pub machine: &'a Machine,
     /// The connected workers.
     pub peers: &'a BTreeMap<NodeId, Arc<Peer>>,
+    models: &'a Models,
     jobs: &'a BTreeMap<JobId, Live>,
 }
 
@@ -187,7 +188,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
     let handle = EngineHandle::new(inputs.clone(), events.clone());
     let mut engine = Engine {
         jobs: live_jobs(&restored),
-        machine: restore(restored.records)?,
+        machine: Machine::restore(restored.records)?,
         clock: parts.clock,
         keys: parts.keys,
         secret: restored.secret,
@@ -213,10 +214,6 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         .spawn(move || runtime.block_on(engine.run(messages, done)))
         .map_err(crate::error::StartError::Thread)?;
     Ok(Running { handle, thread })
-}
-
-fn restore(records: Vec<Record>) -> Result<Machine, ReplayError> {
-    Machine::restore(records)
 }
 
 /// What the engine itself knows of unfinished jobs.
@@ -311,7 +308,7 @@ impl Engine {
 
     fn message(&mut self, message: Message, step: &mut Step) {
         match message {
-            Message::Joined(peer) => self.joined(peer, step),
+            Message::Joined(peer, capabilities) => self.joined(peer, capabilities, step),
             Message::Left(node, session) => self.left(node, session, step),
             Message::From(session, node, input) => {
                 if self.is_current(&node, session) {
@@ -320,7 +317,7 @@ impl Engine {
             }
             Message::Own(input) => self.input(input, None, step),
             Message::Submit(spec, request) => self.input(Input::Submit(spec), Some(request), step),
-            Message::Ask(question) => question(&View { machine: &self.machine, peers: &self.peers, jobs: &self.jobs }),
+            Message::Ask(question) => question(&self.view()),
             Message::Stop => {}
         }
     }
@@ -331,13 +328,16 @@ impl Engine {
         self.plan(output, request, step);
     }
 
+    fn view(&self) -> View<'_> {
+        View { machine: &self.machine, peers: &self.peers, models: &self.models, jobs: &self.jobs }
+    }
+
     fn is_current(&self, node: &NodeId, session: u64) -> bool {
         self.peers.get(node).is_some_and(|peer| peer.session == session)
     }
 
-    fn joined(&mut self, peer: Arc<Peer>, step: &mut Step) {
+    fn joined(&mut self, peer: Arc<Peer>, capabilities: Capabilities, step: &mut Step) {
         let node = peer.node;
-        let capabilities = Capabilities::from(&peer.hello);
         let event = Event::WorkerJoined {
             node,
             backend: peer.hello.backend.clone(),
@@ -348,9 +348,10 @@ impl Engine {
         }
         let now = self.clock.now();
         let output = self.machine.handle(now, Input::WorkerJoined { node, capabilities });
-        let refused = output.actions.iter().any(
-            |action| matches!(action, lockstep_protocol::machine::Action::RefuseWorker { node: other, .. } if *other == node),
-        );
+        let refused = output
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::RefuseWorker { node: other, .. } if *other == node));
         if !refused {
             // Before anything that the machine has for it.
             step.effects.push(Effect::Send(peer, Down::Welcome));

@@ -37,7 +37,7 @@ pub struct Peer {
     pub node: NodeId,
     /// Tells sessions of one key apart.
     pub session: u64,
-    /// What it said about itself.
+    /// What it said about itself, without its models: the machine has those.
     pub hello: Hello,
     /// Where it connects from.
     pub address: SocketAddr,

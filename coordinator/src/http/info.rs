@@ -56,7 +56,7 @@ pub async fn workers(State(app): State<Arc<App>>) -> Result<axum::Json<Value>, A
 }
 
 fn worker_json(worker: &WorkerStatus) -> Value {
-    let (view, hello) = (&worker.view, &worker.hello);
+    let (view, hello) = (&worker.view, &worker.peer.hello);
     json!({
         "id": view.node,
         "object": "lockstep.worker",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::limits::{HEARTBEAT_MS, HELLO_MS, MAX_HELD_MODELS, MAX_IN_FLIGHT};
-use lockstep_protocol::machine::Input;
+use lockstep_protocol::machine::{Capabilities, Input};
 use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
 use quinn::{Connection, Incoming, SendStream};
 use tokio::sync::mpsc;
@@ -172,11 +172,13 @@ fn check(sessions: &Sessions, greeted: &Greeted) -> Result<(), (RefusalCode, Str
 
 /// A worker that was let in: everything that goes on until one part of it ends.
 async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
-    let Greeted { connection, address, node, up, down, hello } = greeted;
+    let Greeted { connection, address, node, up, down, mut hello } = greeted;
+    let capabilities = Capabilities::from(&hello);
+    hello.models = Vec::new();
     let number = sessions.next_session();
     let (peer, messages, kill) = Peer::new(node, number, hello, address);
     let engine = sessions.engine.clone();
-    if engine.send(Message::Joined(peer)).await.is_err() {
+    if engine.send(Message::Joined(peer, capabilities)).await.is_err() {
         return close(&connection, Close::Shutdown, "the coordinator goes down");
     }
     let session = Arc::new(Session {

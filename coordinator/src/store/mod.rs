@@ -4,6 +4,10 @@
 //! says so to each of them afterwards. So the durable flush, the dear part, is shared. The journal is a write-ahead log
 //! with `synchronous = FULL`: a commit that was reported is on the disk, and neither a killed process nor a power cut
 //! takes it back.
+//!
+//! Measured on a virtual disk with `examples/commit_rate.rs`, in commits of one record a second: a write-ahead log
+//! does 8,800 and a rollback journal 1,700 to 1,850 in a loop; through the writer it is 4,850 with one commit waiting
+//! at a time, 73,000 with 64, and 129,000 with 1,024.
 
 mod schema;
 #[cfg(test)]
@@ -14,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
 use lockstep_protocol::ids::{JobId, Millis, ModelId};
@@ -32,6 +37,8 @@ pub const STORE_FILE: &str = "coordinator.db";
 const LOCK_FILE: &str = "coordinator.lock";
 /// Pages of the log after which it is written back into the file (4 KiB each).
 const CHECKPOINT_PAGES: u32 = 4_096;
+/// How long a foreign lock on the file is waited out before a write counts as failed.
+const BUSY: Duration = Duration::from_secs(1);
 /// Bytes of the audit secret.
 pub const SECRET_BYTES: usize = 32;
 
@@ -128,10 +135,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`]: the directory is in use, or the file is not one that this program can go on with.
     pub fn open(dir: &Path, now_ms: u64) -> Result<(Self, Restored), StoreError> {
-        std::fs::create_dir_all(dir).map_err(|source| io("create", dir, source))?;
+        create(dir).map_err(|source| io("create", dir, source))?;
         let lock = lock(dir)?;
         let path = dir.join(STORE_FILE);
         let mut connection = Connection::open(&path)?;
+        connection.busy_timeout(BUSY)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
@@ -181,6 +189,19 @@ pub type SharedStore = Arc<Store>;
 
 fn io(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
     StoreError::Io { action, path: path.to_path_buf(), source }
+}
+
+/// Makes the directory, durably: what is written into it is flushed with it, but its own name is not.
+fn create(dir: &Path) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)?;
+    #[cfg(unix)]
+    if let Some(parent) = std::path::absolute(dir)?.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {

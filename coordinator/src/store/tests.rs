@@ -112,3 +112,24 @@ fn newer_foreign_and_used_stores_are_refused() {
     drop(connection);
     assert!(matches!(Store::open(foreign.path(), 1), Err(StoreError::NotAStore)));
 }
+
+/// While the disk refuses, nothing is acknowledged; once it takes writes again, everything is.
+#[test]
+fn a_refused_write_is_tried_again_until_it_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    let blocker = Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    blocker.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (sender, done) = channel();
+    let then = Box::new(move || sender.send(()).unwrap());
+    store.submit(Commit { writes: vec![Write::Record(submitted(1))], then }).unwrap();
+    while store.is_writable() {
+        std::thread::yield_now();
+    }
+    assert!(done.try_recv().is_err());
+    blocker.execute_batch("ROLLBACK").unwrap();
+    done.recv().unwrap();
+    assert!(store.is_writable());
+    drop(store);
+    assert_eq!(open(dir.path()).1.records, [submitted(1)]);
+}

@@ -88,23 +88,31 @@ pub(super) struct Writer {
     /// `None` only while it is being dropped.
     queue: Option<SyncSender<Commit>>,
     thread: Option<JoinHandle<()>>,
-    healthy: Arc<AtomicBool>,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Whether the last transaction was written.
+    healthy: AtomicBool,
+    /// Whether the store is being dropped, so that what can't be written is given up.
+    closing: AtomicBool,
 }
 
 impl Writer {
     pub fn start(connection: Connection) -> Result<Self, StoreError> {
         let (queue, commits) = sync_channel(STORE_QUEUE);
-        let healthy = Arc::new(AtomicBool::new(true));
-        let flag = Arc::clone(&healthy);
+        let state = Arc::new(State { healthy: AtomicBool::new(true), closing: AtomicBool::new(false) });
+        let shared = Arc::clone(&state);
         let thread = std::thread::Builder::new()
             .name("lockstep-store".into())
-            .spawn(move || run(connection, &commits, &flag))
+            .spawn(move || run(connection, &commits, &shared))
             .map_err(|source| StoreError::Io {
                 action: "start the thread of",
                 path: super::STORE_FILE.into(),
                 source,
             })?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), healthy })
+        Ok(Self { queue: Some(queue), thread: Some(thread), state })
     }
 
     pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
@@ -112,12 +120,13 @@ impl Writer {
     }
 
     pub fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed) && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.state.healthy.load(Ordering::Relaxed) && self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        self.state.closing.store(true, Ordering::Relaxed);
         self.queue = None;
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
@@ -127,7 +136,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(mut connection: Connection, commits: &Receiver<Commit>, healthy: &AtomicBool) {
+fn run(mut connection: Connection, commits: &Receiver<Commit>, state: &State) {
     connection.set_prepared_statement_cache_capacity(32);
     while let Ok(first) = commits.recv() {
         let batch: Vec<_> = std::iter::once(first).chain(commits.try_iter()).take(STORE_BATCH).collect();
@@ -135,10 +144,13 @@ fn run(mut connection: Connection, commits: &Receiver<Commit>, healthy: &AtomicB
         // is acknowledged to anybody. Full disks get room again.
         while let Err(error) = write(&mut connection, &batch) {
             tracing::error!(%error, "the store can't be written; nothing is acknowledged until it can");
-            healthy.store(false, Ordering::Relaxed);
+            state.healthy.store(false, Ordering::Relaxed);
+            if state.closing.load(Ordering::Relaxed) {
+                return;
+            }
             std::thread::sleep(RETRY);
         }
-        healthy.store(true, Ordering::Relaxed);
+        state.healthy.store(true, Ordering::Relaxed);
         for commit in batch {
             (commit.then)();
         }
