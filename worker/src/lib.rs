@@ -1,1 +1,35 @@
-//! The worker: link to a coordinator, package store, execution.
+//! The worker: it connects to a coordinator, pulls the models that it lacks, runs what it is assigned, and commits to
+//! every layer while it runs.
+//!
+//! - [`Worker::start`] takes a [`Config`] and a backend and gives a [`Handle`]; what happens comes out as [`Event`]s.
+//! - `supervisor`: one connection after the other, with pauses that grow.
+//! - `session`: one connection: hello, heartbeats, assignments, cancels.
+//! - `assignment`: one assignment, from its model to its result, on a stream of its own.
+//! - `engine`: the thread that computes. It runs waiting assignments of one model as one batch, which changes no byte,
+//!   and hashes each layer while the next one runs.
+//! - `store`, `pull`: packages on disk, verified before use, fetched range by range and resumed after a crash.
+//! - `preflight`: the backend's conformance to the oracle, and its speed.
+//! - `data_dir`: the worker's folder, its lock and its key.
+//!
+//! Nothing is computed, hashed or verified on the threads that serve the network.
+#![forbid(unsafe_code)]
+
+mod assignment;
+mod backoff;
+mod batch;
+mod config;
+mod data_dir;
+mod engine;
+mod error;
+mod event;
+mod handle;
+mod preflight;
+mod pull;
+mod session;
+mod store;
+mod supervisor;
+
+pub use config::Config;
+pub use error::{ErrorKind, WorkerError};
+pub use event::Event;
+pub use handle::{Handle, Worker};

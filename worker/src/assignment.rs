@@ -1,0 +1,178 @@
+//! One assignment: its model, its run, and the stream that carries the commitments while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lockstep_link::{LinkError, send};
+use lockstep_protocol::ids::{ModelId, Place, Root};
+use lockstep_protocol::job::Job;
+use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
+use quinn::{Connection, SendStream};
+use tokio::sync::mpsc;
+
+use crate::batch::{Failure, Key, Step, Task};
+use crate::event::Event;
+use crate::store::Model;
+use crate::supervisor::Shared;
+
+/// Tells the engine that nobody waits any more, once this is dropped: with the task that was aborted, or at its end.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why relaying a run to the coordinator ended early.
+enum Broken {
+    /// The coordinator does not want the stream any more, or the connection is at its end: both are heard elsewhere.
+    Link,
+    /// The assignment is to be given back.
+    Failure(Failure),
+}
+
+impl From<LinkError> for Broken {
+    fn from(error: LinkError) -> Self {
+        match error {
+            // Limits and the check of models leave no such message.
+            LinkError::Frame(error) => Self::Failure(Failure::new(FailureCode::Internal, error.to_string())),
+            _ => Self::Link,
+        }
+    }
+}
+
+/// Runs an assignment. Dropping the future stops the run at its next layer and resets its stream.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    connection: Connection,
+    outbox: mpsc::Sender<ToCoordinator>,
+    key: Key,
+    job: Job,
+) -> Result<(), Failure> {
+    job.check().map_err(|error| refused(error.to_string()))?;
+    let model = ensure(&shared, &connection, &outbox, job.model).await?;
+    check_tokens(&model, &job)?;
+    let cancelled = Arc::new(AtomicBool::new(false));
+    let _guard = CancelOnDrop(Arc::clone(&cancelled));
+    let (steps, said) = mpsc::unbounded_channel();
+    let header = job.header();
+    shared.engine.submit(Task { key, header, tokens: job.tokens, model, steps, cancelled });
+    match relay(&shared, &connection, key, said).await {
+        Ok(()) | Err(Broken::Link) => Ok(()),
+        Err(Broken::Failure(failure)) => Err(failure),
+    }
+}
+
+/// Passes on what the engine says, as it says it.
+async fn relay(
+    shared: &Shared,
+    connection: &Connection,
+    key: Key,
+    mut said: mpsc::UnboundedReceiver<Step>,
+) -> Result<(), Broken> {
+    let (job, epoch) = key;
+    let mut stream = None;
+    while let Some(step) = said.recv().await {
+        match (step, &mut stream) {
+            (Step::Failed(failure), _) => return Err(Broken::Failure(failure)),
+            (Step::Started { batch }, None) => {
+                shared.events.emit(Event::Running { job, epoch, batch });
+                stream = Some(JobStream::open(connection, key).await?);
+            }
+            (Step::Layer { place, root }, Some(stream)) => {
+                stream.layer(place, root).await?;
+                shared.events.emit(Event::LayerRoot { job, epoch, place, root });
+            }
+            (Step::Done { result, elapsed }, Some(stream)) => {
+                let work_units = result.receipt.receipt.work_units;
+                // Kept before it is sent: the connection may break in between.
+                shared.keep_result(key, (*result).clone());
+                stream.result(*result).await?;
+                shared.events.emit(Event::Finished { job, epoch, work_units, elapsed });
+                return Ok(());
+            }
+            // The engine starts each task once, before anything else.
+            (Step::Started { .. } | Step::Layer { .. } | Step::Done { .. }, _) => break,
+        }
+    }
+    Err(Broken::Failure(Failure::new(FailureCode::Internal, "the engine stopped")))
+}
+
+/// Gets a model ready, and tells the coordinator when it was not there before.
+pub(crate) async fn ensure(
+    shared: &Shared,
+    connection: &Connection,
+    outbox: &mpsc::Sender<ToCoordinator>,
+    model: ModelId,
+) -> Result<Arc<Model>, Failure> {
+    let (ready, pulled) = shared.store.ensure(model, connection).await?;
+    if pulled {
+        // A session that is over needs no news.
+        let _ = outbox.send(ToCoordinator::HaveModel { model }).await;
+    }
+    Ok(ready)
+}
+
+/// Sends a result that was finished on an earlier connection and never acknowledged.
+pub(crate) async fn send_again(connection: Connection, key: Key, result: JobResult) -> Result<(), LinkError> {
+    let mut stream = JobStream::open(&connection, key).await?;
+    let receipt = &result.receipt.receipt;
+    let point = receipt.token_count.saturating_sub(1);
+    for (layer, root) in (1..).zip(&receipt.roots) {
+        stream.layer(Place { point, layer }, *root).await?;
+    }
+    stream.result(result).await
+}
+
+/// What a backend would refuse must not reach a batch that others share.
+fn check_tokens(model: &Model, job: &Job) -> Result<(), Failure> {
+    let program = model.package.program();
+    if job.tokens.len() > program.max_positions as usize {
+        let (found, most) = (job.tokens.len(), program.max_positions);
+        return Err(refused(format!("{found} tokens; the model takes {most}")));
+    }
+    match job.tokens.iter().find(|token| **token >= program.vocab_size) {
+        Some(token) => Err(refused(format!("token {token}; the model has {}", program.vocab_size))),
+        None => Ok(()),
+    }
+}
+
+fn refused(reason: String) -> Failure {
+    Failure::new(FailureCode::JobRefused, reason)
+}
+
+/// A job stream. Dropped before its result, it is reset, so that what was sent never looks complete.
+struct JobStream {
+    stream: SendStream,
+    finished: bool,
+}
+
+impl JobStream {
+    async fn open(connection: &Connection, (job, epoch): Key) -> Result<Self, LinkError> {
+        let mut opened = Self { stream: connection.open_uni().await?, finished: false };
+        send(&mut opened.stream, &JobMessage::Begin { job, epoch }).await?;
+        Ok(opened)
+    }
+
+    async fn layer(&mut self, place: Place, root: Root) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Layer { place, root }).await
+    }
+
+    async fn result(&mut self, result: JobResult) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Result(result)).await?;
+        // Only a stream that was reset can't be finished, and its connection is at its end.
+        let _ = self.stream.finish();
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for JobStream {
+    fn drop(&mut self) {
+        if !self.finished {
+            // A stream that is closed already needs no reset.
+            let _ = self.stream.reset(0_u32.into());
+        }
+    }
+}

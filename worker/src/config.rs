@@ -1,0 +1,73 @@
+//! What a worker is told at its start.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lockstep_protocol::ids::NodeId;
+use lockstep_protocol::limits::MAX_IN_FLIGHT;
+
+use crate::error::WorkerError;
+
+/// What a worker is told at its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The coordinator's key.
+    pub coordinator: NodeId,
+    /// Where it listens, as `HOST:PORT`. The name is looked up again for each connection.
+    pub address: String,
+    /// Where key and packages lie; made if it is not there. One worker at a time.
+    pub data_dir: PathBuf,
+    /// Threads that the backend computes with: told to the coordinator, and used to verify packages.
+    pub threads: NonZeroUsize,
+    /// Memory that the worker may use, in bytes, as told to the coordinator; `None` says what the machine has.
+    pub memory_bytes: Option<u64>,
+    /// Assignments that it takes at a time, at most [`MAX_IN_FLIGHT`].
+    pub max_in_flight: NonZeroU32,
+    /// Assignments of one model that wait are run together up to so many tokens. One assignment runs whatever its
+    /// length.
+    pub batch_tokens: usize,
+    /// Whether to pull the models that the coordinator serves before they are needed.
+    pub prefetch: bool,
+    /// The pause after the first connection that fails; it doubles with each further one.
+    pub first_pause: Duration,
+    /// The longest pause between connections.
+    pub longest_pause: Duration,
+}
+
+impl Config {
+    /// Sixteen assignments at a time in batches of up to 4,096 tokens, models pulled ahead, pauses of half a second to
+    /// half a minute.
+    pub fn new(coordinator: NodeId, address: String, data_dir: PathBuf, threads: NonZeroUsize) -> Self {
+        Self {
+            coordinator,
+            address,
+            data_dir,
+            threads,
+            memory_bytes: None,
+            max_in_flight: NonZeroU32::MIN.saturating_add(15),
+            batch_tokens: 4_096,
+            prefetch: true,
+            first_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(30),
+        }
+    }
+
+    /// What can be said without opening anything.
+    pub(crate) fn check(&self) -> Result<(), WorkerError> {
+        if self.max_in_flight.get() > MAX_IN_FLIGHT {
+            let found = self.max_in_flight;
+            return Err(WorkerError::Config(format!(
+                "{found} assignments at a time: at most {MAX_IN_FLIGHT} are allowed"
+            )));
+        }
+        if self.first_pause.is_zero() || self.longest_pause < self.first_pause {
+            return Err(WorkerError::Config("pauses between connections must be positive and growing".into()));
+        }
+        let port = self.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none_or(|port| port == 0) {
+            return Err(WorkerError::Config(format!("the coordinator's address {:?} is not HOST:PORT", self.address)));
+        }
+        Ok(())
+    }
+}

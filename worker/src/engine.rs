@@ -1,0 +1,242 @@
+//! The thread that computes.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lockstep_kernels::backend::{Backend, BackendError, Executor};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Batch;
+use lockstep_model::embed::{EmbedError, LayerRows, embed};
+use lockstep_protocol::commitment::Geometry;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{ModelId, Root};
+use lockstep_protocol::messages::{FailureCode, JobResult};
+use lockstep_protocol::receipt::{FinishReason, WorkerReceipt};
+use lockstep_protocol::trace::root_of_rows;
+
+use crate::batch::{Failure, Queue, Step, Task};
+
+/// Models that stay loaded.
+const LOADED_MODELS: usize = 2;
+/// Layers that may wait to be hashed; then the computation waits.
+const LAYERS_AHEAD: usize = 2;
+
+/// The computing thread. It ends after its current batch when it is stopped or dropped.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    queue: Arc<Queue>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    pub fn start(backend: Arc<dyn Backend>, keys: Keypair, batch_tokens: usize) -> std::io::Result<Self> {
+        let queue = Arc::new(Queue::default());
+        let waiting = Arc::clone(&queue);
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let mut runner = Runner { backend, keys, loaded: Vec::new() };
+            while let Some(tasks) = waiting.next_batch(batch_tokens) {
+                runner.run(&tasks);
+            }
+        })?;
+        Ok(Self { queue, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub fn submit(&self, task: Task) {
+        self.queue.push(task);
+    }
+
+    /// Waits for the thread's end. Blocks for as long as a layer takes, when its tasks are cancelled.
+    pub fn stop(&self) {
+        self.queue.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // The thread catches the panics of backends; there is no other.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
+struct Runner {
+    backend: Arc<dyn Backend>,
+    keys: Keypair,
+    /// The most recently used last.
+    loaded: Vec<(ModelId, Box<dyn Executor>)>,
+}
+
+/// What a batch gives, one of each for every task.
+struct Computed {
+    roots: Vec<Vec<Root>>,
+    outputs: Vec<Vec<i32>>,
+    saturations: Vec<u64>,
+}
+
+impl Runner {
+    fn run(&mut self, tasks: &[Task]) {
+        let model = tasks[0].header.model;
+        // An executor that failed or panicked is not used again.
+        let computed = catch_unwind(AssertUnwindSafe(|| {
+            let mut executor = self.executor(&tasks[0])?;
+            let start = Instant::now();
+            for task in tasks {
+                task.say(Step::Started { batch: tasks.len() });
+            }
+            let computed = compute(&mut *executor, tasks);
+            if !matches!(computed, Err(EmbedError::Backend(_))) {
+                self.loaded.push((model, executor));
+            }
+            computed.map(|computed| (computed, start.elapsed()))
+        }));
+        let failure = match computed {
+            Ok(Ok((computed, elapsed))) => return self.report(tasks, computed, elapsed),
+            // All of them were cancelled.
+            Ok(Err(EmbedError::Stopped { .. })) => return,
+            Ok(Err(EmbedError::Backend(error))) => Failure::new(FailureCode::Backend, error.to_string()),
+            Err(_) => Failure::new(FailureCode::Backend, "the backend panicked"),
+        };
+        for task in tasks {
+            task.say(Step::Failed(failure.clone()));
+        }
+    }
+
+    /// Takes the model's executor out, loaded if it was not.
+    fn executor(&mut self, task: &Task) -> Result<Box<dyn Executor>, BackendError> {
+        if let Some(at) = self.loaded.iter().position(|(id, _)| *id == task.header.model) {
+            return Ok(self.loaded.remove(at).1);
+        }
+        if self.loaded.len() >= LOADED_MODELS {
+            self.loaded.remove(0);
+        }
+        let package = &task.model.package;
+        self.backend.load(Arc::clone(package.program()), package.params())
+    }
+
+    fn report(&self, tasks: &[Task], computed: Computed, elapsed: Duration) {
+        let Computed { roots, outputs, saturations } = computed;
+        for (((task, roots), output), saturations) in tasks.iter().zip(roots).zip(outputs).zip(saturations) {
+            if task.is_cancelled() {
+                continue;
+            }
+            task.say(match self.sign(task, roots, output, saturations) {
+                Some(result) => Step::Done { result: Box::new(result), elapsed },
+                None => Step::Failed(Failure::new(FailureCode::Internal, "the run has another shape than its job")),
+            });
+        }
+    }
+
+    fn sign(&self, task: &Task, roots: Vec<Root>, output: Vec<i32>, saturations: u64) -> Option<JobResult> {
+        let (job, epoch) = task.key;
+        let header = &task.header;
+        let receipt = WorkerReceipt {
+            spec_version: header.spec_version,
+            job,
+            model: header.model,
+            request: header.request,
+            token_count: header.token_count,
+            token_root: header.token_root,
+            epoch,
+            finish: FinishReason::Complete,
+            output_count: u32::try_from(output.len()).ok()?,
+            // The output of an embedding is the one row of the last layer.
+            output_root: *roots.last()?,
+            layers: task.model.layers,
+            head: task.model.geometry(header).ok()?.head(job, epoch, &roots)?,
+            roots,
+            work_units: task.model.package.program().macs(header.token_count.into()),
+            saturations,
+            worker: self.keys.id(),
+        };
+        Some(JobResult { receipt: receipt.sign(&self.keys), output })
+    }
+}
+
+/// A finished layer on its way to be hashed.
+struct Finished {
+    rows: Vec<i32>,
+    cols: usize,
+    spans: Vec<std::ops::Range<usize>>,
+}
+
+impl Finished {
+    fn copy_of(layer: LayerRows<'_>) -> Self {
+        Self { rows: layer.rows.to_vec(), cols: layer.cols, spans: layer.spans.to_vec() }
+    }
+}
+
+/// Runs the tasks as one batch. Each layer is hashed, and its roots are sent, while the next one runs.
+fn compute(executor: &mut dyn Executor, tasks: &[Task]) -> Result<Computed, EmbedError> {
+    let program = tasks[0].model.package.program();
+    let batch = Batch { sequences: tasks.iter().map(|task| task.tokens.clone()).collect() };
+    let (sender, receiver) = sync_channel(LAYERS_AHEAD);
+    let (ran, roots) = std::thread::scope(|scope| {
+        let hasher = scope.spawn(|| hash_layers(receiver, tasks));
+        let ran = run_layers(executor, program, &batch, tasks, sender);
+        // A panic of the hasher is one of this thread.
+        (ran, hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let (outputs, clamped) = ran?;
+    let saturations = saturations(executor, program, batch, clamped)?;
+    Ok(Computed { roots, outputs, saturations })
+}
+
+/// Returns the outputs and the saturations of the whole batch.
+fn run_layers(
+    executor: &mut dyn Executor,
+    program: &Program,
+    batch: &Batch,
+    tasks: &[Task],
+    finished: SyncSender<Finished>,
+) -> Result<(Vec<Vec<i32>>, u64), EmbedError> {
+    let embeddings = embed(executor, program, batch, |layer| {
+        if tasks.iter().all(Task::is_cancelled) {
+            return ControlFlow::Break(());
+        }
+        // Layer 0 follows from the tokens and is not committed.
+        if layer.layer > 0 && finished.send(Finished::copy_of(layer)).is_err() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok((embeddings.rows, embeddings.saturations))
+}
+
+/// Hashes each layer of each task, and sends the root at once. Returns the roots of every task.
+fn hash_layers(layers: Receiver<Finished>, tasks: &[Task]) -> Vec<Vec<Root>> {
+    let geometries: Vec<Option<Geometry>> = tasks.iter().map(|task| task.model.geometry(&task.header).ok()).collect();
+    let mut roots = vec![Vec::new(); tasks.len()];
+    for layer in layers {
+        let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(&mut roots);
+        for (((span, task), geometry), roots) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
+            let root = root_of_rows(&layer.rows[span.start * layer.cols..span.end * layer.cols], layer.cols);
+            if let Some(place) = geometry.as_ref().and_then(|geometry| geometry.place(roots.len())) {
+                task.say(Step::Layer { place, root });
+            }
+            roots.push(root);
+        }
+    }
+    roots
+}
+
+/// The saturations of each sequence alone. A backend counts those of a batch; where there are any, each sequence runs
+/// once more by itself, because a receipt must not depend on who shared the batch. Programs are made so that it is rare.
+fn saturations(
+    executor: &mut dyn Executor,
+    program: &Program,
+    batch: Batch,
+    of_all: u64,
+) -> Result<Vec<u64>, EmbedError> {
+    if of_all == 0 || batch.sequences.len() == 1 {
+        return Ok(vec![of_all; batch.sequences.len()]);
+    }
+    let alone = |tokens| embed(executor, program, &Batch::single(tokens), |_| ControlFlow::Continue(()));
+    batch.sequences.into_iter().map(alone).map(|run| run.map(|run| run.saturations)).collect()
+}

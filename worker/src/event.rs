@@ -1,0 +1,169 @@
+//! What a worker tells whoever watches it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Place, Root};
+use lockstep_protocol::messages::FailureCode;
+use tokio::sync::broadcast;
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The backend is being compared with the oracle.
+    Checking {
+        /// Basename of the op, or `model`.
+        op: &'static str,
+        /// Cases done so far.
+        done: u64,
+    },
+    /// The backend is exact, and was measured.
+    Checked {
+        /// The backend's name.
+        backend: String,
+        /// Cases compared.
+        cases: u64,
+        /// Elements compared.
+        elements: u64,
+        /// Multiply-accumulates a second.
+        macs_per_second: u64,
+    },
+    /// A connection is tried.
+    Connecting {
+        /// As configured.
+        address: String,
+    },
+    /// The coordinator took the worker in.
+    Connected {
+        /// Its key.
+        coordinator: NodeId,
+        /// Where it is.
+        address: SocketAddr,
+        /// Its program's version, for people.
+        software: String,
+    },
+    /// No connection, or it is over. Another is tried after the pause.
+    Disconnected {
+        /// Why.
+        reason: String,
+        /// The pause.
+        retry_in: Duration,
+    },
+    /// A model is being fetched.
+    Pulling {
+        /// Which.
+        model: ModelId,
+        /// Bytes that are there.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A model is there, verified and proven.
+    ModelReady {
+        /// Which.
+        model: ModelId,
+    },
+    /// A model can't be had or used.
+    ModelFailed {
+        /// Which.
+        model: ModelId,
+        /// Why.
+        reason: String,
+    },
+    /// An assignment came.
+    Assigned {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Its tokens.
+        tokens: usize,
+    },
+    /// An assignment runs.
+    Running {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Assignments that run together.
+        batch: usize,
+    },
+    /// A layer is done, and its root on its way.
+    LayerRoot {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Where.
+        place: Place,
+        /// The root.
+        root: Root,
+    },
+    /// A run is done, and its signed result on its way.
+    Finished {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Multiply-accumulates of the run.
+        work_units: u64,
+        /// From the start of its batch.
+        elapsed: Duration,
+    },
+    /// The coordinator keeps the result.
+    Accepted {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
+    /// The coordinator no longer wants an assignment.
+    Cancelled {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
+    /// An assignment was given back.
+    Failed {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Why.
+        code: FailureCode,
+        /// Why, for people.
+        reason: String,
+    },
+    /// The coordinator found this worker wrong, and takes nothing from it any more.
+    Quarantined {
+        /// Why.
+        reason: String,
+    },
+    /// The worker finishes what it has and takes nothing new.
+    Draining,
+}
+
+/// Events that a slow watcher may be behind before it misses some.
+const BEHIND: usize = 4_096;
+
+/// Where events go. Nobody needs to watch.
+#[derive(Clone, Debug)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+impl Events {
+    pub fn new() -> (Self, broadcast::Receiver<Event>) {
+        let (sender, receiver) = broadcast::channel(BEHIND);
+        (Self(sender), receiver)
+    }
+
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+
+    pub fn emit(&self, event: Event) {
+        tracing::debug!(?event);
+        // An error says that nobody watches.
+        let _ = self.0.send(event);
+    }
+}

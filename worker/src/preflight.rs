@@ -1,0 +1,64 @@
+//! Before a worker offers itself: is the backend exact, and how fast is it?
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockstep_kernels::backend::{Backend, BackendError};
+use lockstep_kernels::conformance::{self, Case, Level};
+use lockstep_kernels::value::Params;
+
+use crate::error::WorkerError;
+use crate::event::{Event, Events};
+
+/// Puts the backend through the quick conformance suite and measures it. Returns multiply-accumulates a second.
+pub(crate) fn check(backend: &dyn Backend, events: &Events) -> Result<u64, WorkerError> {
+    let mut op = "";
+    let summary = conformance::run(backend, Level::Quick, &mut |progress| {
+        if op != progress.op {
+            op = progress.op;
+            events.emit(Event::Checking { op, done: progress.done });
+        }
+    })
+    .map_err(Box::new)?;
+    let macs_per_second = measure(backend)?;
+    let (backend, cases, elements) = (backend.name(), summary.cases, summary.elements);
+    events.emit(Event::Checked { backend, cases, elements, macs_per_second });
+    Ok(macs_per_second)
+}
+
+/// Runs a made-up encoder layer of ordinary size a few times, and says how many multiply-accumulates a second it took
+/// in the fastest pass, so that a machine that was busy for a moment is not called slow for ever.
+fn measure(backend: &dyn Backend) -> Result<u64, BackendError> {
+    const ENOUGH: Duration = Duration::from_millis(200);
+    const MAX_PASSES: usize = 32;
+    let case = conformance::encoder(256, 4, 1_024, 1, false, &[128]);
+    let mut executor = load(backend, &case)?;
+    let (start, mut best) = (Instant::now(), Duration::MAX);
+    for _ in 0..MAX_PASSES {
+        let pass = Instant::now();
+        executor.begin(&case.batch)?;
+        for layer in 0..case.program.layers.len() {
+            executor.run_layer(layer)?;
+        }
+        best = best.min(pass.elapsed());
+        if start.elapsed() > ENOUGH {
+            break;
+        }
+    }
+    let macs: u64 = case.batch.sequences.iter().map(|tokens| case.program.macs(tokens.len() as u64)).sum();
+    let nanos = best.as_nanos().max(1);
+    Ok(u64::try_from(u128::from(macs) * 1_000_000_000 / nanos).unwrap_or(u64::MAX))
+}
+
+fn load(backend: &dyn Backend, case: &Case) -> Result<Box<dyn lockstep_kernels::backend::Executor>, BackendError> {
+    let params: Arc<dyn Params> = Arc::<conformance::OwnedParams>::clone(&case.params);
+    backend.load(Arc::clone(&case.program), params)
+}
+
+/// Memory of this machine in bytes; 0 where it does not say.
+pub(crate) fn machine_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|rest| rest.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
+    kib.map_or(0, |kib| kib.saturating_mul(1_024))
+}

@@ -1,0 +1,183 @@
+//! Fetching a package from the coordinator, range by range, each verified before it is written.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lockstep_link::{Frames, LinkError, send};
+use lockstep_model::ModelError;
+use lockstep_model::package::{Manifest, Package, PackageAssembler};
+use lockstep_protocol::ids::{ModelId, Root};
+use lockstep_protocol::limits::CHUNK_BYTES;
+use lockstep_protocol::messages::{PackageReply, PackageRequest};
+use lockstep_protocol::openings::{ChunkRange, verify_range};
+use quinn::{Connection, SendStream};
+
+use crate::batch::Failure;
+use crate::event::{Event, Events};
+use crate::store::{blocking, unavailable};
+
+/// Ranges that are asked for before the first of them has come.
+const AHEAD: usize = 4;
+/// A coordinator that sends nothing for so long is not waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What an interrupted pull left open. The file stays locked as long as this lives, so a range that was still being
+/// written when its pull was dropped is never in the way of the next pull.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Partial {
+    open: Option<(Arc<Manifest>, Assembler)>,
+}
+
+type Assembler = Arc<Mutex<Option<PackageAssembler>>>;
+
+/// Pulls a package to `path`, from where an earlier pull stopped.
+pub(crate) async fn pull(
+    connection: &Connection,
+    model: ModelId,
+    path: &Path,
+    partial: &mut Partial,
+    events: &Events,
+) -> Result<Package, Failure> {
+    let mut stream = PackageStream::open(connection).await?;
+    let (manifest, assembler) = match partial.open.take() {
+        Some(open) => open,
+        None => begin(&mut stream, model, path).await?,
+    };
+    // Back in its place before anything is awaited: a pull that is dropped must leave it behind.
+    partial.open = Some((Arc::clone(&manifest), Arc::clone(&assembler)));
+    fetch(&mut stream, model, &manifest, &assembler, events).await?;
+    // Finishing gives up the file; what fails there starts anew.
+    partial.open = None;
+    let finish = move || lock(&assembler).take().map(PackageAssembler::finish);
+    let finished = blocking(finish).await?.ok_or_else(|| unavailable("the package was taken apart"))?;
+    finished.map_err(from_model)
+}
+
+async fn begin(stream: &mut PackageStream, model: ModelId, path: &Path) -> Result<(Arc<Manifest>, Assembler), Failure> {
+    stream.ask(PackageRequest::GetManifest { model }).await?;
+    let PackageReply::Manifest { bytes } = stream.reply().await? else {
+        return Err(unavailable(format!("the coordinator has no manifest of model {model}")));
+    };
+    let path = path.to_path_buf();
+    let opened = blocking(move || {
+        let assembler = PackageAssembler::open(&path, model, &bytes)?;
+        Ok((Arc::new(Manifest::parse(&bytes)?), Arc::new(Mutex::new(Some(assembler)))))
+    });
+    opened.await?.map_err(from_model)
+}
+
+/// One range to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Part {
+    blob: u32,
+    range: ChunkRange,
+    /// Bytes at the front of the range that are there already.
+    skip: usize,
+    root: Root,
+    /// Length of the whole blob.
+    len: u64,
+}
+
+/// All ranges that a package lacks from `offset` of `blob` on.
+fn parts(manifest: &Manifest, blob: u32, offset: u64) -> impl Iterator<Item = Part> + '_ {
+    let chunk = CHUNK_BYTES as u64;
+    manifest.blobs().enumerate().skip(blob as usize).flat_map(move |(index, info)| {
+        let (root, len) = (Root::from_bytes(*info.digest.as_bytes()), info.bytes);
+        let from = if index == blob as usize { offset } else { 0 };
+        let mut done = from / chunk;
+        let mut skip = (from % chunk) as usize;
+        std::iter::from_fn(move || {
+            let range = ChunkRange::next(done, len)?;
+            done += u64::from(range.count);
+            Some(Part { blob: index as u32, range, skip: std::mem::take(&mut skip), root, len })
+        })
+    })
+}
+
+async fn fetch(
+    stream: &mut PackageStream,
+    model: ModelId,
+    manifest: &Manifest,
+    assembler: &Assembler,
+    events: &Events,
+) -> Result<(), Failure> {
+    let look = |a: &PackageAssembler| (a.needed(), a.progress());
+    let (needed, (mut done, total)) = lock(assembler).as_ref().map(look).ok_or_else(|| unavailable("no pull"))?;
+    events.emit(Event::Pulling { model, done, total });
+    let Some(needed) = needed else { return Ok(()) };
+    let mut parts = parts(manifest, needed.blob, needed.offset);
+    let mut asked = VecDeque::new();
+    loop {
+        while asked.len() < AHEAD
+            && let Some(part) = parts.next()
+        {
+            stream.ask(PackageRequest::GetBlob { model, blob: part.blob, range: part.range }).await?;
+            asked.push_back(part);
+        }
+        let Some(part) = asked.pop_front() else { return Ok(()) };
+        let PackageReply::Opening { bytes } = stream.reply().await? else {
+            return Err(unavailable(format!("the coordinator has no {:?} of blob {}", part.range, part.blob)));
+        };
+        let assembler = Arc::clone(assembler);
+        let before = done;
+        done = blocking(move || accept(&assembler, part, &bytes)).await??;
+        if percent(before, total) != percent(done, total) {
+            events.emit(Event::Pulling { model, done, total });
+        }
+    }
+}
+
+fn percent(done: u64, total: u64) -> u128 {
+    u128::from(done) * 100 / u128::from(total.max(1))
+}
+
+/// Verifies an opening and writes what it opens. Returns the bytes that are there.
+fn accept(assembler: &Assembler, part: Part, opening: &[u8]) -> Result<u64, Failure> {
+    let bytes = verify_range(&part.root, part.len, part.range, opening)
+        .map_err(|error| unavailable(format!("blob {} from the coordinator is wrong: {error}", part.blob)))?;
+    let offset = part.range.first * CHUNK_BYTES as u64 + part.skip as u64;
+    let mut guard = lock(assembler);
+    let assembler = guard.as_mut().ok_or_else(|| unavailable("no pull"))?;
+    assembler.accept(part.blob, offset, &bytes[part.skip..]).map_err(from_model)?;
+    Ok(assembler.progress().0)
+}
+
+fn lock(assembler: &Assembler) -> std::sync::MutexGuard<'_, Option<PackageAssembler>> {
+    assembler.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A full disk, a manifest that lies: all of it means that the model can't be had from here.
+fn from_model(error: ModelError) -> Failure {
+    unavailable(error.to_string())
+}
+
+struct PackageStream {
+    requests: SendStream,
+    replies: Frames<PackageReply>,
+}
+
+impl PackageStream {
+    async fn open(connection: &Connection) -> Result<Self, Failure> {
+        let (requests, replies) = connection.open_bi().await.map_err(|error| broken(error.into()))?;
+        Ok(Self { requests, replies: Frames::new(replies) })
+    }
+
+    async fn ask(&mut self, request: PackageRequest) -> Result<(), Failure> {
+        send(&mut self.requests, &request).await.map_err(broken)
+    }
+
+    async fn reply(&mut self) -> Result<PackageReply, Failure> {
+        match tokio::time::timeout(PATIENCE, self.replies.next()).await {
+            Ok(Ok(Some(reply))) => Ok(reply),
+            Ok(Ok(None)) => Err(unavailable("the coordinator ended the package stream")),
+            Ok(Err(error)) => Err(broken(error)),
+            Err(_) => Err(unavailable(format!("the coordinator sent nothing for {} s", PATIENCE.as_secs()))),
+        }
+    }
+}
+
+fn broken(error: LinkError) -> Failure {
+    unavailable(format!("the package stream broke: {error}"))
+}

@@ -1,0 +1,168 @@
+//! The packages of a worker: on disk by model id, verified and proven before use.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockstep_kernels::program::Rows;
+use lockstep_model::ModelError;
+use lockstep_model::package::Package;
+use lockstep_protocol::commitment::Geometry;
+use lockstep_protocol::ids::ModelId;
+use lockstep_protocol::job::{JobError, JobHeader};
+use lockstep_protocol::limits::{MAX_HELD_MODELS, MAX_LAYERS, MAX_OUTPUT_VALUES};
+use lockstep_protocol::messages::FailureCode;
+use quinn::Connection;
+
+use crate::batch::Failure;
+use crate::event::{Event, Events};
+use crate::pull::{Partial, pull};
+
+/// A package that may be run.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub package: Package,
+    /// Transformer layers: all of the program's but the embedding and the output.
+    pub layers: u16,
+}
+
+impl Model {
+    /// Where a job of this model commits.
+    pub fn geometry(&self, job: &JobHeader) -> Result<Geometry, JobError> {
+        job.geometry(self.layers)
+    }
+
+    /// Takes a package whose digests were verified: proves its bounds, and checks that it is an encoder.
+    fn admit(package: Package) -> Result<Self, Failure> {
+        let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
+        package.prove().map_err(|error| refused(error.to_string()))?;
+        let program = package.program();
+        let inner = program.layers.len().saturating_sub(2);
+        let layers = u16::try_from(inner).ok().filter(|layers| (1..=MAX_LAYERS).contains(&usize::from(*layers)));
+        let layers = layers.ok_or_else(|| refused(format!("{inner} layers between embedding and output")))?;
+        let output = program.layers.last().map(|layer| program.tensor(layer.output));
+        match output {
+            Some(t) if t.rows == Rows::Sequence && t.cols as usize <= MAX_OUTPUT_VALUES => Ok(Self { package, layers }),
+            _ => Err(refused("its output is not one vector for each sequence".into())),
+        }
+    }
+}
+
+/// What is known about one model.
+#[derive(Debug, Default)]
+enum Slot {
+    /// Nothing in this process yet, or no success.
+    #[default]
+    Unknown,
+    /// A pull that was interrupted.
+    Partial(Partial),
+    /// Ready to run.
+    Ready(Arc<Model>),
+    /// The bytes are the model's, and fail their checks. They will not change.
+    Refused(Failure),
+}
+
+/// The packages of a worker.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    threads: NonZeroUsize,
+    events: Events,
+    /// Whoever holds a slot's lock works on that model; the others wait for the outcome.
+    slots: Mutex<BTreeMap<ModelId, Arc<tokio::sync::Mutex<Slot>>>>,
+}
+
+impl Store {
+    pub fn new(dir: PathBuf, threads: NonZeroUsize, events: Events) -> Self {
+        Self { dir, threads, events, slots: Mutex::default() }
+    }
+
+    /// Models that lie in the folder. Each is verified before its first use.
+    pub fn held(&self) -> Vec<ModelId> {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut held: Vec<ModelId> = names.filter_map(|name| name.strip_suffix(".lsp")?.parse().ok()).collect();
+        held.sort();
+        held.truncate(MAX_HELD_MODELS);
+        held
+    }
+
+    /// The model, ready to run: from memory, from disk, or from the coordinator. Also says whether it was pulled now.
+    ///
+    /// Dropping the future leaves what was pulled so far for the next caller.
+    pub async fn ensure(&self, model: ModelId, connection: &Connection) -> Result<(Arc<Model>, bool), Failure> {
+        let slot = self.slot(model);
+        let mut slot = slot.lock().await;
+        match &*slot {
+            Slot::Ready(ready) => return Ok((Arc::clone(ready), false)),
+            Slot::Refused(failure) => return Err(failure.clone()),
+            Slot::Partial(_) | Slot::Unknown => {}
+        }
+        let found = self.find_or_pull(&mut slot, model, connection).await;
+        match &found {
+            Ok((ready, _)) => {
+                *slot = Slot::Ready(Arc::clone(ready));
+                self.events.emit(Event::ModelReady { model });
+            }
+            Err(failure) => {
+                if failure.code == FailureCode::ModelRefused {
+                    *slot = Slot::Refused(failure.clone());
+                }
+                self.events.emit(Event::ModelFailed { model, reason: failure.reason.clone() });
+            }
+        }
+        found
+    }
+
+    async fn find_or_pull(
+        &self,
+        slot: &mut Slot,
+        model: ModelId,
+        connection: &Connection,
+    ) -> Result<(Arc<Model>, bool), Failure> {
+        let path = self.dir.join(format!("{model}.lsp"));
+        if path.exists() {
+            let (held, threads) = (path.clone(), self.threads);
+            match blocking(move || open_held(&held, model, threads)).await? {
+                Ok(package) => return Ok((Arc::new(blocking(|| Model::admit(package)).await??), false)),
+                Err(error @ ModelError::Io { .. }) => return Err(unavailable(error.to_string())),
+                Err(error) => {
+                    tracing::warn!(%model, %error, "a package on disk is damaged and is pulled again");
+                    std::fs::remove_file(&path)
+                        .map_err(|io| unavailable(format!("{error}; it can't be removed: {io}")))?;
+                }
+            }
+        }
+        if !matches!(slot, Slot::Partial(_)) {
+            *slot = Slot::Partial(Partial::default());
+        }
+        let Slot::Partial(partial) = slot else { return Err(unavailable("no pull was begun")) };
+        let package = pull(connection, model, &path, partial, &self.events).await?;
+        Ok((Arc::new(blocking(|| Model::admit(package)).await??), true))
+    }
+
+    fn slot(&self, model: ModelId) -> Arc<tokio::sync::Mutex<Slot>> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(model).or_default())
+    }
+}
+
+pub(crate) fn unavailable(reason: impl Into<String>) -> Failure {
+    Failure::new(FailureCode::ModelUnavailable, reason)
+}
+
+/// Runs what computes or touches the disk away from the reactor.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failure::new(FailureCode::Internal, error.to_string()))
+}
+
+fn open_held(path: &Path, model: ModelId, threads: NonZeroUsize) -> Result<Package, ModelError> {
+    let package = Package::open(path)?;
+    if package.model_id() != model {
+        return Err(ModelError::Package(format!("{} holds another model, {}", path.display(), package.model_id())));
+    }
+    package.verify(threads)?;
+    Ok(package)
+}

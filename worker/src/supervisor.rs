@@ -1,0 +1,210 @@
+//! One connection after the other, with pauses that grow.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockstep_kernels::backend::Backend;
+use lockstep_link::{Client, Close, LinkError, close};
+use lockstep_protocol::limits::{MAX_IN_FLIGHT, MAX_NAME_BYTES};
+use lockstep_protocol::messages::{Hello, JobResult, PROTOCOL_VERSION};
+use quinn::Connection;
+use tokio::sync::watch;
+
+use crate::backoff::Backoff;
+use crate::batch::Key;
+use crate::config::Config;
+use crate::data_dir::DataDir;
+use crate::engine::Engine;
+use crate::error::WorkerError;
+use crate::event::{Event, Events};
+use crate::handle::Stop;
+use crate::preflight;
+use crate::session::{End, Session};
+use crate::store::Store;
+
+/// What outlives a connection.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub config: Config,
+    pub events: Events,
+    pub store: Store,
+    pub engine: Engine,
+    /// Results whose acknowledgement has not come.
+    results: Mutex<BTreeMap<Key, JobResult>>,
+}
+
+impl Shared {
+    /// Keeps a result until it is acknowledged. Of too many, those of the oldest leases are dropped.
+    pub fn keep_result(&self, key: Key, result: JobResult) {
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.insert(key, result);
+        if results.len() > MAX_IN_FLIGHT as usize
+            && let Some(oldest) = results.keys().min_by_key(|(_, epoch)| *epoch).copied()
+        {
+            results.remove(&oldest);
+        }
+    }
+
+    /// Forgets a result, if there was one.
+    pub fn forget_result(&self, key: &Key) -> Option<JobResult> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
+    }
+
+    /// All results whose acknowledgement has not come.
+    pub fn kept_results(&self) -> Vec<(Key, JobResult)> {
+        let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.iter().map(|(key, result)| (*key, result.clone())).collect()
+    }
+}
+
+/// A worker's life, before it begins.
+pub(crate) struct Supervisor {
+    pub config: Config,
+    pub dir: DataDir,
+    pub backend: Arc<dyn Backend>,
+    pub events: Events,
+    pub stop: watch::Receiver<Stop>,
+}
+
+impl Supervisor {
+    /// From the first check to the end. Returns when nothing computes any more.
+    pub async fn run(self) -> Result<(), WorkerError> {
+        let Self { config, dir, backend, events, mut stop } = self;
+        let (checked, told) = (Arc::clone(&backend), events.clone());
+        let macs_per_second = tokio::select! {
+            checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
+            () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
+        };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: name_of(&*backend),
+            threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
+            memory_bytes: config.memory_bytes.unwrap_or_else(preflight::machine_memory),
+            macs_per_second,
+            max_in_flight: config.max_in_flight.get(),
+            models: Vec::new(),
+        };
+        let engine = Engine::start(backend, dir.keys.clone(), config.batch_tokens);
+        let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
+        let store = Store::new(dir.packages.clone(), config.threads, events.clone());
+        let client = Client::new(&dir.keys, config.coordinator);
+        let backoff = Backoff::new(config.first_pause, config.longest_pause);
+        let shared = Arc::new(Shared { config, events, store, engine, results: Mutex::default() });
+        let mut service = Service { shared, hello, client, backoff, stop };
+        let ended = service.serve().await;
+        service.client.wait_idle().await;
+        let shared = service.shared;
+        blocking(move || shared.engine.stop()).await?;
+        ended
+    }
+}
+
+/// The backend's name as a hello can carry it.
+fn name_of(backend: &dyn Backend) -> String {
+    let mut name = backend.name();
+    name.truncate(name.floor_char_boundary(MAX_NAME_BYTES));
+    name
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, WorkerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| WorkerError::Internal(error.to_string()))
+}
+
+struct Service {
+    shared: Arc<Shared>,
+    hello: Hello,
+    client: Client,
+    backoff: Backoff,
+    stop: watch::Receiver<Stop>,
+}
+
+impl Service {
+    /// Connects again and again, until the worker is to end.
+    async fn serve(&mut self) -> Result<(), WorkerError> {
+        loop {
+            match *self.stop.borrow() {
+                Stop::No => {}
+                // Without a connection there is nothing that runs.
+                Stop::Drain => return Ok(()),
+                Stop::Abort => return Err(WorkerError::Aborted),
+            }
+            let mut stop = self.stop.clone();
+            let ended = tokio::select! {
+                ended = self.attempt() => ended?,
+                () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
+            };
+            let reason = match ended {
+                End::Drained => return Ok(()),
+                // What ran is lost with the connection, so there is nothing left to finish.
+                End::Lost(_) if *self.stop.borrow() != Stop::No => continue,
+                End::Lost(reason) => reason,
+            };
+            let retry_in = self.backoff.pause();
+            self.shared.events.emit(Event::Disconnected { reason, retry_in });
+            tokio::select! {
+                () = tokio::time::sleep(retry_in) => {}
+                () = stopped(&mut stop, Stop::Drain) => {}
+            }
+        }
+    }
+
+    /// One connection, from look-up to end.
+    async fn attempt(&mut self) -> Result<End, WorkerError> {
+        let address = self.shared.config.address.clone();
+        self.shared.events.emit(Event::Connecting { address: address.clone() });
+        let found: Vec<SocketAddr> = match tokio::net::lookup_host(&address).await {
+            Ok(found) => found.collect(),
+            Err(error) => return Ok(End::Lost(format!("can't look up {address}: {error}"))),
+        };
+        let mut reason = format!("{address} has no address");
+        for socket in found {
+            // A drain does not wait for a coordinator that is not there.
+            let mut stop = self.stop.clone();
+            let connected = tokio::select! {
+                connected = self.client.connect(socket) => connected,
+                () = stopped(&mut stop, Stop::Drain) => return Ok(End::Drained),
+            };
+            match connected {
+                Ok(connection) => return self.session(connection).await,
+                Err(error @ (LinkError::WrongKey { .. } | LinkError::NoKey | LinkError::Tls(_))) => {
+                    return Err(error.into());
+                }
+                Err(error) => reason = format!("can't connect to {socket}: {error}"),
+            }
+        }
+        Ok(End::Lost(reason))
+    }
+
+    async fn session(&mut self, connection: Connection) -> Result<End, WorkerError> {
+        // Dropped early, by an abort, it still says good-bye.
+        let guard = CloseOnDrop(connection.clone());
+        self.hello.models = self.shared.store.held();
+        let session = Session::open(&self.shared, connection, &self.hello, self.stop.clone()).await?;
+        let ended = match session {
+            Ok(session) => {
+                self.backoff.reset();
+                session.serve().await
+            }
+            Err(reason) => Ok(End::Lost(reason)),
+        };
+        drop(guard);
+        ended
+    }
+}
+
+struct CloseOnDrop(Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        // A connection that is closed already stays as it is.
+        close(&self.0, Close::Done, "the worker ends");
+    }
+}
+
+/// Waits until the worker is told to stop, at least so far.
+async fn stopped(stop: &mut watch::Receiver<Stop>, far: Stop) {
+    // A handle that is dropped has told the worker to abort before.
+    let _ = stop.wait_for(|told| *told >= far).await;
+}
