@@ -1,12 +1,16 @@
 //! Crashes: whatever was acknowledged goes on.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use lockstep_protocol::ids::JobId;
+use lockstep_protocol::machine::{Machine, Record};
 use lockstep_protocol::receipt::Receipt;
 use serde_json::json;
 
 use super::worker::{Worker, keys};
 use super::{ALWAYS, config, embed, get, wait_for, world};
+use crate::store::{Store, Stored};
 use crate::{Config, Coordinator, Event, StartError};
 
 /// What a killed process leaves: the files as they are at this instant.
@@ -125,5 +129,36 @@ async fn what_can_not_be_served_is_refused_at_the_start() {
     let taken = Coordinator::start(taken).await.unwrap_err();
     assert!(matches!(taken, StartError::Bind { what: "HTTP", .. }), "{taken}");
     assert_eq!(embed(world.handle.http_addr(), &json!({})).await.0, 400);
+    world.handle.shutdown().await;
+}
+
+/// While jobs come in, are run, audited and end, the files are copied again and again: each copy has every job that was
+/// acknowledged before, unfinished or ended, and is one that a coordinator goes on with.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_was_acknowledged_is_in_every_later_crash() {
+    let world = world(|config| config.audit = ALWAYS).await;
+    for number in [1, 2] {
+        let worker = Worker::connect(number, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+        tokio::spawn(worker.serve(None));
+    }
+    let mut acknowledged: Vec<JobId> = Vec::new();
+    for round in 0..12 {
+        for number in 0..5 {
+            let input = format!("w{} w{}", round + 1, number + 1);
+            let body = json!({"model": "tiny", "input": input, "lockstep": {"wait": false}});
+            let (status, kept) = embed(world.handle.http_addr(), &body).await;
+            assert_eq!(status, 202);
+            acknowledged.push(kept["lockstep"]["jobs"][0].as_str().unwrap().parse().unwrap());
+        }
+        let copy = world.dir.path().join(format!("copy-{round}"));
+        snapshot(&world.dir.path().join("data"), &copy);
+        let (store, restored) = Store::open(&copy, 0).unwrap();
+        let unfinished: BTreeSet<_> = restored.records.iter().map(Record::job).collect();
+        for job in &acknowledged {
+            let ended = matches!(store.job(job).unwrap(), Some(Stored::Done(_)));
+            assert!(ended != unfinished.contains(job), "job {job} is lost, or half ended");
+        }
+        Machine::restore(restored.records).unwrap();
+    }
     world.handle.shutdown().await;
 }
