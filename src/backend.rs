@@ -28,7 +28,10 @@ pub fn open(name: &str, threads: NonZeroUsize) -> Result<Arc<dyn Backend>, Failu
         "cpu" => None,
         _ => {
             let path = name.strip_prefix("cpu/").and_then(Path::from_name);
-            Some(path.ok_or_else(|| anyhow!("there is no backend {name:?}; there are {NAMES}")).or_exit(Exit::Configuration)?)
+            Some(
+                path.ok_or_else(|| anyhow!("there is no backend {name:?}; there are {NAMES}"))
+                    .or_exit(Exit::Configuration)?,
+            )
         }
     };
     let cpu = Cpu::new(path, threads.get()).with_context(|| format!("backend {name}")).or_exit(Exit::NoDevice)?;

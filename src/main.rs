@@ -16,7 +16,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    cli::start_log(cli.verbose);
+    cli.start_log();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -17,7 +17,10 @@ fn import_twice_gives_equal_bytes_and_passes_its_check() {
     for (file, threads) in [("a.lsp", "1"), ("b.lsp", "2")] {
         let file = temp.path().join(file);
         let out = run_json(
-            lockstep().args(["import", "--json", "--weights", "w16", "--threads", threads, "--out"]).arg(&file).arg(&dir),
+            lockstep()
+                .args(["import", "--json", "--weights", "w16", "--threads", threads, "--out"])
+                .arg(&file)
+                .arg(&dir),
         );
         made.push((out["model_id"].clone(), fs::read(&file).expect("the package")));
     }
@@ -83,7 +86,12 @@ fn a_dumped_layer_hashes_to_its_root() {
     let Some(package) = minilm_package() else { return };
     let temp = tempfile::tempdir().expect("a folder");
     let out = run_json(
-        lockstep().args(["embed", "--json", "--package"]).arg(package).arg("--dump-trace").arg(temp.path()).arg(TEXTS[0]),
+        lockstep()
+            .args(["embed", "--json", "--package"])
+            .arg(package)
+            .arg("--dump-trace")
+            .arg(temp.path())
+            .arg(TEXTS[0]),
     );
     let roots = out["layer_roots"][0].as_array().expect("a list").clone();
     assert_eq!(roots.len(), 8, "the embedding, six layers and the output");

@@ -20,13 +20,22 @@ const ARROWS: [(&str, &[&str]); 9] = [
 /// Crates of the pure core, and what must not occur in their sources outside tests. Clippy bans the same things by
 /// type; this catches what hides behind a path or a macro.
 const PURE: [(&str, &[&str]); 2] = [
-    ("protocol", &["std::time", "std::fs", "std::net", "std::thread", "tokio", "getrandom", "HashMap", "HashSet", "f32", "f64"]),
+    (
+        "protocol",
+        &["std::time", "std::fs", "std::net", "std::thread", "tokio", "getrandom", "HashMap", "HashSet", "f32", "f64"],
+    ),
     ("kernels", &["std::time", "std::fs", "std::net", "getrandom", "HashMap", "HashSet", "f32", "f64"]),
 ];
 
 /// Marks of unfinished work; spelled in two halves so that this file does not find itself.
-const UNFINISHED: [&str; 6] =
-    [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("FIX", "ME"), concat!("XX", "X"), concat!("#[ign", "ore"), concat!("dbg", "!(")];
+const UNFINISHED: [&str; 6] = [
+    concat!("todo", "!("),
+    concat!("unimplemented", "!("),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+    concat!("#[ign", "ore"),
+    concat!("dbg", "!("),
+];
 
 /// Longest file of sources, in lines.
 const LONGEST_FILE: usize = 600;

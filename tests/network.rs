@@ -34,7 +34,9 @@ fn an_answer_comes_with_a_receipt_that_verifies() {
     let receipt = &answer["lockstep"]["receipts"][0];
     assert_eq!(receipt["output"], local["integers"][0], "the answer is what the model gives");
     assert_eq!(receipt["audits"].as_array().map(Vec::len), Some(1));
-    let rounded = |v: &Value| v.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number") as f32).collect::<Vec<_>>();
+    let rounded = |v: &Value| {
+        v.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number") as f32).collect::<Vec<_>>()
+    };
     assert_eq!(rounded(&answer["data"][0]["embedding"]), rounded(&local["embeddings"][0]));
 
     let file = temp.path().join("receipt.json");

@@ -63,7 +63,9 @@ pub trait Executor: Send {
     /// Runs the ops of one layer over the whole batch.
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError>;
 
-    /// Copies a tensor out: `[rows, cols]` of all sequences in order.
+    /// Copies a tensor out: `[rows, cols]` of all sequences in order. Any tensor that the layers run so far have written
+    /// can be read, not only outputs: that is how a divergence is located. A backend that fuses ops computes what
+    /// fusing skipped when it is asked.
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError>;
 
     /// Replaces a tensor's value.

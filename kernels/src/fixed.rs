@@ -3,7 +3,7 @@
 //! Rounding is half up everywhere: `round(a / 2^s) = floor((a + 2^(s-1)) / 2^s)`.
 
 /// Largest magnitude of an activation or `w16` weight code: `256*127 + 127`, so that every code splits into two
-/// signed 8-bit digits (SPEC 3.2).
+/// signed 8-bit digits (SPEC 2.5).
 pub const CODE_MAX: i32 = 32_639;
 
 /// Fractional bits of attention scores, in log2 units (SPEC 5.7).
@@ -34,7 +34,7 @@ pub fn sat_code(a: i64) -> (i16, bool) {
     (y as i16, y != a)
 }
 
-/// Rescales an accumulator by `m / 2^s` with one rounding, before bias and saturation (SPEC 3.4).
+/// Rescales an accumulator by `m / 2^s` with one rounding, before bias and saturation (SPEC 3.2).
 ///
 /// `|a| < 2^46` and `m < 2^16`, so `a * m` is below `2^62`. For `s <= 0` the product is shifted left; a shift beyond
 /// 33 gives the same saturated result as 33, because any nonzero product then leaves the range of `i32` for every
@@ -68,7 +68,7 @@ pub fn row_exponent(max: u32) -> u32 {
     e
 }
 
-/// Normalised reciprocal (SPEC 3.5): for `v > 0` with `n` bits, let `x` be the top 32 bits of `v` (shifted left when
+/// Normalised reciprocal (SPEC 3.4): for `v > 0` with `n` bits, let `x` be the top 32 bits of `v` (shifted left when
 /// `n < 32`); returns `r = floor(2^62 / x)`, so `1/v ≈ r * 2^-(n+30)` and `2^30 < r <= 2^31`.
 ///
 /// Relative error at most `2^-30 + 2^-31`, always from below in `r`. `v = 0` gives 0.
@@ -82,7 +82,7 @@ pub fn recip(v: u64) -> u32 {
     ((1_u64 << 62) / x) as u32
 }
 
-/// Normalised inverse square root (SPEC 3.6): `(r, p)` with `1/sqrt(v) ≈ r * 2^-(46+p)` and `2^30 <= r <= 2^31`.
+/// Normalised inverse square root (SPEC 3.5): `(r, p)` with `1/sqrt(v) ≈ r * 2^-(46+p)` and `2^30 <= r <= 2^31`.
 ///
 /// `p` is the integer for which `x = floor(v / 4^p)` lies in `[2^30, 2^32)`, and `r = floor(2^46 / sqrt(x))`, that
 /// is, the largest integer with `r*r*x <= 2^92`. Relative error at most `2^-29`. `v = 0` gives `(0, 0)`.
@@ -98,10 +98,10 @@ pub fn rsqrt(v: u64) -> (u32, i32) {
     (r as u32, p)
 }
 
-/// Coefficients of the quartic for `2^-f` on `[0, 1)`, in Q30, constant term first (SPEC 3.7).
+/// Coefficients of the quartic for `2^-f` on `[0, 1)`, in Q30, constant term first (SPEC 3.6).
 pub const EXP2_COEFFICIENTS: [i64; 5] = [1_073_741_824, -744_171_352, 257_114_789, -57_148_512, 7_335_765];
 
-/// `2^-f` in Q30 for `f` in Q20, `0 <= f < 2^20`; Horner's rule with one half-up rounding per step (SPEC 3.7).
+/// `2^-f` in Q30 for `f` in Q20, `0 <= f < 2^20`; Horner's rule with one half-up rounding per step (SPEC 3.6).
 #[inline]
 pub fn exp2_neg_fraction(f: u32) -> i64 {
     let [c0, c1, c2, c3, c4] = EXP2_COEFFICIENTS;

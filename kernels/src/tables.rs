@@ -58,7 +58,7 @@ impl Table {
 const ONE: u128 = 1 << 54;
 
 /// `exp(numerator / denominator)` in Q54 for an exponent of at most 32: the Taylor series, all terms positive.
-fn exp_q60(numerator: u128, denominator: u128) -> u128 {
+fn exp_q54(numerator: u128, denominator: u128) -> u128 {
     let (mut sum, mut term, mut n) = (ONE, ONE, 1);
     while term > 0 {
         term = term * numerator / (denominator * n);
@@ -81,7 +81,7 @@ fn gauss(i: u128, steps: u128) -> u32 {
     }
     // Both sums are below 2^101. Dropping the same low bits of both leaves at least 54 significant bits in the
     // divisor and keeps the product with the constant inside 128 bits.
-    let exp = exp_q60(i * i, 2 * steps * steps);
+    let exp = exp_q54(i * i, 2 * steps * steps);
     let drop = (128 - exp.leading_zeros()).saturating_sub(62);
     let ratio = ((sum >> drop) * INV_SQRT_2PI) / (exp >> drop);
     ((1_u128 << 30) + ((ratio + (1 << 32)) >> 33)) as u32
@@ -89,7 +89,7 @@ fn gauss(i: u128, steps: u128) -> u32 {
 
 /// `round(2^31 * σ(i / steps))` by `σ(x) = e^x / (e^x + 1)`.
 fn sigmoid(i: u128, steps: u128) -> u32 {
-    let exp = exp_q60(i, steps);
+    let exp = exp_q54(i, steps);
     let sum = exp + ONE;
     // At most 2^78 + 2^54: room for the 32 more bits of the quotient.
     (((exp << 32) / sum + 1) >> 1) as u32

@@ -1,4 +1,4 @@
-//! Proof, from the actual codes, that no accumulator overflows on any input (SPEC section 9).
+//! Proof, from the actual codes, that no accumulator overflows on any input (SPEC section 22).
 //!
 //! The proof takes no input into account: activations are whatever their type can hold. So it also holds for a worker
 //! that lies about them. It runs at import and again wherever a package is opened; nobody trusts the importer. What

@@ -1,5 +1,5 @@
 //! Whether a package is a given checkpoint, in seconds: everything is derived again but the error feedback, and every
-//! 8-bit code must be the floor or the ceiling of the published weight over its scale (SPEC section 8.7).
+//! 8-bit code must be the floor or the ceiling of the published weight over its scale (SPEC 21.14).
 
 use std::num::NonZeroUsize;
 use std::path::Path;

@@ -9,7 +9,7 @@ use lockstep_model::package::Package;
 use serde_json::json;
 
 use crate::backend;
-use crate::exit::{Exit, Outcome, OrExit};
+use crate::exit::{Exit, OrExit, Outcome};
 
 /// Arguments of `lockstep bench`.
 #[derive(Args)]
@@ -59,11 +59,14 @@ pub fn run(args: &BenchArgs) -> Outcome {
     let samples = measure(&package, &*backend, workload).or_exit(Exit::Configuration)?;
     let (share, rate) = (samples.share(), samples.rate(workload));
     if args.json {
-        println!("{}", json!({
-            "model_id": package.model_id().to_string(), "backend": backend.name(), "threads": threads,
-            "batch": args.batch, "tokens": args.tokens, "commit_share": share, "sequences_per_second": rate,
-            "total_seconds": samples.total, "hashing_seconds": samples.hashing,
-        }));
+        println!(
+            "{}",
+            json!({
+                "model_id": package.model_id().to_string(), "backend": backend.name(), "threads": threads,
+                "batch": args.batch, "tokens": args.tokens, "commit_share": share, "sequences_per_second": rate,
+                "total_seconds": samples.total, "hashing_seconds": samples.hashing,
+            })
+        );
     } else {
         println!("{} on {}, {threads} threads", package.manifest().name, backend.name());
         println!("{} x {} tokens: {rate:.1} sequences/s, median of {} passes", args.batch, args.tokens, args.passes);

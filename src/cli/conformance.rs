@@ -6,7 +6,7 @@ use clap::Args;
 use lockstep_kernels::conformance::{Level, run as run_suite};
 use serde_json::json;
 
-use crate::exit::{Exit, Outcome, OrExit};
+use crate::exit::{Exit, OrExit, Outcome};
 use crate::{backend, progress};
 
 /// Arguments of `lockstep conformance`.
@@ -35,11 +35,19 @@ pub fn run(args: &ConformanceArgs) -> Outcome {
     spinner.finish_and_clear();
     let summary = result.or_exit(Exit::Refuted)?;
     if args.json {
-        println!("{}", json!({
-            "backend": backend.name(), "equal": true, "cases": summary.cases, "elements": summary.elements,
-        }));
+        println!(
+            "{}",
+            json!({
+                "backend": backend.name(), "equal": true, "cases": summary.cases, "elements": summary.elements,
+            })
+        );
     } else {
-        println!("{}: {} cases, {} elements, every byte equal to the reference", backend.name(), summary.cases, summary.elements);
+        println!(
+            "{}: {} cases, {} elements, every byte equal to the reference",
+            backend.name(),
+            summary.cases,
+            summary.elements
+        );
     }
     Ok(())
 }

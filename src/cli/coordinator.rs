@@ -16,8 +16,10 @@ use crate::{config, paths, signals};
 
 /// Arguments of `lockstep coordinator`.
 #[derive(Args)]
-#[command(after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
-    names in snake_case. Flags win over the environment, the environment over the file.")]
+#[command(
+    after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
+    names in snake_case. Flags win over the environment, the environment over the file."
+)]
 pub struct CoordinatorArgs {
     /// Configuration file [default: ~/.config/lockstep/coordinator.toml, if there].
     #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE")]
@@ -58,7 +60,13 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_AUDIT_HOLD", num_args = 0..=1, default_missing_value = "true")]
     audit_hold: Option<bool>,
     /// API keys of clients; without any, HTTP is open. Better in the environment or the file than in a flag.
-    #[arg(long = "api-key", env = "LOCKSTEP_API_KEYS", value_delimiter = ',', hide_env_values = true, value_name = "KEY")]
+    #[arg(
+        long = "api-key",
+        env = "LOCKSTEP_API_KEYS",
+        value_delimiter = ',',
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
     api_keys: Option<Vec<String>>,
 }
 

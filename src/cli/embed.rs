@@ -20,7 +20,7 @@ use lockstep_protocol::trace::{push_padded_row, root_of_rows};
 use serde_json::json;
 
 use crate::backend;
-use crate::exit::{Exit, Failure, Outcome, OrExit};
+use crate::exit::{Exit, Failure, OrExit, Outcome};
 
 /// Most rows of one pass; more texts than fit are run one pass after the other. No result depends on it.
 const PASS_ROWS: usize = 4_096;
@@ -167,18 +167,21 @@ fn dump_layer(dir: &Path, layer: &LayerRows<'_>) -> anyhow::Result<()> {
 fn print_json(package: &Package, backend: &dyn Backend, results: &[Embedded], saturations: u64, seconds: f64) {
     let frac = package.manifest().output_frac;
     let roots = |e: &Embedded| e.roots.iter().map(ToString::to_string).collect::<Vec<_>>();
-    println!("{}", json!({
-        "model_id": package.model_id().to_string(),
-        "model": package.manifest().name,
-        "backend": backend.name(),
-        "embeddings": results.iter().map(|e| to_real(&e.row, frac)).collect::<Vec<_>>(),
-        "integers": results.iter().map(|e| &e.row).collect::<Vec<_>>(),
-        "fractional_bits": frac,
-        "layer_roots": results.iter().map(roots).collect::<Vec<_>>(),
-        "tokens": results.iter().map(|e| e.tokens).collect::<Vec<_>>(),
-        "saturations": saturations,
-        "seconds": seconds,
-    }));
+    println!(
+        "{}",
+        json!({
+            "model_id": package.model_id().to_string(),
+            "model": package.manifest().name,
+            "backend": backend.name(),
+            "embeddings": results.iter().map(|e| to_real(&e.row, frac)).collect::<Vec<_>>(),
+            "integers": results.iter().map(|e| &e.row).collect::<Vec<_>>(),
+            "fractional_bits": frac,
+            "layer_roots": results.iter().map(roots).collect::<Vec<_>>(),
+            "tokens": results.iter().map(|e| e.tokens).collect::<Vec<_>>(),
+            "saturations": saturations,
+            "seconds": seconds,
+        })
+    );
 }
 
 fn print_text(package: &Package, results: &[Embedded], saturations: u64) {

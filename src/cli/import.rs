@@ -11,7 +11,7 @@ use lockstep_model::import::{Options, Progress, import};
 use lockstep_model::package::{Package, WeightMode};
 use serde_json::json;
 
-use crate::exit::{Exit, Outcome, OrExit};
+use crate::exit::{Exit, OrExit, Outcome};
 use crate::{backend, progress};
 
 /// Arguments of `lockstep import`.
@@ -70,10 +70,13 @@ fn run_import(args: &ImportArgs, out: &Path, threads: NonZeroUsize) -> Outcome {
         println!("wrote {} ({} bytes, {} parameters)", out.display(), report.bytes, report.params);
         println!("model id {}", report.model_id);
     } else {
-        println!("{}", json!({
-            "model_id": report.model_id.to_string(), "file": out, "bytes": report.bytes,
-            "params": report.params, "weights": args.weights.to_string(), "unused": report.unused,
-        }));
+        println!(
+            "{}",
+            json!({
+                "model_id": report.model_id.to_string(), "file": out, "bytes": report.bytes,
+                "params": report.params, "weights": args.weights.to_string(), "unused": report.unused,
+            })
+        );
     }
     Ok(())
 }
@@ -84,10 +87,13 @@ fn run_check(package: &Path, dir: &Path, threads: NonZeroUsize, json: bool) -> O
         .with_context(|| format!("{} is not {}", package.display(), dir.display()))
         .or_exit(Exit::Refuted)?;
     if json {
-        println!("{}", json!({
-            "model_id": opened.model_id().to_string(), "matches": true,
-            "equal": report.equal, "enclosed": report.enclosed,
-        }));
+        println!(
+            "{}",
+            json!({
+                "model_id": opened.model_id().to_string(), "matches": true,
+                "equal": report.equal, "enclosed": report.enclosed,
+            })
+        );
     } else {
         println!("model id {}", opened.model_id());
         println!("{} parameters are what {} gives;", report.equal, dir.display());

@@ -8,7 +8,7 @@ use lockstep_model::package::Package;
 use serde_json::json;
 
 use crate::backend::all_threads;
-use crate::exit::{Exit, Outcome, OrExit};
+use crate::exit::{Exit, OrExit, Outcome};
 
 /// Arguments of `lockstep inspect`.
 #[derive(Args)]
@@ -35,28 +35,55 @@ pub fn run(args: &InspectArgs) -> Outcome {
     let (m, program) = (package.manifest(), package.program());
     let bytes: u64 = m.blobs().map(|b| b.bytes).sum();
     if args.json {
-        let params: Vec<_> = program.params.iter().zip(&m.params).map(|(p, b)| json!({
-            "name": p.name, "dtype": format!("{:?}", p.dtype).to_lowercase(), "shape": [p.rows, p.cols],
-            "bytes": b.bytes, "digest": b.digest.to_string(),
-        })).collect();
-        let layers: Vec<_> = program.layers.iter().map(|l| json!({
-            "name": l.name, "ops": l.ops.iter().map(|op| op.name()).collect::<Vec<_>>(),
-            "output": program.tensor(l.output).name,
-        })).collect();
-        let sources: Vec<_> = m.sources.iter().map(|s| json!({
-            "name": s.name, "bytes": s.bytes, "digest": s.digest.to_string(),
-        })).collect();
-        println!("{}", json!({
-            "model_id": package.model_id().to_string(), "name": m.name, "family": m.family,
-            "weights": m.weights.to_string(), "spec_version": m.spec_version, "vocab_size": program.vocab_size,
-            "max_positions": program.max_positions, "output_fractional_bits": m.output_frac, "blob_bytes": bytes,
-            "params": params, "layers": layers, "sources": sources, "verified": args.verify,
-        }));
+        let params: Vec<_> = program
+            .params
+            .iter()
+            .zip(&m.params)
+            .map(|(p, b)| {
+                json!({
+                    "name": p.name, "dtype": format!("{:?}", p.dtype).to_lowercase(), "shape": [p.rows, p.cols],
+                    "bytes": b.bytes, "digest": b.digest.to_string(),
+                })
+            })
+            .collect();
+        let layers: Vec<_> = program
+            .layers
+            .iter()
+            .map(|l| {
+                json!({
+                    "name": l.name, "ops": l.ops.iter().map(|op| op.name()).collect::<Vec<_>>(),
+                    "output": program.tensor(l.output).name,
+                })
+            })
+            .collect();
+        let sources: Vec<_> = m
+            .sources
+            .iter()
+            .map(|s| {
+                json!({
+                    "name": s.name, "bytes": s.bytes, "digest": s.digest.to_string(),
+                })
+            })
+            .collect();
+        println!(
+            "{}",
+            json!({
+                "model_id": package.model_id().to_string(), "name": m.name, "family": m.family,
+                "weights": m.weights.to_string(), "spec_version": m.spec_version, "vocab_size": program.vocab_size,
+                "max_positions": program.max_positions, "output_fractional_bits": m.output_frac, "blob_bytes": bytes,
+                "params": params, "layers": layers, "sources": sources, "verified": args.verify,
+            })
+        );
         return Ok(());
     }
     println!("{} ({}, {}), spec version {}", m.name, m.family, m.weights, m.spec_version);
     println!("model id {}", package.model_id());
-    println!("{} parameters, {bytes} bytes; {} tokens, {} positions", m.params.len(), program.vocab_size, program.max_positions);
+    println!(
+        "{} parameters, {bytes} bytes; {} tokens, {} positions",
+        m.params.len(),
+        program.vocab_size,
+        program.max_positions
+    );
     for (i, layer) in program.layers.iter().enumerate() {
         let ops: Vec<_> = layer.ops.iter().map(|op| op.name()).collect();
         println!("layer {i:>3} {:<12} {}", layer.name, ops.join(" "));

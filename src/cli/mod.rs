@@ -1,6 +1,7 @@
 //! Commands: arguments in, text or one JSON object out.
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::exit::Outcome;
 
@@ -66,12 +67,15 @@ impl Cli {
             Command::Bench(args) => bench::run(&args),
         }
     }
-}
 
-/// Sends the log to standard error; `RUST_LOG` overrides the level.
-pub fn start_log(verbose: u8) {
-    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
-    let default = format!("warn,lockstep={level},lockstep_worker={level},lockstep_coordinator={level},lockstep_link={level}");
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    /// Sends the log to standard error; `RUST_LOG` overrides the level.
+    pub fn start_log(&self) {
+        // The demo tells its own story; warnings about the cheat would come between its lines.
+        let quiet = usize::from(matches!(self.command, Command::Demo(_)));
+        let level = ["error", "warn", "info", "debug", "trace"][(2 - 2 * quiet + usize::from(self.verbose)).min(4)];
+        let crates = ["lockstep", "lockstep_worker", "lockstep_coordinator", "lockstep_link"];
+        let ours: String = crates.iter().map(|name| format!(",{name}={level}")).collect();
+        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| format!("error{ours}").into());
+        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    }
 }

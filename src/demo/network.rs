@@ -108,7 +108,8 @@ impl Network {
     async fn wait_until_ready(&mut self) -> Result<()> {
         let ready = async {
             loop {
-                let workers = self.coordinator.engine().workers().await.map_err(|_| anyhow!("the coordinator stopped"))?;
+                let workers =
+                    self.coordinator.engine().workers().await.map_err(|_| anyhow!("the coordinator stopped"))?;
                 if workers.iter().filter(|w| w.view.models.contains(&self.model)).count() == self.workers.len() {
                     return Ok(());
                 }
@@ -138,13 +139,13 @@ impl Network {
         Answer::read(&answer).context("the answer is not in the API's shape")
     }
 
-    /// What the coordinator reported since the last call, and who takes part.
-    pub fn drain_events(&self) -> (Vec<Event>, &[Member]) {
+    /// What the coordinator reported since the last call.
+    pub fn new_events(&self) -> Vec<Event> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let new = seen[*told..].to_vec();
         *told = seen.len();
-        (new, &self.workers)
+        new
     }
 
     /// Everything that the coordinator reported.

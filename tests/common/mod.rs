@@ -34,7 +34,9 @@ pub fn run_json(command: &mut Command) -> Value {
 pub fn minilm() -> Option<PathBuf> {
     let default = || {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"))).map(|c| c.join("lockstep/all-MiniLM-L6-v2"))
+        cache
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))
+            .map(|c| c.join("lockstep/all-MiniLM-L6-v2"))
     };
     let dir = std::env::var_os("LOCKSTEP_MINILM").map(PathBuf::from).or_else(default);
     let found = dir.filter(|d| d.join("model.safetensors").exists());
@@ -55,7 +57,12 @@ pub fn minilm_package() -> Option<&'static Path> {
     static PACKAGE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let make = || {
         let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("minilm-w8-{}.lsp", std::process::id()));
-        run_json(lockstep().args(["import", "--json", "--weights", "w8", "--name", "minilm", "--out"]).arg(&file).arg(minilm()?));
+        run_json(
+            lockstep()
+                .args(["import", "--json", "--weights", "w8", "--name", "minilm", "--out"])
+                .arg(&file)
+                .arg(minilm()?),
+        );
         Some(file)
     };
     PACKAGE.get_or_init(make).as_deref()

@@ -1,4 +1,4 @@
-//! BERT encoders: post-norm transformer layers over learned positions (SPEC section 8).
+//! BERT encoders: post-norm transformer layers over learned positions (SPEC section 21).
 
 use std::f64::consts::LOG2_E;
 use std::num::NonZeroUsize;

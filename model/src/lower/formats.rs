@@ -1,4 +1,4 @@
-//! Q formats from a proof over the real weights, not from calibration (SPEC section 8.4).
+//! Q formats from a proof over the real weights, not from calibration (SPEC 21.11).
 //!
 //! After LayerNorm a row is `g*n + b` with `sum n = 0` and `sum n² <= d`, so a product with `w` is at most
 //! `|w*g - mean(w*g)| * sqrt(d) + |w·b + bias|`. Elsewhere a product is at most the sum of the magnitudes. The rounding

@@ -1,4 +1,4 @@
-//! One file for one model: a canonical manifest and page-aligned blobs (SPEC section 7).
+//! One file for one model: a canonical manifest and page-aligned blobs (SPEC section 20).
 //!
 //! The model id is the plain BLAKE3 of the manifest's bytes, and the manifest holds the digest of everything else. No
 //! offset is ever read from a file: they follow from the lengths, in order.

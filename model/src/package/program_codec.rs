@@ -1,4 +1,4 @@
-//! The canonical encoding of a program (SPEC section 7.4). Tags follow the order of the declarations.
+//! The canonical encoding of a program (SPEC 20.6). Tags follow the order of the declarations.
 
 use lockstep_kernels::program::{
     DType, EmbedIndex, Heads, Layer, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
