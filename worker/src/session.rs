@@ -289,8 +289,10 @@ fn heartbeat_of(welcome: &Welcome) -> Duration {
 }
 
 async fn told_to_drain(stop: &mut watch::Receiver<Stop>) {
-    // A handle that is dropped has told the worker to abort before.
-    let _ = stop.wait_for(|told| *told >= Stop::Drain).await;
+    // An abort drops the session from outside.
+    if stop.wait_for(|told| *told == Stop::Drain).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Closes a connection whose peer broke the protocol, and says for people what happened.

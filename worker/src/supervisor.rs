@@ -136,6 +136,8 @@ impl Service {
                 () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
             };
             let reason = match ended {
+                // An abort may have come just before the end.
+                End::Drained if *self.stop.borrow() == Stop::Abort => return Err(WorkerError::Aborted),
                 End::Drained => return Ok(()),
                 // What ran is lost with the connection, so there is nothing left to finish.
                 End::Lost(_) if *self.stop.borrow() != Stop::No => continue,

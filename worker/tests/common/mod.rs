@@ -1,0 +1,303 @@
+//! A coordinator as plain as can be, a small model, and workers for it.
+#![allow(dead_code, reason = "each test file uses another part")]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lockstep_kernels::backend::Backend;
+use lockstep_kernels::conformance::{OwnedParams, encoder};
+use lockstep_kernels::program::ParamId;
+use lockstep_kernels::reference::Reference;
+use lockstep_kernels::value::{Batch, ParamData, Params};
+use lockstep_link::{Frames, send, server};
+use lockstep_model::embed::embed;
+use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Seed};
+use lockstep_protocol::job::{Job, JobKind, RequestInput};
+use lockstep_protocol::messages::{
+    Hello, JobMessage, JobResult, PROTOCOL_VERSION, PackageReply, PackageRequest, ToCoordinator, ToWorker, Welcome,
+};
+use lockstep_protocol::openings::{Outboard, open_range};
+use lockstep_protocol::trace::root_of_rows;
+use lockstep_worker::{Config, Event, Handle, Worker};
+use quinn::{Connection, Endpoint, SendStream};
+use tokio::sync::broadcast::Receiver;
+use tokio::time::timeout;
+
+/// Far longer than anything here takes.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest input of the small model.
+pub const POSITIONS: usize = 32;
+/// Transformer layers of the small model.
+pub const LAYERS: u16 = 3;
+
+/// A small encoder as a package. `filler` is the length of its last blob, so that a pull takes several ranges.
+pub fn package(dir: &Path, width: usize, filler: usize) -> Package {
+    let package = write_package(dir, width, filler, |_, _| {});
+    package.prove().unwrap();
+    package
+}
+
+/// A package whose digests are right, but whose bounds can't be proven: some scale is far out of its range.
+pub fn unbounded(dir: &Path) -> Package {
+    let package = write_package(dir, 32, 1, |name, blob| {
+        if name.ends_with(".mantissa") {
+            blob.fill(0);
+        }
+        if name.ends_with(".shift") {
+            blob.fill(0x80);
+        }
+    });
+    package.prove().unwrap_err();
+    package
+}
+
+fn write_package(dir: &Path, width: usize, filler: usize, alter: impl Fn(&str, &mut [u8])) -> Package {
+    let case = encoder(width, 4, 2 * width, LAYERS.into(), false, &[POSITIONS]);
+    let mut blobs: Vec<Vec<u8>> = (0..case.program.params.len()).map(|i| bytes_of(&case.params, i)).collect();
+    for (param, blob) in case.program.params.iter().zip(&mut blobs) {
+        alter(&param.name, blob);
+    }
+    let last: Vec<u8> = (0..filler).map(|i| (i * 7 + i / 253) as u8).collect();
+    let manifest = Manifest {
+        spec_version: SPEC_VERSION,
+        name: format!("small-{width}"),
+        family: "bert".into(),
+        weights: WeightMode::W16,
+        program: Arc::clone(&case.program),
+        output_frac: 30,
+        params: blobs.iter().map(|bytes| BlobInfo::of(bytes)).collect(),
+        tokenizer: BlobInfo::of(&last),
+        sources: vec![],
+        calibration: None,
+    };
+    let path = dir.join(format!("small-{width}-{filler}.lsp"));
+    write(&path, &manifest, |i| blobs.get(i).unwrap_or(&last).clone()).unwrap();
+    let package = Package::open(&path).unwrap();
+    package.verify(NonZeroUsize::MIN).unwrap();
+    package
+}
+
+fn bytes_of(params: &OwnedParams, index: usize) -> Vec<u8> {
+    match params.param(ParamId(index as u16)) {
+        ParamData::I8(v) => v.iter().map(|x| *x as u8).collect(),
+        ParamData::I16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ParamData::U16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ParamData::I32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+pub fn job(model: ModelId, number: u8, tokens: usize) -> Job {
+    let nonce = Nonce::from_bytes([number; 32]);
+    let tokens: Vec<u32> = (0..tokens).map(|t| (t * 5 + usize::from(number)) as u32 % 29).collect();
+    let request = RequestInput::Tokens(tokens.clone()).hash(&nonce);
+    let seed = Seed::from_bytes([9; 32]);
+    Job { spec_version: 1, model, kind: JobKind::Embedding, tokens, request, seed, nonce }
+}
+
+/// What the reference backend commits to, alone: roots and output.
+pub fn expected(package: &Package, job: &Job) -> (Vec<Root>, Vec<i32>) {
+    let mut executor = Reference.load(Arc::clone(package.program()), package.params()).unwrap();
+    let mut roots = Vec::new();
+    let run = embed(&mut *executor, package.program(), &Batch::single(job.tokens.clone()), |layer| {
+        if layer.layer > 0 {
+            roots.push(root_of_rows(layer.sequence(0), layer.cols));
+        }
+        std::ops::ControlFlow::Continue(())
+    });
+    (roots, run.unwrap().rows.remove(0))
+}
+
+pub fn keys() -> Keypair {
+    Keypair::from_seed([1; 32])
+}
+
+/// A listening coordinator.
+pub struct Coordinator {
+    pub endpoint: Endpoint,
+    pub address: SocketAddr,
+}
+
+impl Coordinator {
+    pub fn new() -> Self {
+        let endpoint = server(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &keys()).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        Self { endpoint, address }
+    }
+
+    /// The next connection, hello read and nothing answered.
+    pub async fn accept(&self) -> Peer {
+        let incoming = within(self.endpoint.accept()).await.unwrap();
+        let connection = within(incoming.accept().unwrap()).await.unwrap();
+        let (control, up) = within(connection.accept_bi()).await.unwrap();
+        let mut inbox = Frames::new(up);
+        let hello = match within(inbox.next()).await.unwrap() {
+            Some(ToCoordinator::Hello(hello)) => hello,
+            other => panic!("{other:?}"),
+        };
+        Peer { connection, control, inbox, hello }
+    }
+
+    /// The next connection, welcome.
+    pub async fn welcome(&self) -> Peer {
+        let mut peer = self.accept().await;
+        peer.say(welcome(vec![])).await;
+        peer
+    }
+
+    pub fn config(&self, dir: &Path) -> Config {
+        let mut config = Config::new(keys().id(), self.address.to_string(), dir.to_path_buf(), NonZeroUsize::MIN);
+        config.first_pause = Duration::from_millis(20);
+        config.longest_pause = Duration::from_millis(100);
+        config
+    }
+
+    /// An honest worker that slows no test down.
+    pub fn worker(&self, dir: &Path) -> Handle {
+        Worker::start(self.config(dir), Arc::new(Reference)).unwrap()
+    }
+}
+
+pub fn welcome(models: Vec<ModelId>) -> ToWorker {
+    ToWorker::Welcome(Welcome { protocol: PROTOCOL_VERSION, software: "test".into(), heartbeat_ms: 200, models })
+}
+
+/// A worker's connection, from the coordinator's end.
+pub struct Peer {
+    pub connection: Connection,
+    pub control: SendStream,
+    pub inbox: Frames<ToCoordinator>,
+    pub hello: Hello,
+}
+
+impl Peer {
+    pub async fn say(&mut self, message: ToWorker) {
+        within(send(&mut self.control, &message)).await.unwrap();
+    }
+
+    pub async fn assign(&mut self, job: &Job, epoch: u64) {
+        self.say(ToWorker::Assign { epoch: LeaseEpoch(epoch), job: job.clone() }).await;
+    }
+
+    /// The next control message that is no heartbeat.
+    pub async fn hear(&mut self) -> Option<ToCoordinator> {
+        loop {
+            match within(self.inbox.next()).await.unwrap() {
+                Some(ToCoordinator::Heartbeat { .. }) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The next job stream, read to its end.
+    pub async fn run(&self) -> Run {
+        let mut frames = Frames::<JobMessage>::new(within(self.connection.accept_uni()).await.unwrap());
+        let mut run = Run::default();
+        loop {
+            match within(frames.next()).await {
+                Ok(Some(JobMessage::Begin { job, epoch })) => run.begun.push((job, epoch)),
+                Ok(Some(JobMessage::Layer { place, root })) => run.layers.push((place, root)),
+                Ok(Some(JobMessage::Result(result))) => run.result = Some(result),
+                Ok(None) => return run,
+                Err(_) => {
+                    run.broken = true;
+                    return run;
+                }
+            }
+        }
+    }
+
+    /// Serves a package on every package stream. `spoil` may change or withhold the reply to a request.
+    pub fn serve(
+        &self,
+        package: &Package,
+        spoil: impl Fn(usize, PackageReply) -> Option<PackageReply> + Send + Sync + 'static,
+    ) -> Arc<AtomicUsize> {
+        let (connection, package, spoil) = (self.connection.clone(), package.clone(), Arc::new(spoil));
+        let served = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&served);
+        tokio::spawn(async move {
+            while let Ok((mut down, up)) = connection.accept_bi().await {
+                let (package, spoil, count) = (package.clone(), Arc::clone(&spoil), Arc::clone(&count));
+                tokio::spawn(async move {
+                    let mut requests = Frames::<PackageRequest>::new(up);
+                    while let Ok(Some(request)) = requests.next().await {
+                        let number = count.fetch_add(1, Ordering::SeqCst);
+                        let Some(reply) = spoil(number, reply(&package, request)) else { return };
+                        if send(&mut down, &reply).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        served
+    }
+}
+
+fn reply(package: &Package, request: PackageRequest) -> PackageReply {
+    match request {
+        PackageRequest::GetManifest { model } if model == package.model_id() => {
+            PackageReply::Manifest { bytes: package.manifest_bytes().to_vec() }
+        }
+        PackageRequest::GetBlob { model, blob, range } if model == package.model_id() => {
+            let data = package.blob(blob as usize);
+            let bytes = open_range(data, &Outboard::new(data).unwrap(), range).unwrap();
+            PackageReply::Opening { bytes }
+        }
+        _ => PackageReply::NotFound,
+    }
+}
+
+/// Everything that came on a job stream.
+#[derive(Debug, Default)]
+pub struct Run {
+    pub begun: Vec<(lockstep_protocol::ids::JobId, LeaseEpoch)>,
+    pub layers: Vec<(Place, Root)>,
+    pub result: Option<JobResult>,
+    pub broken: bool,
+}
+
+impl Run {
+    /// Checks that the stream is exactly what an honest run of the job gives.
+    pub fn is_honest(&self, package: &Package, job: &Job, epoch: u64, worker: NodeId) {
+        let (roots, output) = expected(package, job);
+        let geometry = job.header().geometry(LAYERS).unwrap();
+        assert_eq!(self.begun, [(job.id(), LeaseEpoch(epoch))]);
+        assert_eq!(self.layers, geometry.places().zip(roots.iter().copied()).collect::<Vec<_>>());
+        let result = self.result.as_ref().unwrap();
+        result.receipt.check(&job.header(), Some(&result.output)).unwrap();
+        let receipt = &result.receipt.receipt;
+        assert_eq!((&receipt.roots, &result.output), (&roots, &output));
+        assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, LAYERS));
+        assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64));
+        assert!(!self.broken);
+    }
+}
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+/// Waits for an event.
+pub async fn event<T>(events: &mut Receiver<Event>, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = wanted(within(events.recv()).await.unwrap()) {
+            return found;
+        }
+    }
+}
+
+/// Puts a package where a worker holds it.
+pub fn hold(dir: &Path, package: &Package, from: &Path) -> PathBuf {
+    let packages = dir.join("packages");
+    std::fs::create_dir_all(&packages).unwrap();
+    let to = packages.join(format!("{}.lsp", package.model_id()));
+    std::fs::copy(from, &to).unwrap();
+    to
+}
