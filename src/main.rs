@@ -7,7 +7,6 @@ mod demo;
 mod exit;
 mod paths;
 mod progress;
-mod rerun;
 mod signals;
 
 use std::process::ExitCode;

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use lockstep_kernels::backend::Backend;
+use lockstep_kernels::backend::{Backend, BackendError};
+use lockstep_model::embed::EmbedError;
 use lockstep_model::package::Package;
+use lockstep_model::rerun::{Rerun, rerun};
 use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::ids::{ModelId, NodeId, Root};
 use lockstep_protocol::job::RequestInput;
@@ -17,7 +19,6 @@ use lockstep_protocol::receipt::{Receipt, Standing};
 use serde_json::json;
 
 use crate::exit::{Exit, Failure, OrExit, Outcome};
-use crate::rerun::{Rerun, rerun};
 use crate::{backend, paths};
 
 /// Arguments of `lockstep verify`.
@@ -132,7 +133,9 @@ fn check_text(args: &VerifyArgs, receipt: &Receipt, package: &Package) -> anyhow
 }
 
 fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> Outcome {
-    let Rerun { roots, output } = rerun(package, backend, &receipt.job.tokens)?;
+    let again = rerun(package, backend, &receipt.job.tokens)
+        .map_err(|error| Failure { exit: exit_of(&error), error: error.into() });
+    let Rerun { roots, output, saturations: _ } = again?;
     let signed = &receipt.worker.receipt;
     let layers = package.program().layers.len() - 2;
     if usize::from(signed.layers) != layers {
@@ -150,6 +153,14 @@ fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> O
         return Err(anyhow!("the output is not what the model gives")).or_exit(Exit::Refuted);
     }
     Ok(())
+}
+
+/// A device that fails refutes nothing; tokens that do not fit the model do.
+fn exit_of(error: &EmbedError) -> Exit {
+    match error {
+        EmbedError::Backend(BackendError::Unavailable(_) | BackendError::Device(_)) => Exit::NoDevice,
+        _ => Exit::Refuted,
+    }
 }
 
 fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, rerun: bool) {

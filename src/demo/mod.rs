@@ -47,7 +47,10 @@ const PASSAGES: [&str; 11] = [
 /// The layer that the cheat alters. Its first transformer layers are honest, so the difference has a place.
 const ALTERED_LAYER: usize = 3;
 
-/// Requests after which the demo gives up on the cheat being drawn into a job.
+/// Texts of one request: few, so that a person can follow.
+const INPUTS_PER_REQUEST: usize = 3;
+
+/// Rounds after which the demo gives up on the cheat being drawn into a job.
 const ROUNDS: usize = 5;
 
 /// Runs the demo.
@@ -72,16 +75,19 @@ pub fn run(args: &DemoArgs) -> Outcome {
 /// Starts the network, asks, and judges what came back.
 async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Verdict, Value)> {
     let network = Network::start(package, ALTERED_LAYER, story).await?;
+    let inputs: Vec<&str> = [QUESTION].into_iter().chain(PASSAGES).collect();
     let mut answers = Vec::new();
     for round in 0..ROUNDS {
-        let inputs: Vec<&str> = [QUESTION].into_iter().chain(PASSAGES).collect();
         story.asking(round, inputs.len());
-        answers.push(ask_and_tell(&network, &inputs, story).await?);
+        for part in inputs.chunks(INPUTS_PER_REQUEST) {
+            answers.push(ask_and_tell(&network, part, story).await?);
+        }
         if network.cheat_is_out() {
             break;
         }
     }
-    story.ranking(QUESTION, &PASSAGES, &answers[0].embeddings);
+    let embeddings: Vec<_> = answers.iter().flat_map(|answer| &answer.embeddings).take(inputs.len()).collect();
+    story.ranking(QUESTION, &PASSAGES, &embeddings);
     story.verifying();
     let verdict = judge(&network, package, &answers, ALTERED_LAYER).await?;
     let summary = summary(&network, &verdict);

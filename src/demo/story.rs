@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use lockstep_coordinator::Event;
-use lockstep_protocol::ids::{JobId, NodeId};
+use lockstep_protocol::ids::{JobId, NodeId, Root};
 
 use super::network::Member;
 use super::verdict::Verdict;
@@ -12,14 +12,24 @@ use super::verdict::Verdict;
 /// Prints to standard output, or stays silent.
 pub struct Story {
     loud: bool,
+    told: Mutex<Told>,
+}
+
+/// What was seen so far and will be needed later.
+#[derive(Default)]
+struct Told {
     /// Who made the first run of each job.
-    first: Mutex<BTreeMap<JobId, NodeId>>,
+    first: BTreeMap<JobId, NodeId>,
+    /// The roots that each worker streamed for each job, by layer.
+    streams: BTreeMap<(JobId, NodeId), BTreeMap<u16, Root>>,
+    /// Whether a difference was shown in full.
+    shown: bool,
 }
 
 impl Story {
     /// A story that is told, or not.
     pub fn new(loud: bool) -> Self {
-        Self { loud, first: Mutex::default() }
+        Self { loud, told: Mutex::default() }
     }
 
     /// One line.
@@ -49,7 +59,7 @@ impl Story {
         self.heading("The network");
         self.say("a coordinator that assigns jobs, and three workers that joined over QUIC, each with its own key:");
         for m in members {
-            let what = if m.honest { "honest".into() } else { format!("adds 1 to one element of layer {layer}") };
+            let what = if m.honest { "honest".into() } else { format!("flips one bit of one number in layer {layer}") };
             self.say(&format!("  {:<8} {}  {what}", m.name, short(&m.node)));
         }
     }
@@ -65,19 +75,26 @@ impl Story {
     /// What the coordinator saw.
     pub fn follow(&self, events: Vec<Event>, members: &[Member]) {
         let name = |node: &NodeId| members.iter().find(|m| m.node == *node).map_or("?", |m| m.name);
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for event in events {
             match event {
+                Event::Committed { job, node, place, root, .. } => {
+                    told.streams.entry((job, node)).or_default().insert(place.layer, root);
+                }
                 Event::Accepted { job, node, .. } => {
-                    first.insert(job, node);
+                    told.first.insert(job, node);
                 }
                 Event::Audited { job, node, matched: true, .. } => {
-                    let by = first.get(&job).map_or("?", name);
+                    let by = told.first.get(&job).map_or("?", name);
                     self.job(&job, &format!("run by {by:<8} audited by {:<8} all roots equal", name(&node)));
                 }
-                Event::Mismatch { job, place, first, auditor, .. } => {
-                    let (by, auditor, layer) = (name(&first), name(&auditor), place.layer);
+                Event::Mismatch { job, place, first, auditor: auditor_node, .. } => {
+                    let (by, auditor, layer) = (name(&first), name(&auditor_node), place.layer);
                     self.job(&job, &format!("run by {by:<8} audited by {auditor:<8} DIFFERENT from layer {layer} on"));
+                    if !std::mem::replace(&mut told.shown, true) {
+                        let streams = [first, auditor_node].map(|node| told.streams.get(&(job, node)));
+                        self.streams([by, auditor], streams, layer);
+                    }
                 }
                 Event::Settled { job, recomputed } => {
                     let how = if recomputed { "recomputed by the coordinator" } else { "could not be recomputed" };
@@ -92,16 +109,27 @@ impl Story {
         }
     }
 
+    /// Two streams of roots, side by side.
+    fn streams(&self, names: [&str; 2], streams: [Option<&BTreeMap<u16, Root>>; 2], differs: u16) {
+        let [Some(a), Some(b)] = streams else { return };
+        self.say(&format!("      roots as streamed:  {:<18}{}", names[0], names[1]));
+        for (layer, root) in a {
+            let other = b.get(layer).map(short).unwrap_or_default();
+            let mark = if *layer == differs { "  <- the first difference" } else { "" };
+            self.say(&format!("      layer {layer}             {:<18}{other}{mark}", short(root)));
+        }
+    }
+
     fn job(&self, job: &JobId, line: &str) {
         self.say(&format!("job {}  {line}", short(job)));
     }
 
     /// What the embeddings are good for.
-    pub fn ranking(&self, question: &str, passages: &[&str], embeddings: &[Vec<f64>]) {
+    pub fn ranking(&self, question: &str, passages: &[&str], embeddings: &[&Vec<f64>]) {
         self.heading("The answer");
         self.say(&format!("\"{question}\" is closest to"));
         let Some((asked, others)) = embeddings.split_first() else { return };
-        let dot = |v: &Vec<f64>| v.iter().zip(asked).map(|(a, b)| a * b).sum::<f64>();
+        let dot = |v: &&Vec<f64>| v.iter().zip(asked.iter()).map(|(a, b)| a * b).sum::<f64>();
         let mut ranked: Vec<_> = others.iter().map(dot).zip(passages).collect();
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (cosine, passage) in ranked.iter().take(3) {

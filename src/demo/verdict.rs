@@ -7,12 +7,12 @@ use anyhow::{Result, ensure};
 use lockstep_coordinator::Event;
 use lockstep_model::embed::to_real;
 use lockstep_model::package::Package;
+use lockstep_model::rerun::rerun;
 use lockstep_protocol::ids::{NodeId, Place};
 use lockstep_protocol::receipt::Receipt;
 
 use super::network::{Answer, Network};
 use crate::backend;
-use crate::rerun::rerun;
 
 /// What was found.
 pub struct Verdict {
@@ -75,7 +75,7 @@ fn verify_all(package: &Path, receipts: &[(Receipt, Vec<f64>)]) -> Result<usize>
     for (receipt, embedding) in receipts {
         ensure!(receipt.job.model == package.model_id(), "a receipt is about another model");
         let standing = receipt.check()?;
-        let again = rerun(&package, &*backend, &receipt.job.tokens).map_err(|f| f.error)?;
+        let again = rerun(&package, &*backend, &receipt.job.tokens)?;
         let told = to_real(&again.output, frac);
         // The client got the nearest 32-bit floats.
         let same_numbers = told.iter().map(|x| *x as f32).eq(embedding.iter().map(|x| *x as f32));
