@@ -7,7 +7,7 @@
 //! - [`config`], [`error`]: what a coordinator is told, and why it does not start.
 //! - [`store`]: the one file, written by one thread, many commits in one flush.
 //! - [`engine`]: the task that owns the machine: inputs in, records to the store, then effects.
-//! - [`models`], [`settle`]: packages that are served, and the oracle that recomputes a disputed job.
+//! - [`models`]: packages that are served, and the program behind each.
 //! - [`sessions`]: connections of workers.
 //! - [`http`] serves clients.
 //! - [`events`]: what happens, for whoever watches.
@@ -21,7 +21,6 @@ pub mod events;
 pub mod http;
 pub mod models;
 pub mod sessions;
-pub mod settle;
 pub mod start;
 pub mod store;
 

@@ -9,7 +9,7 @@
 //! - [`bounds`]: proves every accumulator from the actual codes; whoever opens a package proves again.
 //! - [`package`]: the file format, its manifest, and the assembler for packages pulled over a network.
 //! - [`import`], [`check`]: folder to package, and whether a package is that folder.
-//! - [`tokenizer`], [`embed`]: text to tokens to vectors.
+//! - [`tokenizer`], [`embed`], [`rerun`]: text to tokens to vectors, and a job again from its tokens to its roots.
 //!
 //! Whatever ends up in a package is computed in integers and in IEEE basic double operations of pinned order: no fused
 //! multiply-add, no mathematical library. So an import gives the same bytes on every machine.
@@ -29,6 +29,7 @@ pub mod lower;
 pub mod package;
 mod parallel;
 pub mod quantize;
+pub mod rerun;
 pub mod tokenizer;
 
 pub use error::ModelError;

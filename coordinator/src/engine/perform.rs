@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lockstep_model::rerun::rerun;
 use lockstep_protocol::ids::JobId;
 use lockstep_protocol::job::Job;
 use lockstep_protocol::machine::{Input, audit_draw};
@@ -11,7 +12,6 @@ use tokio::sync::oneshot;
 use super::effects::Effect;
 use super::{Engine, JobEnd, Message, Submission, SubmitRequest};
 use crate::events::Event;
-use crate::settle::right_roots;
 
 impl Engine {
     /// The oldest commit is durable.
@@ -93,10 +93,10 @@ impl Engine {
             let id = job.id();
             let recompute = move || {
                 let model = models.of_job(&job.model).ok_or("the model is not served any more".to_owned())?;
-                right_roots(&*oracle.0, model, &job).map_err(|error| error.to_string())
+                rerun(model.package(), &*oracle.0, &job.tokens).map_err(|error| error.to_string())
             };
             let truth = match tokio::task::spawn_blocking(recompute).await {
-                Ok(Ok(roots)) => Some(roots),
+                Ok(Ok(right)) => Some(right.roots),
                 Ok(Err(error)) => {
                     tracing::error!(job = %id, error, "the job can't be recomputed");
                     None

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lockstep_kernels::reference::Reference;
 use lockstep_link::{Client, Frames, send};
-use lockstep_model::embed::embed;
+use lockstep_model::rerun::rerun;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};
 use lockstep_protocol::job::Job;
@@ -134,12 +134,6 @@ impl Worker {
 
 /// The right roots and output of a job.
 pub fn truth(model: &Model, job: &Job) -> (Vec<Root>, Vec<i32>) {
-    use lockstep_kernels::backend::Backend;
-    use lockstep_kernels::value::Batch;
-    let program = model.package().program();
-    let roots = crate::settle::right_roots(&Reference, model, job).unwrap();
-    let mut executor = Reference.load(program.clone(), model.package().params()).unwrap();
-    let batch = Batch::single(job.tokens.clone());
-    let mut run = embed(&mut *executor, program, &batch, |_| std::ops::ControlFlow::Continue(())).unwrap();
-    (roots, run.rows.remove(0))
+    let right = rerun(model.package(), &Reference, &job.tokens).unwrap();
+    (right.roots, right.output)
 }
