@@ -7,6 +7,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use lockstep_protocol::ids::{JobId, ModelId, Nonce};
 use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
 use lockstep_protocol::receipt::Receipt;
@@ -14,10 +16,10 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::App;
 use super::error::{ApiError, KeptJobs};
 use super::prepare::{Prepared, prepare};
 use super::request::Encoding;
-use super::{App, base64};
 use crate::engine::{JobEnd, Submission};
 use crate::models::Model;
 use crate::store::Stored;
@@ -232,7 +234,7 @@ fn numbers(model: &Model, output: &[i32], encoding: Encoding) -> Numbers {
         Encoding::Float => Numbers::Float(floats.collect()),
         Encoding::Base64 => {
             let bytes: Vec<u8> = floats.flat_map(f32::to_le_bytes).collect();
-            Numbers::Base64(base64::encode(&bytes))
+            Numbers::Base64(STANDARD.encode(&bytes))
         }
     }
 }

@@ -1,6 +1,5 @@
 //! HTTP for clients: OpenAI's embeddings with receipts beside the answer, and what can be looked at.
 
-pub(crate) mod base64;
 mod embeddings;
 mod error;
 mod info;

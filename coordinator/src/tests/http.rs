@@ -1,5 +1,7 @@
 //! What clients see.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use lockstep_protocol::receipt::Receipt;
 use serde_json::{Value, json};
 
@@ -44,7 +46,7 @@ async fn embeddings_have_openais_shape_and_a_receipt_that_checks() {
     assert_eq!(status, 200, "{two}");
     assert_eq!(two["usage"]["total_tokens"], 4);
     let floats: Vec<u8> = vector.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
-    assert_eq!(two["data"][0]["embedding"], json!(crate::http::base64::encode(&floats)));
+    assert_eq!(two["data"][0]["embedding"], json!(STANDARD.encode(&floats)));
     assert_eq!(two["lockstep"]["receipts"].as_array().unwrap().len(), 2);
     let (status, texts) = embed(http, &json!({"model": "tiny", "input": ["w1", "w2 w3"]})).await;
     assert_eq!((status, texts["data"].as_array().unwrap().len()), (200, 2));
