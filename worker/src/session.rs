@@ -168,6 +168,9 @@ impl Session {
             }
             ToWorker::Accepted { job, epoch } => {
                 self.shared.forget_result(&(job, epoch));
+                // Its place is free from here on, even where its task's end has not been seen yet.
+                self.running.remove(&(job, epoch));
+                self.count();
                 self.shared.events.emit(Event::Accepted { job, epoch });
             }
             ToWorker::Cancel { job, epoch } => self.cancel((job, epoch)),
@@ -187,6 +190,9 @@ impl Session {
         }
         if *self.stop.borrow() != Stop::No {
             return self.give_back(key, Failure::new(FailureCode::Draining, "the worker is draining")).await;
+        }
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.ended(ended).await;
         }
         if self.running.len() >= self.shared.config.max_in_flight.get() as usize {
             let reason = format!("{} assignments are running", self.running.len());

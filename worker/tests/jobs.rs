@@ -142,6 +142,27 @@ async fn jobs_that_do_not_fit_are_given_back_with_the_reason() {
     assert!(peer.run().await.result.is_some());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_accepted_result_frees_its_place_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), 32, 100);
+    let coordinator = Coordinator::new();
+    let mut config = coordinator.config(&dir.path().join("w"));
+    config.max_in_flight = std::num::NonZeroU32::MIN;
+    let _worker = Worker::start(config, Arc::new(Reference)).unwrap();
+    let mut peer = coordinator.welcome().await;
+    peer.serve(&package, |_, reply| Some(reply));
+    for epoch in 1..=100 {
+        let job = job(package.model_id(), 1, 2);
+        peer.assign(&job, epoch).await;
+        assert!(peer.run().await.result.is_some());
+        peer.say(ToWorker::Accepted { job: job.id(), epoch: LeaseEpoch(epoch) }).await;
+    }
+    // Not one of them was given back.
+    assert_eq!(peer.hear().await, Some(ToCoordinator::HaveModel { model: package.model_id() }));
+    assert!(matches!(within(peer.inbox.next()).await.unwrap(), Some(ToCoordinator::Heartbeat { .. })));
+}
+
 async fn failure(peer: &mut common::Peer) -> (lockstep_protocol::ids::JobId, FailureCode) {
     loop {
         match peer.hear().await {
