@@ -3,9 +3,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lockstep_protocol::ids::Millis;
-
-/// How far ahead of itself the clock is reserved in the store, so that one write serves many readings.
-const RESERVE_MS: u64 = 10_000;
+use lockstep_protocol::limits::CLOCK_RESERVE_MS;
 
 /// Milliseconds since the Unix epoch that never go back: not when the system's clock is set back, and, through
 /// [`Clock::reserve`], not over restarts either. It follows the system's clock as it was at the start.
@@ -34,7 +32,7 @@ impl Clock {
         if now < self.reserved {
             return None;
         }
-        self.reserved = now.plus(RESERVE_MS);
+        self.reserved = now.plus(CLOCK_RESERVE_MS);
         Some(self.reserved)
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::limits::{CONNECTION_WINDOW_BYTES, HEARTBEAT_MS, MAX_STREAMS, SILENCE_MS, STREAM_WINDOW_BYTES};
+use lockstep_protocol::limits::{
+    CONNECTION_WINDOW_BYTES, HEARTBEAT_MS, MAX_INCOMING_BYTES, MAX_STREAMS, SILENCE_MS, STREAM_WINDOW_BYTES,
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -46,12 +48,10 @@ pub fn server(bind: SocketAddr, keys: &Keypair) -> Result<Endpoint, LinkError> {
 }
 
 fn server_config(keys: &Keypair) -> Result<ServerConfig, LinkError> {
-    /// What a client may send before its connection is taken: a handshake's worth.
-    const INCOMING_BYTES: u64 = 64 << 10;
     let crypto = QuicServerConfig::try_from(tls::server_config(keys)?).map_err(|e| LinkError::Tls(e.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(Arc::new(transport(MAX_STREAMS)));
-    config.incoming_buffer_size(INCOMING_BYTES);
+    config.incoming_buffer_size(MAX_INCOMING_BYTES);
     Ok(config)
 }
 

@@ -1,12 +1,10 @@
 //! The protocol's messages over QUIC streams.
 
+use lockstep_protocol::limits::STREAM_READ_BYTES;
 use lockstep_protocol::messages::{FrameDecoder, Message, to_frame};
 use quinn::{RecvStream, SendStream};
 
 use crate::LinkError;
-
-/// Most bytes taken from a stream at a time.
-const READ_BYTES: usize = 64 << 10;
 
 /// Reads the messages of a stream. It holds at most one frame, whose cap is the message type's, and one read.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ impl<M: Message> Frames<M> {
             if let Some(message) = self.decoder.next()? {
                 return Ok(Some(message));
             }
-            match self.stream.read_chunk(READ_BYTES, true).await? {
+            match self.stream.read_chunk(STREAM_READ_BYTES, true).await? {
                 Some(chunk) => self.decoder.feed(&chunk.bytes),
                 None => return self.decoder.finish().map(|()| None).map_err(LinkError::from),
             }

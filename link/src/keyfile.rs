@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_protocol::hex;
 use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::limits::MAX_KEY_FILE_BYTES;
 
 /// Why there is no key. The message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,7 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, KeyFileError> {
 fn read(file: File) -> Result<[u8; 32], String> {
     check_mode(&file)?;
     let mut text = String::new();
-    file.take(128).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
     hex::parse(text.trim_end()).map_err(|error| format!("is no key: {error}"))
 }
 

@@ -27,12 +27,46 @@ pub const MAX_AUDITORS: usize = 8;
 /// Most bytes of one input text.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
+// ---- checkpoints, to import ----
+
+/// Most bytes of one JSON file of a checkpoint.
+pub const MAX_CHECKPOINT_JSON_BYTES: u64 = 4 << 20;
+/// Most bytes of a safetensors header.
+pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 16 << 20;
+/// Most tensors of one safetensors file.
+pub const MAX_SAFETENSORS_TENSORS: usize = 65_536;
+/// Most rows or columns of a matrix, as a checkpoint's configuration gives them: products of two fit `u64`. The limits
+/// of programs are tighter and checked later.
+pub const MAX_CHECKPOINT_DIMENSION: u32 = 1 << 24;
+/// Most transformer layers of a checkpoint: a program has the embedding and the output beside them.
+pub const MAX_CHECKPOINT_LAYERS: u32 = MAX_PROGRAM_LAYERS as u32 - 2;
+
 // ---- packages ----
 
 /// Most bytes of a package manifest.
 pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
 /// Most blobs (tensors, tokenizer, template) of one package.
 pub const MAX_BLOBS: usize = 65_536;
+/// Most bytes of a tokenizer.
+pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// Longest name of a model family.
+pub const MAX_FAMILY_BYTES: usize = 64;
+/// Most files that a package says it was made from.
+pub const MAX_SOURCES: usize = 1_024;
+/// Longest name of such a file.
+pub const MAX_SOURCE_NAME_BYTES: usize = 256;
+/// Most layers of a program, with the embedding and the output.
+pub const MAX_PROGRAM_LAYERS: usize = 512;
+/// Most ops of one layer.
+pub const MAX_LAYER_OPS: usize = 256;
+/// Most tensors of a program, and most parameters: their ids have 16 bits.
+pub const MAX_PROGRAM_IDS: usize = u16::MAX as usize;
+/// Most tables that one embedding adds up.
+pub const MAX_EMBEDDING_TABLES: usize = 8;
+/// Most heads of one attention.
+pub const MAX_HEADS: usize = u16::MAX as usize;
+/// Longest name of a tensor, parameter or layer.
+pub const MAX_PROGRAM_NAME_BYTES: usize = 256;
 /// Most bytes of one blob: 1 TiB.
 pub const MAX_BLOB_BYTES: u64 = 1 << 40;
 /// Chunks of one chunk group: the granularity of an outboard (16 KiB).
@@ -65,6 +99,8 @@ pub const MAX_HELD_MODELS: usize = 1_024;
 
 // ---- connections ----
 
+/// Most bytes of a key file.
+pub const MAX_KEY_FILE_BYTES: u64 = 128;
 /// Most connected workers of one coordinator.
 pub const MAX_WORKERS: usize = 16_384;
 /// Most connections from one address that have not said hello yet.
@@ -77,11 +113,36 @@ pub const MAX_PACKAGE_STREAMS: u32 = 8;
 pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 /// QUIC receive window of one connection, in bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// What a client may send before its connection is taken: a handshake's worth.
+pub const MAX_INCOMING_BYTES: u64 = 64 << 10;
+/// Most bytes taken from a stream at a time.
+pub const STREAM_READ_BYTES: usize = 64 << 10;
+/// Messages that may wait for a worker that does not read. A lease takes at most an assignment and its end, so a worker
+/// that is honest and alive never comes near it.
+pub const MAX_OUTBOX_MESSAGES: usize = 4 * MAX_IN_FLIGHT as usize;
+/// Control messages that a worker may send at once: all its models, and all its assignments several times over.
+pub const CONTROL_BURST_MESSAGES: u64 = MAX_HELD_MODELS as u64 + 4 * MAX_IN_FLIGHT as u64;
+/// Control messages that a worker may go on sending.
+pub const CONTROL_MESSAGES_PER_SECOND: u64 = 2 * MAX_IN_FLIGHT as u64;
+/// Job streams at once for assignments that are over: honest where a cancellation crossed them.
+pub const STRAY_BURST_STREAMS: u64 = 2 * MAX_IN_FLIGHT as u64;
+/// Such streams that a worker may go on opening.
+pub const STRAY_STREAMS_PER_SECOND: u64 = 1;
+/// Parts of packages that are made at a time for workers, for each core.
+pub const OPENINGS_PER_CORE: usize = 2;
+/// How long a worker may take to read the last message before its connection is closed.
+pub const LAST_WORD_MS: u64 = 2_000;
+/// How long all sessions together may take to say good-bye when the coordinator goes down.
+pub const GOODBYE_MS: u64 = 3_000;
 
 // ---- leases ----
 
 /// Most assignments that one worker may hold.
 pub const MAX_IN_FLIGHT: u32 = 64;
+/// What a worker is taken to do in a millisecond when it does not say: 1 G multiply-accumulates a second.
+pub const DEFAULT_MACS_PER_MS: u64 = 1_000_000;
+/// Above this no speed is believed: 10^18 multiply-accumulates a second.
+pub const MAX_MACS_PER_MS: u64 = 1_000_000_000_000_000;
 /// How often a worker says that it lives.
 pub const HEARTBEAT_MS: u64 = 2_000;
 /// A worker that was silent for so long has left.
@@ -111,10 +172,26 @@ pub const MAX_UNFINISHED_TOKENS: usize = 64 << 20;
 pub const MAX_REMEMBERED_JOBS: usize = 65_536;
 /// Most audits that one scheduling round tries in vain.
 pub const MAX_STUCK_AUDITS_TRIED: usize = 64;
+/// Inputs that wait for the engine. Whoever has more is held up, and so are the streams that it reads from.
+pub const MAX_ENGINE_INPUTS: usize = 4_096;
+/// Commits that are on their way to the disk before no more inputs are taken.
+pub const MAX_PENDING_COMMITS: usize = 64;
+/// Events that a slow watcher may lag behind before it loses some.
+pub const MAX_EVENT_LAG: usize = 16_384;
+/// Jobs that are recomputed at a time.
+pub const MAX_SETTLEMENTS: usize = 1;
 /// Most writes that wait for the store.
 pub const STORE_QUEUE: usize = 4_096;
 /// Most writes that go into one durable commit.
 pub const STORE_BATCH: usize = 512;
+/// How long a foreign lock on the store is waited out before a write counts as failed.
+pub const STORE_BUSY_MS: u64 = 1_000;
+/// How long the store waits before it tries again to write what the disk refused.
+pub const STORE_RETRY_MS: u64 = 500;
+/// Pages of the store's log, of 4 KiB each, after which it is written back into the file.
+pub const STORE_CHECKPOINT_PAGES: u32 = 4_096;
+/// How far ahead of itself the clock is reserved in the store, so that one write serves many readings.
+pub const CLOCK_RESERVE_MS: u64 = 10_000;
 /// Most bytes of one record of the job machine.
 pub const MAX_RECORD_BYTES: usize = 2 << 20;
 
@@ -126,6 +203,20 @@ pub const MAX_REQUEST_INPUTS: usize = 256;
 pub const MAX_HTTP_BODY_BYTES: usize = 4 << 20;
 /// Most HTTP requests that are answered at a time.
 pub const MAX_HTTP_REQUESTS: usize = 1_024;
+/// Most connections of clients: those that are being answered, and as many that are idle.
+pub const MAX_HTTP_CONNECTIONS: usize = 2 * MAX_HTTP_REQUESTS;
+/// Pieces of tokenising, hashing and reading that go on at a time for clients, for each core.
+pub const HTTP_WORK_PER_CORE: usize = 2;
+/// How long a client may take to send a request's head, or be idle.
+pub const HTTP_HEAD_MS: u64 = 30_000;
+/// How long a client may take to send a request's body.
+pub const HTTP_BODY_MS: u64 = 30_000;
+/// How long requests that are being answered may go on after the order to stop.
+pub const HTTP_GRACE_MS: u64 = 10_000;
+/// Pause after the system refused a connection, for want of file descriptors say.
+pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
+/// After so many seconds a client that was told to come back may do so.
+pub const HTTP_RETRY_AFTER_SECONDS: u64 = 1;
 /// How long a client waits for an embedding before it is told to come back.
 pub const HTTP_WAIT_MS: u64 = 120_000;
 /// Most bytes of a receipt in JSON.
@@ -168,12 +259,32 @@ const _: () = {
     assert!(MAX_CONTROL_DOWN_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(MAX_IN_FLIGHT + MAX_PACKAGE_STREAMS < MAX_STREAMS);
+    assert!(STREAM_READ_BYTES <= STREAM_WINDOW_BYTES as usize);
+    assert!(MAX_INCOMING_BYTES <= CONNECTION_WINDOW_BYTES as u64);
+    // An honest worker is never cut off: it may be sent, and may answer and open, twice what it can hold.
+    assert!(MAX_OUTBOX_MESSAGES >= 2 * MAX_IN_FLIGHT as usize);
+    assert!(CONTROL_BURST_MESSAGES >= MAX_HELD_MODELS as u64 + 2 * MAX_IN_FLIGHT as u64);
+    assert!(CONTROL_MESSAGES_PER_SECOND * HEARTBEAT_MS > 1_000);
+    assert!(STRAY_BURST_STREAMS >= MAX_IN_FLIGHT as u64);
     // Silence is judged only after several heartbeats were missed, and never after the lease.
     assert!(3 * HEARTBEAT_MS < SILENCE_MS);
     assert!(SILENCE_MS < LEASE_MIN_MS);
+    assert!(HELLO_MS <= SILENCE_MS);
+    assert!(LAST_WORD_MS <= GOODBYE_MS);
+    // A client's time to wait covers its upload.
+    assert!(HTTP_HEAD_MS + HTTP_BODY_MS <= HTTP_WAIT_MS);
+    assert!(MAX_HTTP_REQUESTS <= MAX_HTTP_CONNECTIONS);
     assert!(LEASE_MIN_MS + LEASE_PULL_MS < LEASE_MAX_MS);
     assert!(MAX_POSITIONS <= MAX_UNFINISHED_TOKENS);
     assert!(STORE_BATCH <= STORE_QUEUE);
+    // The engine takes its inputs in batches, and all its commits find room in the store's queue.
+    assert!(STORE_BATCH <= MAX_ENGINE_INPUTS);
+    assert!(MAX_PENDING_COMMITS < STORE_QUEUE);
+    // A checkpoint of the largest size is a program that a job may be about, in a manifest that is let in.
+    assert!(MAX_CHECKPOINT_LAYERS as usize <= MAX_LAYERS);
+    assert!(MAX_PROGRAM_IDS < MAX_BLOBS);
+    assert!(MAX_TOKENIZER_BYTES <= MAX_BLOB_BYTES);
+    assert!(MAX_SOURCES * (4 + MAX_SOURCE_NAME_BYTES + 8 + 32) <= MAX_MANIFEST_BYTES / 2);
     assert!(MAX_REQUEST_INPUTS <= STORE_QUEUE);
     assert!(MAX_TEXT_BYTES <= MAX_HTTP_BODY_BYTES);
 };

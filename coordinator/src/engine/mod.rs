@@ -16,7 +16,7 @@ use lockstep_kernels::backend::Backend;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, NodeId};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::STORE_BATCH;
+use lockstep_protocol::limits::{MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH};
 use lockstep_protocol::machine::{Action, Capabilities, Input, JobSpec, Machine, Record};
 use lockstep_protocol::messages::RefusalCode;
 use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
@@ -29,15 +29,6 @@ use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
 use crate::store::{Commit, Restored, SECRET_BYTES, SharedStore, Write};
-
-/// Inputs that may wait. Whoever has more is held up, and so are the streams that it reads from.
-pub const INPUT_QUEUE: usize = 4_096;
-/// Commits that may be on their way to the disk before no more inputs are taken.
-const MAX_PENDING: usize = 64;
-/// Events that a slow watcher may lag behind before it loses some.
-const EVENT_QUEUE: usize = 16_384;
-/// Jobs that are recomputed at a time.
-const SETTLEMENTS: usize = 1;
 
 /// What happens to the engine.
 pub enum Message {
@@ -182,9 +173,9 @@ pub struct Running {
 /// # Errors
 /// Records that don't fit together, or no thread.
 pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::StartError> {
-    let (inputs, messages) = mpsc::channel(INPUT_QUEUE);
+    let (inputs, messages) = mpsc::channel(MAX_ENGINE_INPUTS);
     let (durable, done) = mpsc::unbounded_channel();
-    let events = broadcast::Sender::new(EVENT_QUEUE);
+    let events = broadcast::Sender::new(MAX_EVENT_LAG);
     let handle = EngineHandle::new(inputs.clone(), events.clone());
     let mut engine = Engine {
         jobs: live_jobs(&restored),
@@ -196,7 +187,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         models: parts.models,
         oracle: parts.oracle,
         runtime: parts.runtime,
-        settlements: Arc::new(Semaphore::new(SETTLEMENTS)),
+        settlements: Arc::new(Semaphore::new(MAX_SETTLEMENTS)),
         peers: BTreeMap::new(),
         pending: VecDeque::new(),
         own: VecDeque::new(),
@@ -258,7 +249,7 @@ impl Engine {
             tokio::select! {
                 biased;
                 Some(()) = done.recv() => self.perform_next(),
-                count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING => {
+                count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING_COMMITS => {
                     stopping = count == 0 || batch.iter().any(|message| matches!(message, Message::Stop));
                     self.take(batch.drain(..));
                 }

@@ -5,13 +5,9 @@ use std::sync::Arc;
 
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::MAX_IN_FLIGHT;
+use lockstep_protocol::limits::MAX_OUTBOX_MESSAGES;
 use lockstep_protocol::messages::{Hello, RefusalCode};
 use tokio::sync::{Notify, mpsc};
-
-/// Messages that may wait for a worker that does not read. Each lease takes at most an assignment and its end, so a
-/// worker that is honest and alive never comes near it.
-pub const OUTBOX: usize = 4 * MAX_IN_FLIGHT as usize;
 
 /// What goes down to a worker. Jobs are shared until they are written.
 #[derive(Clone, Debug)]
@@ -53,7 +49,7 @@ impl Peer {
         hello: Hello,
         address: SocketAddr,
     ) -> (Arc<Self>, mpsc::Receiver<Down>, Arc<Notify>) {
-        let (outbox, messages) = mpsc::channel(OUTBOX);
+        let (outbox, messages) = mpsc::channel(MAX_OUTBOX_MESSAGES);
         let kill = Arc::new(Notify::new());
         (Arc::new(Self { node, session, hello, address, outbox, kill: Arc::clone(&kill) }), messages, kill)
     }

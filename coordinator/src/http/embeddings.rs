@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lockstep_protocol::ids::{JobId, ModelId, Nonce};
-use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
+use lockstep_protocol::limits::{HTTP_BODY_MS, MAX_HTTP_BODY_BYTES};
 use lockstep_protocol::receipt::Receipt;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -23,9 +23,6 @@ use super::request::Encoding;
 use crate::engine::{JobEnd, Submission};
 use crate::models::Model;
 use crate::store::Stored;
-
-/// How long a client may take to send its body.
-const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// An answered request, in OpenAI's shape and with our object beside it.
 #[derive(Serialize)]
@@ -117,7 +114,8 @@ async fn read(body: Body) -> Result<axum::body::Bytes, ApiError> {
         false
     };
     let kind = "invalid_request_error";
-    match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, MAX_HTTP_BODY_BYTES)).await {
+    let bytes = axum::body::to_bytes(body, MAX_HTTP_BODY_BYTES);
+    match tokio::time::timeout(Duration::from_millis(HTTP_BODY_MS), bytes).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if too_long(&error) => {
             let message = format!("The body is longer than {MAX_HTTP_BODY_BYTES} bytes.");

@@ -3,10 +3,8 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::ids::{JobId, Nonce};
+use lockstep_protocol::limits::HTTP_RETRY_AFTER_SECONDS;
 use serde::Serialize;
-
-/// After so many seconds a client that was told to come back may do so.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// A refused request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -105,7 +103,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(HTTP_RETRY_AFTER_SECONDS));
             }
             _ => {}
         }

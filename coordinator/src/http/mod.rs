@@ -17,7 +17,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use lockstep_protocol::ids::Millis;
-use lockstep_protocol::limits::MAX_HTTP_REQUESTS;
+use lockstep_protocol::limits::{HTTP_WORK_PER_CORE, MAX_HTTP_REQUESTS};
 use lockstep_protocol::machine::AuditPolicy;
 use tokio::sync::Semaphore;
 
@@ -76,7 +76,7 @@ impl App {
             http_wait: parts.http_wait,
             started: parts.started,
             requests: Semaphore::new(MAX_HTTP_REQUESTS),
-            blocking: Semaphore::new(2 * cores),
+            blocking: Semaphore::new(HTTP_WORK_PER_CORE * cores),
         })
     }
 

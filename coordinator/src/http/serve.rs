@@ -7,23 +7,14 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use lockstep_protocol::limits::MAX_HTTP_REQUESTS;
+use lockstep_protocol::limits::{HTTP_ACCEPT_PAUSE_MS, HTTP_GRACE_MS, HTTP_HEAD_MS, MAX_HTTP_CONNECTIONS};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-/// Connections at a time: those that are being answered, and as many that are idle.
-const CONNECTIONS: usize = 2 * MAX_HTTP_REQUESTS;
-/// How long a client may take to send a request's head, or be idle.
-const HEAD_TIME: Duration = Duration::from_secs(30);
-/// How long requests that are being answered may go on after the order to stop.
-const GRACE: Duration = Duration::from_secs(10);
-/// Pause after the system refused a connection, for want of file descriptors say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves until `stop` turns true, then lets requests end.
 pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         // A place before the connection: those without one wait in the system's queue.
@@ -44,14 +35,14 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(Duration::from_millis(HTTP_ACCEPT_PAUSE_MS)).await;
                 }
             },
         }
     }
     drop(listener);
     let all = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(GRACE, all).await.is_err() {
+    if tokio::time::timeout(Duration::from_millis(HTTP_GRACE_MS), all).await.is_err() {
         tracing::warn!("requests were cut off; their jobs are kept");
     }
 }
@@ -63,7 +54,7 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIME)
+            .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS))
             .serve_connection(TokioIo::new(stream), service)
     );
     let result = tokio::select! {

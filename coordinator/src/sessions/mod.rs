@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lockstep_protocol::limits::{MAX_PENDING_CONNECTIONS, MAX_WORKERS};
+use lockstep_protocol::limits::{GOODBYE_MS, MAX_PENDING_CONNECTIONS, MAX_WORKERS, OPENINGS_PER_CORE};
 use quinn::{Endpoint, Incoming, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -22,9 +22,6 @@ use tokio::task::JoinSet;
 use crate::config::Allow;
 use crate::engine::EngineHandle;
 use crate::models::Models;
-
-/// How long good-byes may take at the end.
-const GRACE: Duration = Duration::from_secs(3);
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -52,7 +49,7 @@ impl Sessions {
             last_session: AtomicU64::new(0),
             connections: Arc::new(Semaphore::new(MAX_WORKERS + MAX_PENDING_CONNECTIONS)),
             pending: Mutex::new(BTreeMap::new()),
-            openings: Arc::new(Semaphore::new(2 * cores)),
+            openings: Arc::new(Semaphore::new(OPENINGS_PER_CORE * cores)),
         })
     }
 
@@ -73,12 +70,13 @@ impl Sessions {
                 },
             }
         }
+        let grace = Duration::from_millis(GOODBYE_MS);
         let all = async { while sessions.join_next().await.is_some() {} };
-        if tokio::time::timeout(GRACE, all).await.is_err() {
+        if tokio::time::timeout(grace, all).await.is_err() {
             tracing::debug!("some workers did not say good-bye");
         }
         endpoint.close(VarInt::from_u32(lockstep_link::Close::Shutdown as u32), b"the coordinator goes down");
-        let _ = tokio::time::timeout(GRACE, endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(grace, endpoint.wait_idle()).await;
     }
 
     /// Finds room for a connection before anything is spent on its handshake.

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
-use lockstep_protocol::limits::{HEARTBEAT_MS, HELLO_MS, MAX_HELD_MODELS, MAX_IN_FLIGHT};
+use lockstep_protocol::limits::{
+    CONTROL_BURST_MESSAGES, CONTROL_MESSAGES_PER_SECOND, HEARTBEAT_MS, HELLO_MS, LAST_WORD_MS, MAX_HELD_MODELS,
+    STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
+};
 use lockstep_protocol::machine::{Capabilities, Input};
 use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
 use quinn::{Connection, Incoming, SendStream};
@@ -16,15 +19,6 @@ use tokio::sync::mpsc;
 use super::bucket::Bucket;
 use super::{Entry, Sessions, jobs, packages};
 use crate::engine::{Down, EngineHandle, Message, Peer, refusal_reason};
-
-/// Control messages of a worker: as many at once as it may hold models and assignments, and so many a second.
-const CONTROL_BURST: u64 = MAX_HELD_MODELS as u64 + 4 * MAX_IN_FLIGHT as u64;
-const CONTROL_PER_SECOND: u64 = 2 * MAX_IN_FLIGHT as u64;
-/// Job streams for assignments that are over: honest where a cancellation crossed them, so some are let pass.
-const STRAY_BURST: u64 = 2 * MAX_IN_FLIGHT as u64;
-const STRAY_PER_SECOND: u64 = 1;
-/// How long a worker may take to read the last message.
-const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -186,7 +180,7 @@ async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
         node,
         number,
         assigned: Mutex::new(BTreeMap::new()),
-        strays: Mutex::new(Bucket::new(STRAY_BURST, STRAY_PER_SECOND)),
+        strays: Mutex::new(Bucket::new(STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND)),
     });
     let end = tokio::select! {
         end = talk_up(&session, up) => end,
@@ -216,7 +210,7 @@ async fn leave(engine: &EngineHandle, connection: &Connection, node: NodeId, num
 
 /// What the worker says.
 async fn talk_up(session: &Session, mut up: Frames<ToCoordinator>) -> End {
-    let mut allowance = Bucket::new(CONTROL_BURST, CONTROL_PER_SECOND);
+    let mut allowance = Bucket::new(CONTROL_BURST_MESSAGES, CONTROL_MESSAGES_PER_SECOND);
     loop {
         let message = match up.next().await {
             Ok(Some(message)) => message,
@@ -293,5 +287,5 @@ async fn last_word(down: &mut SendStream, message: &ToWorker) {
             let _ = down.stopped().await;
         }
     };
-    let _ = tokio::time::timeout(LAST_WORD, sent).await;
+    let _ = tokio::time::timeout(Duration::from_millis(LAST_WORD_MS), sent).await;
 }

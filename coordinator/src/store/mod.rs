@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
 use lockstep_protocol::ids::{JobId, Millis, ModelId};
+use lockstep_protocol::limits::{STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -35,10 +36,6 @@ pub use self::writer::{Commit, Write};
 pub const STORE_FILE: &str = "coordinator.db";
 /// The file whose lock keeps a second coordinator out of the directory.
 const LOCK_FILE: &str = "coordinator.lock";
-/// Pages of the log after which it is written back into the file (4 KiB each).
-const CHECKPOINT_PAGES: u32 = 4_096;
-/// How long a foreign lock on the file is waited out before a write counts as failed.
-const BUSY: Duration = Duration::from_secs(1);
 /// Bytes of the audit secret.
 pub const SECRET_BYTES: usize = 32;
 
@@ -139,10 +136,10 @@ impl Store {
         let lock = lock(dir)?;
         let path = dir.join(STORE_FILE);
         let mut connection = Connection::open(&path)?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(Duration::from_millis(STORE_BUSY_MS))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "wal_autocheckpoint", STORE_CHECKPOINT_PAGES)?;
         schema::migrate(&mut connection, now_ms)?;
         let restored = restore(&connection)?;
         let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;

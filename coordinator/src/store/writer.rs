@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::ids::{JobId, Millis, ModelId};
-use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE};
+use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE, STORE_RETRY_MS};
 use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
 
@@ -18,9 +18,6 @@ use super::StoreError;
 pub(super) const ANSWERED: i64 = 1;
 pub(super) const DONE: i64 = 2;
 pub(super) const FAILED: i64 = 3;
-
-/// How long the writer waits before it tries again to write what the disk refused.
-const RETRY: Duration = Duration::from_millis(500);
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -148,7 +145,7 @@ fn run(mut connection: Connection, commits: &Receiver<Commit>, state: &State) {
             if state.closing.load(Ordering::Relaxed) {
                 return;
             }
-            std::thread::sleep(RETRY);
+            std::thread::sleep(Duration::from_millis(STORE_RETRY_MS));
         }
         state.healthy.store(true, Ordering::Relaxed);
         for commit in batch {

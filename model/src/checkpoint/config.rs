@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lockstep_protocol::limits::{MAX_CHECKPOINT_DIMENSION, MAX_CHECKPOINT_LAYERS};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -9,10 +10,6 @@ use super::Folder;
 use crate::error::ModelError;
 
 const FILE: &str = "config.json";
-/// No dimension is larger: products of two then fit `u64`. The program's own limits are tighter and checked later.
-const MAX_DIMENSION: u32 = 1 << 24;
-/// Most transformer layers: a program has at most 512, with embedding and pooling.
-const MAX_LAYERS: u32 = 510;
 
 /// Checked dimensions of a BERT encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,13 +121,13 @@ fn check_sizes(raw: &Raw, path: &Path) -> Result<(), ModelError> {
         }
         Err(ModelError::checkpoint(path, format!("{name} is {value}; 1 to {cap} is possible")))
     };
-    within("vocab_size", raw.vocab_size, MAX_DIMENSION)?;
-    within("hidden_size", raw.hidden_size, MAX_DIMENSION)?;
-    within("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS)?;
+    within("vocab_size", raw.vocab_size, MAX_CHECKPOINT_DIMENSION)?;
+    within("hidden_size", raw.hidden_size, MAX_CHECKPOINT_DIMENSION)?;
+    within("num_hidden_layers", raw.num_hidden_layers, MAX_CHECKPOINT_LAYERS)?;
     within("num_attention_heads", raw.num_attention_heads, raw.hidden_size.min(u16::MAX.into()))?;
-    within("intermediate_size", raw.intermediate_size, MAX_DIMENSION)?;
-    within("max_position_embeddings", raw.max_position_embeddings, MAX_DIMENSION)?;
-    within("type_vocab_size", raw.type_vocab_size, MAX_DIMENSION)?;
+    within("intermediate_size", raw.intermediate_size, MAX_CHECKPOINT_DIMENSION)?;
+    within("max_position_embeddings", raw.max_position_embeddings, MAX_CHECKPOINT_DIMENSION)?;
+    within("type_vocab_size", raw.type_vocab_size, MAX_CHECKPOINT_DIMENSION)?;
     if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
         return Err(ModelError::checkpoint(path, "num_attention_heads does not divide hidden_size"));
     }

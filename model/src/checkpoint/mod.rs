@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use lockstep_protocol::limits::{MAX_CHECKPOINT_JSON_BYTES, MAX_TOKENIZER_BYTES};
 use serde::de::DeserializeOwned;
 
 pub use config::BertConfig;
@@ -16,11 +17,6 @@ pub use weights::Weights;
 
 use crate::error::ModelError;
 use crate::package::SourceFile;
-
-/// Largest JSON file that is not the tokenizer.
-const MAX_JSON_BYTES: u64 = 4 << 20;
-/// Largest tokenizer file.
-pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 
 /// An opened folder. Weights stay in their file until they are read.
 #[derive(Debug)]
@@ -93,7 +89,7 @@ impl Folder<'_> {
     }
 
     fn json<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ModelError> {
-        let bytes = self.bytes(name, MAX_JSON_BYTES)?;
+        let bytes = self.bytes(name, MAX_CHECKPOINT_JSON_BYTES)?;
         serde_json::from_slice(&bytes).map_err(|e| ModelError::checkpoint(&self.path(name), e.to_string()))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use lockstep_protocol::limits::{MAX_SAFETENSORS_HEADER_BYTES, MAX_SAFETENSORS_TENSORS};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
@@ -11,10 +12,6 @@ use crate::error::ModelError;
 
 const FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Longest JSON header.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Most tensors.
-const MAX_TENSORS: usize = 65_536;
 
 /// The tensors of a checkpoint.
 #[derive(Debug)]
@@ -52,12 +49,12 @@ pub(super) fn open(folder: &mut Folder<'_>) -> Result<Weights, ModelError> {
 /// their bytes) are the safetensors crate's; the caps are ours.
 fn parse(map: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     let header = map.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).ok_or("is shorter than a header")?;
-    if header > MAX_HEADER_BYTES {
-        return Err(format!("its header claims {header} bytes; at most {MAX_HEADER_BYTES} are read"));
+    if header > MAX_SAFETENSORS_HEADER_BYTES {
+        return Err(format!("its header claims {header} bytes; at most {MAX_SAFETENSORS_HEADER_BYTES} are read"));
     }
     let file = SafeTensors::deserialize(map).map_err(|e| format!("is not a sound safetensors file: {e}"))?;
-    if file.len() > MAX_TENSORS {
-        return Err(format!("has {} tensors; at most {MAX_TENSORS} are read", file.len()));
+    if file.len() > MAX_SAFETENSORS_TENSORS {
+        return Err(format!("has {} tensors; at most {MAX_SAFETENSORS_TENSORS} are read", file.len()));
     }
     let base = map.as_ptr() as usize;
     let entry = |view: safetensors::tensor::TensorView<'_>| {

@@ -5,21 +5,18 @@ use std::sync::Arc;
 use lockstep_kernels::program::{Program, Rows};
 use lockstep_protocol::canonical::{Canonical, DecodeError, Reader, Writer, from_bytes, to_bytes};
 use lockstep_protocol::ids::{Digest, ModelId};
-use lockstep_protocol::limits::{MAX_BLOB_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES};
+use lockstep_protocol::limits::{
+    MAX_BLOB_BYTES, MAX_FAMILY_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES, MAX_PROGRAM_IDS, MAX_SOURCE_NAME_BYTES,
+    MAX_SOURCES, MAX_TOKENIZER_BYTES,
+};
 
 use super::program_codec::{decode_program, encode_program};
-use crate::checkpoint::MAX_TOKENIZER_BYTES;
 use crate::error::ModelError;
 
 /// Version of SPEC.md that a package's numbers are defined by.
 pub const SPEC_VERSION: u32 = 1;
 /// Most fractional bits of an output.
 pub const MAX_OUTPUT_FRAC: u8 = 62;
-const MAX_FAMILY_BYTES: usize = 64;
-const MAX_SOURCE_NAME_BYTES: usize = 256;
-const MAX_SOURCES: usize = 1_024;
-/// Most parameters: their ids have 16 bits.
-const MAX_PARAMS: usize = u16::MAX as usize;
 
 /// How wide the codes of matrices are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -233,7 +230,7 @@ impl Canonical for Manifest {
             weights: reader.value()?,
             program: Arc::new(decode_program(reader)?),
             output_frac: reader.u8()?,
-            params: reader.seq("blobs", MAX_PARAMS)?,
+            params: reader.seq("blobs", MAX_PROGRAM_IDS)?,
             tokenizer: reader.value()?,
             sources: reader.seq("source files", MAX_SOURCES)?,
             calibration: reader.option()?,

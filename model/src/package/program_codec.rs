@@ -4,13 +4,9 @@ use lockstep_kernels::program::{
     DType, EmbedIndex, Heads, Layer, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
 use lockstep_protocol::canonical::{DecodeError, Reader, Writer};
-
-const MAX_IDS: usize = u16::MAX as usize;
-const MAX_LAYERS: usize = 512;
-const MAX_OPS: usize = 256;
-const MAX_TABLES: usize = 8;
-const MAX_HEADS: usize = u16::MAX as usize;
-const MAX_NAME: usize = 256;
+use lockstep_protocol::limits::{
+    MAX_EMBEDDING_TABLES, MAX_HEADS, MAX_LAYER_OPS, MAX_PROGRAM_IDS, MAX_PROGRAM_LAYERS, MAX_PROGRAM_NAME_BYTES,
+};
 
 type Decoded<T> = Result<T, DecodeError>;
 
@@ -39,12 +35,12 @@ pub fn decode_program(r: &mut Reader<'_>) -> Decoded<Program> {
     Ok(Program {
         vocab_size: r.u32()?,
         max_positions: r.u32()?,
-        tensors: list(r, "tensors", MAX_IDS, 10, decode_tensor)?,
-        params: list(r, "parameters", MAX_IDS, 13, decode_param)?,
-        layers: list(r, "layers", MAX_LAYERS, 10, |r| {
+        tensors: list(r, "tensors", MAX_PROGRAM_IDS, 10, decode_tensor)?,
+        params: list(r, "parameters", MAX_PROGRAM_IDS, 13, decode_param)?,
+        layers: list(r, "layers", MAX_PROGRAM_LAYERS, 10, |r| {
             Ok(Layer {
-                name: r.string("layer name", MAX_NAME)?.into(),
-                ops: list(r, "ops", MAX_OPS, 5, decode_op)?,
+                name: r.string("layer name", MAX_PROGRAM_NAME_BYTES)?.into(),
+                ops: list(r, "ops", MAX_LAYER_OPS, 5, decode_op)?,
                 output: tensor_id(r)?,
             })
         })?,
@@ -86,7 +82,7 @@ fn encode_tensor(t: &Tensor, w: &mut Writer) {
 
 fn decode_tensor(r: &mut Reader<'_>) -> Decoded<Tensor> {
     Ok(Tensor {
-        name: r.string("tensor name", MAX_NAME)?.into(),
+        name: r.string("tensor name", MAX_PROGRAM_NAME_BYTES)?.into(),
         rows: decode_tag(&ROWS, "row kind", r)?,
         cols: r.u32()?,
         kind: decode_tag(&KINDS, "tensor kind", r)?,
@@ -102,7 +98,7 @@ fn encode_param(p: &Param, w: &mut Writer) {
 
 fn decode_param(r: &mut Reader<'_>) -> Decoded<Param> {
     Ok(Param {
-        name: r.string("parameter name", MAX_NAME)?.into(),
+        name: r.string("parameter name", MAX_PROGRAM_NAME_BYTES)?.into(),
         dtype: decode_tag(&DTYPES, "element type", r)?,
         rows: r.u32()?,
         cols: r.u32()?,
@@ -233,7 +229,7 @@ fn encode_activation(tag: u8, input: TensorId, frac: u8, out: TensorId, w: &mut 
 
 fn decode_op(r: &mut Reader<'_>) -> Decoded<Op> {
     Ok(match r.u8()? {
-        0 => Op::Embed { tables: list(r, "tables", MAX_TABLES, 7, decode_table)?, out: tensor_id(r)? },
+        0 => Op::Embed { tables: list(r, "tables", MAX_EMBEDDING_TABLES, 7, decode_table)?, out: tensor_id(r)? },
         1 => Op::Quantize { input: tensor_id(r)?, out: tensor_id(r)? },
         2 => Op::MatMul {
             input: tensor_id(r)?,

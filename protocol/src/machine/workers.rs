@@ -5,15 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::limits::{
-    LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS, MAX_IN_FLIGHT, SILENCE_MS,
+    DEFAULT_MACS_PER_MS, LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS, MAX_IN_FLIGHT,
+    MAX_MACS_PER_MS, SILENCE_MS,
 };
 use crate::machine::audit::AuditDraw;
 use crate::machine::types::Capabilities;
 
-/// What a worker is taken to do when it does not say: 1 G multiply-accumulates a second.
-const DEFAULT_SPEED: u64 = 1_000_000;
-/// Above this no speed is believed: 10^18 multiply-accumulates a second.
-const MAX_SPEED: u64 = 1_000_000_000_000_000;
 /// A new measurement counts for one part in so many.
 const SPEED_WEIGHT: u64 = 4;
 
@@ -33,8 +30,8 @@ pub(super) struct Worker {
 impl Worker {
     pub fn new(capabilities: Capabilities, now: Millis) -> Self {
         let speed = match capabilities.macs_per_second / 1_000 {
-            0 => DEFAULT_SPEED,
-            declared => declared.min(MAX_SPEED),
+            0 => DEFAULT_MACS_PER_MS,
+            declared => declared.min(MAX_MACS_PER_MS),
         };
         Self {
             speed,
@@ -49,7 +46,7 @@ impl Worker {
 
     /// Takes the time of one run into the speed: an exponentially weighted mean, in integers.
     pub fn measure(&mut self, work_units: u64, milliseconds: u64) {
-        let measured = (work_units / milliseconds.max(1)).clamp(1, MAX_SPEED);
+        let measured = (work_units / milliseconds.max(1)).clamp(1, MAX_MACS_PER_MS);
         self.speed = ((SPEED_WEIGHT - 1) * self.speed + measured) / SPEED_WEIGHT;
         self.speed = self.speed.max(1);
     }
