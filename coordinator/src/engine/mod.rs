@@ -179,7 +179,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
     let handle = EngineHandle::new(inputs.clone(), events.clone());
     let mut engine = Engine {
         jobs: live_jobs(&restored),
-        machine: Machine::restore(restored.records)?,
+        machine: Machine::restore(restored.records, restored.last_epoch)?,
         clock: parts.clock,
         keys: parts.keys,
         secret: restored.secret,

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
-use lockstep_protocol::ids::{JobId, Millis, ModelId};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, ModelId};
 use lockstep_protocol::limits::{STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::{Receipt, ReceiptError};
@@ -36,6 +36,9 @@ pub use self::writer::{Commit, Write};
 pub const STORE_FILE: &str = "coordinator.db";
 /// The file whose lock keeps a second coordinator out of the directory.
 const LOCK_FILE: &str = "coordinator.lock";
+/// Keys of `meta`, each with 8 bytes, little-endian.
+const CLOCK: &str = "clock";
+const LAST_EPOCH: &str = "last epoch";
 /// Bytes of the audit secret.
 pub const SECRET_BYTES: usize = 32;
 
@@ -109,6 +112,8 @@ pub struct Restored {
     pub records: Vec<Record>,
     /// Receipts that clients of unfinished jobs may have already.
     pub answered: BTreeMap<JobId, Receipt>,
+    /// The highest lease epoch of all records that were ever written.
+    pub last_epoch: LeaseEpoch,
     /// A time at or after every time that was ever used.
     pub clock: Millis,
     /// The secret of audit draws.
@@ -220,7 +225,8 @@ fn restore(connection: &Connection) -> Result<Restored, StoreError> {
     Ok(Restored {
         records: records(connection)?,
         answered: answered(connection)?,
-        clock: Millis(meta::<8>(connection, "clock")?.map_or(0, u64::from_le_bytes)),
+        last_epoch: LeaseEpoch(meta(connection, LAST_EPOCH)?.map_or(0, u64::from_le_bytes)),
+        clock: Millis(meta(connection, CLOCK)?.map_or(0, u64::from_le_bytes)),
         secret: secret(connection)?,
         models: models(connection)?,
     })

@@ -52,6 +52,25 @@ fn what_was_committed_is_there_after_reopening() {
     assert_eq!(store.job(&submitted(2).job()).unwrap(), None);
 }
 
+/// The highest epoch is written with its record and stays when the records of its job go.
+#[test]
+fn the_last_epoch_outlives_the_records_that_gave_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, restored) = open(dir.path());
+    assert_eq!(restored.last_epoch, LeaseEpoch(0));
+    let job = submitted(1).job();
+    let assigned = |epoch| Record::Assigned { job, epoch: LeaseEpoch(epoch), node: NodeId::from_bytes([3; 32]) };
+    let records = [submitted(1), assigned(6), assigned(7)];
+    commit(&store, records.iter().cloned().map(Write::Record).collect());
+    drop(store);
+    let (store, restored) = open(dir.path());
+    assert_eq!((&restored.records[..], restored.last_epoch), (&records[..], LeaseEpoch(7)));
+    commit(&store, vec![Write::Record(submitted(2)), Write::Failed { job, reason: String::new(), at: Millis(5) }]);
+    drop(store);
+    let (_, restored) = open(dir.path());
+    assert_eq!((restored.records, restored.last_epoch), (vec![submitted(2)], LeaseEpoch(7)));
+}
+
 #[test]
 fn commits_that_wait_are_written_together_and_in_order() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_protocol::canonical::to_bytes;
-use lockstep_protocol::ids::{JobId, Millis, ModelId};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, ModelId};
 use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE, STORE_RETRY_MS};
 use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
@@ -162,6 +162,10 @@ fn write(connection: &mut Connection, batch: &[Commit]) -> Result<(), StoreError
     for change in batch.iter().flat_map(|commit| &commit.writes) {
         apply(&transaction, change)?;
     }
+    // The machine's epochs ascend, so the highest of the batch is the highest of all.
+    if let Some(epoch) = batch.iter().filter_map(last_epoch).max() {
+        put_meta(&transaction, super::LAST_EPOCH, epoch.0)?;
+    }
     transaction.commit()?;
     Ok(())
 }
@@ -185,9 +189,7 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             drop_records(connection, job)?;
         }
         Write::Clock(at) => {
-            connection
-                .prepare_cached("INSERT OR REPLACE INTO meta VALUES ('clock', ?1)")?
-                .execute([&at.0.to_le_bytes()[..]])?;
+            put_meta(connection, super::CLOCK, at.0)?;
         }
         Write::Model { id, name, path, at } => {
             connection
@@ -198,6 +200,22 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
                 .execute((id.as_bytes(), name, path, at.0 as i64))?;
         }
     }
+    Ok(())
+}
+
+/// The highest epoch that a commit gives out.
+fn last_epoch(commit: &Commit) -> Option<LeaseEpoch> {
+    let epoch = |write: &Write| match write {
+        Write::Record(record) => record.epoch(),
+        _ => None,
+    };
+    commit.writes.iter().filter_map(epoch).max()
+}
+
+fn put_meta(connection: &Connection, key: &str, value: u64) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?
+        .execute((key, &value.to_le_bytes()[..]))?;
     Ok(())
 }
 

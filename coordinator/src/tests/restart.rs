@@ -158,7 +158,7 @@ async fn whatever_was_acknowledged_is_in_every_later_crash() {
             let ended = matches!(store.job(job).unwrap(), Some(Stored::Done(_)));
             assert!(ended != unfinished.contains(job), "job {job} is lost, or half ended");
         }
-        Machine::restore(restored.records).unwrap();
+        Machine::restore(restored.records, restored.last_epoch).unwrap();
     }
     world.handle.shutdown().await;
 }

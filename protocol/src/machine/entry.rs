@@ -48,6 +48,14 @@ pub enum ReplayError {
         /// The epoch.
         epoch: LeaseEpoch,
     },
+    /// The highest epoch is stored in the same transaction as its record.
+    #[error("the highest lease epoch is stored as {stored}, but {found} was given")]
+    LastEpoch {
+        /// As stored.
+        stored: LeaseEpoch,
+        /// As the records have it.
+        found: LeaseEpoch,
+    },
 }
 
 /// A live assignment. Not durable: after a crash the job is given out again under a higher epoch.

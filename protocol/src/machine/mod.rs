@@ -2,17 +2,20 @@
 //! or a file.
 //!
 //! # Call order
-//! 1. [`Machine::restore`] with the stored records, then [`Machine::resume`] once.
+//! 1. [`Machine::restore`] with the stored records and the highest stored epoch, then [`Machine::resume`]
+//!    once.
 //! 2. For whatever happens, [`Machine::handle`] with the time on one monotonic clock of the coordinator.
-//! 3. Each [`Output`]: make all its `records` durable *in one transaction*, then carry out its
-//!    `actions` in order. Outputs are carried out in the order in which they were returned. The next
+//! 3. Each [`Output`]: make all its `records` durable *in one transaction*, together with the highest
+//!    epoch of them ([`Record::epoch`]) where it is above the stored one, then carry out its `actions`
+//!    in order. Outputs are carried out in the order in which they were returned. The next
 //!    input need not wait for the transaction, so that many outputs can share one.
 //! 4. At [`Machine::next_wake`], feed [`Input::Tick`]. Times may go on early or late; never back.
 //!
 //! # What it holds to
 //! - Every state that survives a crash follows from the records: live steps and replay both go
 //!   through the same `apply`, and every step is in one table ([`table::TABLE`]).
-//! - A lease epoch is given once, to one worker. A result counts only under the lease that is
+//! - A lease epoch is given once, to one worker, also over restarts and after the records of its job
+//!   are gone. A result counts only under the lease that is
 //!   live, so a worker that was given up can't come back with a late one. After a restart no old lease
 //!   is live: its jobs are given out again under higher epochs.
 //! - The audit draw is asked for after the first run's record, so that it is made from durable bytes.
@@ -106,15 +109,20 @@ impl Machine {
         Self::default()
     }
 
-    /// The machine that wrote these records, without its workers. Call [`Machine::resume`] next.
+    /// The machine that wrote these records, without its workers. `last_epoch` is the highest epoch of
+    /// all records that were ever stored, those of ended jobs too. Call [`Machine::resume`] next.
     ///
     /// # Errors
-    /// [`ReplayError`] when the records are not what a machine wrote.
-    pub fn restore(records: impl IntoIterator<Item = Record>) -> Result<Self, ReplayError> {
+    /// [`ReplayError`] when the records are not what a machine wrote, or `last_epoch` is below theirs.
+    pub fn restore(records: impl IntoIterator<Item = Record>, last_epoch: LeaseEpoch) -> Result<Self, ReplayError> {
         let mut machine = Self::new();
         for record in records {
             machine.apply(&record)?;
         }
+        if machine.last_epoch > last_epoch {
+            return Err(ReplayError::LastEpoch { stored: last_epoch, found: machine.last_epoch });
+        }
+        machine.last_epoch = last_epoch;
         Ok(machine)
     }
 

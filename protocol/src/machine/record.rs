@@ -47,7 +47,7 @@ impl Canonical for JobFailure {
 pub enum Record {
     /// A job was taken.
     Submitted(JobSpec),
-    /// A lease was given. So no epoch is ever given twice, even across a crash.
+    /// A lease was given. No epoch is ever given twice, even across a crash: see [`Record::epoch`].
     Assigned {
         /// Of which job.
         job: JobId,
@@ -122,6 +122,15 @@ impl Record {
             | Self::Finished { job }
             | Self::Failed { job, .. }
             | Self::Quarantined { job, .. } => *job,
+        }
+    }
+
+    /// The epoch that the record gives out. The highest of all outlives the records of ended jobs: the
+    /// store keeps it beside them, for [`super::Machine::restore`].
+    pub fn epoch(&self) -> Option<LeaseEpoch> {
+        match self {
+            Self::Assigned { epoch, .. } => Some(*epoch),
+            _ => None,
         }
     }
 

@@ -129,11 +129,17 @@ impl Shell {
 
     /// Loses everything but the records.
     fn crash(&mut self) {
-        self.machine = Machine::restore(self.records.clone()).unwrap();
+        self.machine = restore(&self.records).unwrap();
         self.assigned.clear();
         let output = self.machine.resume(self.now);
         self.carry_out(output);
     }
+}
+
+/// The machine that wrote these records, all of which are there.
+fn restore(records: &[Record]) -> Result<Machine, ReplayError> {
+    let last = records.iter().filter_map(Record::epoch).max();
+    Machine::restore(records.to_vec(), last.unwrap_or_default())
 }
 
 /// The durable state of a machine, to compare.

@@ -332,7 +332,7 @@ fn records_that_can_not_follow_each_other_are_refused() {
     let ran =
         |epoch| Record::Ran { job: id, result: Box::new(crate::testing::run(&keys(1), &job(1), LeaseEpoch(epoch))) };
     let finished = Record::Finished { job: id };
-    let restore = |records: &[Record]| Machine::restore(records.to_vec()).err();
+    let restore = |records: &[Record]| Machine::restore(records.to_vec(), LeaseEpoch(9)).err();
     assert_eq!(restore(&[submitted.clone(), assigned(1), ran(1)]), None);
     assert_eq!(restore(&[assigned(1)]), Some(ReplayError::UnknownJob(id)));
     let twice = restore(&[submitted.clone(), submitted.clone()]);
@@ -343,6 +343,24 @@ fn records_that_can_not_follow_each_other_are_refused() {
     assert!(matches!(never_leased, Some(ReplayError::Epoch { .. })));
     let early = restore(&[submitted, assigned(1), finished]);
     assert!(matches!(early, Some(ReplayError::Step { .. })));
+}
+
+/// An ended job's records may be gone after a restart; its epochs are not free for all that.
+#[test]
+fn an_epoch_of_an_ended_job_is_not_given_again_after_a_restart() {
+    let mut shell = Shell::new();
+    shell.feed(joined(1, 1));
+    shell.feed(Input::Submit(spec(1, NEVER)));
+    let (_, used, _) = shell.assigned[0].clone();
+    shell.run_right(0);
+    shell.machine = Machine::restore([], used).unwrap();
+    shell.feed(joined(1, 1));
+    shell.feed(Input::Submit(spec(2, NEVER)));
+    assert_eq!(shell.assigned[0].1, LeaseEpoch(used.0 + 1));
+    // A high-water mark that was not written with its record is found out.
+    let records = [Record::Submitted(spec(1, NEVER)), shell.records[1].clone()];
+    let behind = Machine::restore(records, LeaseEpoch(used.0 - 1)).err();
+    assert_eq!(behind, Some(ReplayError::LastEpoch { stored: LeaseEpoch(used.0 - 1), found: used }));
 }
 
 #[test]
