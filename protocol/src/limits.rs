@@ -159,8 +159,11 @@ pub const LEASE_FACTOR: u64 = 8;
 pub const LEASE_PULL_MS: u64 = 60 * 60 * 1_000;
 /// How long an audit waits for another worker before it is given up.
 pub const AUDIT_PATIENCE_MS: u64 = 10 * 60 * 1_000;
-/// A job whose leases failed so often has failed.
-pub const MAX_FAILURES: u32 = 5;
+/// A job at which so many different workers failed has failed, and one at which a worker failed so often that was asked
+/// again because no other was there.
+pub const MAX_FAILURES: usize = 5;
+/// Most workers that a job remembers for having broken the rules at it.
+pub const MAX_BARRED_WORKERS: usize = 256;
 
 // ---- queues ----
 
@@ -170,8 +173,8 @@ pub const MAX_UNFINISHED_JOBS: usize = 65_536;
 pub const MAX_UNFINISHED_TOKENS: usize = 64 << 20;
 /// Most finished jobs that the machine remembers, to answer a repeated submission.
 pub const MAX_REMEMBERED_JOBS: usize = 65_536;
-/// Most audits that one scheduling round tries in vain.
-pub const MAX_STUCK_AUDITS_TRIED: usize = 64;
+/// Most audits, and most first runs, that one scheduling round tries in vain.
+pub const MAX_STUCK_JOBS_TRIED: usize = 64;
 /// Inputs that wait for the engine. Whoever has more is held up, and so are the streams that it reads from.
 pub const MAX_ENGINE_INPUTS: usize = 4_096;
 /// Commits that are on their way to the disk before no more inputs are taken.

@@ -162,8 +162,8 @@ impl Engine {
         }
     }
 
-    /// Ends a worker's connection. Its session goes on in the machine until the connection says that it has ended,
-    /// unless the machine itself ended it.
+    /// Ends the connection of a worker whose session the machine has ended. It stays the key's connection until it says
+    /// that it is gone, or another takes over.
     fn close(&mut self, node: &NodeId, step: &mut Step) {
         if let Some(peer) = self.peers.get(node) {
             step.effects.push(Effect::Close(Arc::clone(peer)));

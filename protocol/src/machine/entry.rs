@@ -7,7 +7,7 @@ use thiserror::Error;
 use crate::commitment::{Difference, Geometry};
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root};
 use crate::job::JobHeader;
-use crate::limits::MAX_AUDITORS;
+use crate::limits::{MAX_AUDITORS, MAX_BARRED_WORKERS, MAX_FAILURES};
 use crate::machine::audit::AuditDraw;
 use crate::machine::record::{JobFailure, Record};
 use crate::machine::table::{Event, Stage, next};
@@ -86,8 +86,10 @@ pub(super) struct Entry {
     pub truth: Option<Vec<Root>>,
     // Live.
     pub leases: BTreeMap<LeaseEpoch, Lease>,
-    pub failures: u32,
-    pub failed_by: BTreeSet<NodeId>,
+    /// Who failed at the job's stage, and how often.
+    pub failures: BTreeMap<NodeId, usize>,
+    /// Who broke the rules at this job. Not asked again.
+    pub barred: BTreeSet<NodeId>,
     /// When the search for auditors ends, while it is on.
     pub patience: Option<Millis>,
 }
@@ -116,8 +118,8 @@ impl Entry {
             auditors: 0,
             truth: None,
             leases: BTreeMap::new(),
-            failures: 0,
-            failed_by: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            barred: BTreeSet::new(),
             patience: None,
         })
     }
@@ -139,8 +141,7 @@ impl Entry {
             _ => {}
         }
         if stage != self.stage {
-            self.failures = 0;
-            self.failed_by.clear();
+            self.failures.clear();
         }
         self.stage = stage;
         Ok(())
@@ -213,10 +214,25 @@ impl Entry {
         wanted.saturating_sub(self.leases.len())
     }
 
-    /// Whether a worker has run the job or is running it.
-    pub fn involves(&self, node: &NodeId) -> bool {
-        self.runs.iter().any(|run| run.receipt.receipt.worker == *node)
+    /// Whether a worker must not get the job: it has run it, is running it, or broke the rules at it.
+    pub fn excludes(&self, node: &NodeId) -> bool {
+        self.barred.contains(node)
+            || self.runs.iter().any(|run| run.receipt.receipt.worker == *node)
             || self.leases.values().any(|lease| lease.node == *node)
+    }
+
+    /// Counts a worker's failure; says whether the job is to be given up.
+    pub fn fail(&mut self, node: NodeId) -> bool {
+        let times = self.failures.entry(node).or_default();
+        *times += 1;
+        *times >= MAX_FAILURES || self.failures.len() >= MAX_FAILURES
+    }
+
+    /// Keeps a worker that broke the rules away from the job.
+    pub fn bar(&mut self, node: NodeId) {
+        if self.barred.len() < MAX_BARRED_WORKERS {
+            self.barred.insert(node);
+        }
     }
 
     /// The runs that differ from the settled truth, each with its first difference.

@@ -15,12 +15,26 @@
 //! - Every state that survives a crash follows from the records: live steps and replay both go
 //!   through the same `apply`, and every step is in one table ([`table::TABLE`]).
 //! - A lease epoch is given once, to one worker, also over restarts and after the records of its job
-//!   are gone. A result counts only under the lease that is
-//!   live, so a worker that was given up can't come back with a late one. After a restart no old lease
-//!   is live: its jobs are given out again under higher epochs.
+//!   are gone. A result counts only under the lease that is live, so a worker that was given up can't
+//!   come back with a late one. After a restart no old lease is live: its jobs are given out again
+//!   under higher epochs.
 //! - The audit draw is asked for after the first run's record, so that it is made from durable bytes.
 //! - No worker runs a job twice, and a quarantined worker gets nothing.
 //! - All times are the coordinator's. Nothing that a worker says about time is believed.
+//!
+//! # When a job is given up
+//! A worker fails at a job when it gives it back, and when its lease ends. It gets the job again only
+//! when no worker is connected that has not failed at it. The job is given up once [`MAX_FAILURES`]
+//! different workers have failed at it, or one of them as often. So a job that no backend survives
+//! reaches few workers, and one worker alone can't sink a job that others would run.
+//!
+//! What breaks the rules does not count: a root out of order, or a result that does not check, ends
+//! its worker's session and bars it from the job, and the job goes on as if it had not been there. Nor
+//! does a session count that ends. Workers whose runs are refuted are quarantined, and their job runs
+//! until somebody is right. (Where keys cost nothing, whoever brings enough of them can still sink a
+//! job by giving it back each time; it can't change its answer.)
+//!
+//! [`MAX_FAILURES`]: crate::limits::MAX_FAILURES
 
 mod audit;
 mod entry;

@@ -12,7 +12,7 @@ use crate::messages::JobResult;
 /// Why a job ended without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobFailure {
-    /// [`crate::limits::MAX_FAILURES`] leases failed.
+    /// Too many workers failed at it: the rule stands in [`crate::machine`].
     #[error("every attempt to run the job failed")]
     Attempts,
     /// The job is held until it is audited, and nobody was there to audit it.

@@ -116,9 +116,10 @@ impl Machine {
         })
     }
 
-    fn reject(&mut self, assignment: Assignment, reason: RejectReason, out: &mut Output) {
-        let (node, job, epoch) = assignment;
+    /// Ends the session of a worker that broke the rules. Its job goes on without it.
+    fn reject(&mut self, (node, job, epoch): Assignment, reason: RejectReason, out: &mut Output) {
+        self.jobs.get_mut(&job).expect("its lease is live").bar(node);
+        self.left(node);
         out.actions.push(Action::Rejected { node, job, epoch, reason });
-        self.fail_lease(job, epoch, out);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Action, Machine, Output, Record};
 use crate::ids::{JobId, LeaseEpoch, NodeId};
-use crate::limits::{MAX_FAILURES, MAX_STUCK_AUDITS_TRIED, SILENCE_MS};
+use crate::limits::{MAX_STUCK_JOBS_TRIED, SILENCE_MS};
 use crate::machine::entry::Lease;
 use crate::machine::table::Stage;
 
@@ -22,12 +22,7 @@ impl Machine {
     /// in order of submission.
     pub(super) fn schedule(&mut self, out: &mut Output) {
         while self.workers.has_free() && self.schedule_audits(out) {}
-        while let Some((_, job)) = self.open.first().copied() {
-            let Some(node) = self.pick(job) else {
-                break;
-            };
-            self.assign(job, node, out);
-        }
+        while self.workers.has_free() && self.schedule_first_run(out) {}
     }
 
     /// Tries some of the waiting audits, going round, and says whether one was given out. Those whose
@@ -36,7 +31,7 @@ impl Machine {
         let cursor = (self.audit_cursor, JobId::from_bytes([0; 32]));
         let candidates: Vec<_> = (self.auditing.range(cursor..))
             .chain(self.auditing.range(..cursor))
-            .take(MAX_STUCK_AUDITS_TRIED)
+            .take(MAX_STUCK_JOBS_TRIED)
             .copied()
             .collect();
         let mut placed = false;
@@ -50,7 +45,18 @@ impl Machine {
         placed
     }
 
-    /// The worker for a job's next run, one that has not failed at it if there is any.
+    /// Gives out the oldest first run that one of the free workers may have, and says whether there was
+    /// one. Those at which all free workers failed must not hold up the rest.
+    fn schedule_first_run(&mut self, out: &mut Output) -> bool {
+        let candidates = self.open.iter().take(MAX_STUCK_JOBS_TRIED);
+        let Some((job, node)) = candidates.filter_map(|(_, job)| Some((*job, self.pick(*job)?))).next() else {
+            return false;
+        };
+        self.assign(job, node, out);
+        true
+    }
+
+    /// The worker for a job's next run: one that has not failed at it while any such is connected.
     fn pick(&self, job: JobId) -> Option<NodeId> {
         let entry = self.jobs.get(&job)?;
         let model = &entry.header.model;
@@ -58,8 +64,13 @@ impl Machine {
             (Some(draw), Stage::Auditing) => self.workers.pick_auditor(model, draw, barred),
             _ => self.workers.pick(model, barred),
         };
-        pick(&|node| entry.involves(node) || entry.failed_by.contains(node))
-            .or_else(|| pick(&|node| entry.involves(node)))
+        let is_fresh = |node: &NodeId| !entry.excludes(node) && !entry.failures.contains_key(node);
+        let fresh = pick(&|node| !is_fresh(node));
+        if fresh.is_some() || entry.failures.is_empty() {
+            return fresh;
+        }
+        let waits = self.workers.iter().any(|(node, worker)| !worker.draining && is_fresh(node));
+        if waits { None } else { pick(&|node| entry.excludes(node)) }
     }
 
     fn assign(&mut self, job: JobId, node: NodeId, out: &mut Output) {
@@ -117,15 +128,13 @@ impl Machine {
         Some(lease)
     }
 
-    /// Ends a lease whose worker failed at it. A job whose leases failed too often is given up.
+    /// Ends a lease whose worker failed at it. A job at which too many failed is given up.
     pub(super) fn fail_lease(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         let Some(lease) = self.drop_lease(job, epoch) else {
             return;
         };
         let entry = self.jobs.get_mut(&job).expect("it had the lease");
-        entry.failures += 1;
-        entry.failed_by.insert(lease.node);
-        if entry.failures >= MAX_FAILURES {
+        if entry.fail(lease.node) {
             let record = entry.give_up();
             self.give_up(record, out);
         } else {

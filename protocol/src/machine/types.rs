@@ -208,7 +208,8 @@ pub enum Action {
         /// Which assignment.
         epoch: LeaseEpoch,
     },
-    /// A result was refused; the worker's lease is over.
+    /// A root or result was refused. The worker's session is over, with all its leases: its connection is
+    /// to be closed.
     Rejected {
         /// Which worker.
         node: NodeId,

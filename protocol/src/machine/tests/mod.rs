@@ -72,7 +72,7 @@ impl Shell {
             match action {
                 Action::Assign { node, epoch, job } => self.assigned.push((node, epoch, job)),
                 Action::Cancel { node, job, epoch } => self.forget(node, job, epoch),
-                Action::Rejected { node, job, epoch, .. } => self.forget(node, job, epoch),
+                Action::Rejected { node, .. } => self.assigned.retain(|(assigned, ..)| *assigned != node),
                 Action::NeedDraw { job, head, nonce } => {
                     let draw = audit_draw(&[77; 32], &head, &nonce);
                     let output = self.machine.handle(self.now, Input::Drawn { job, draw });

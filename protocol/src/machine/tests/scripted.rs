@@ -203,24 +203,79 @@ fn a_lease_ends_at_its_deadline_and_silence_ends_a_session() {
     assert_eq!(shell.machine.workers().count(), 0);
 }
 
+/// The holder of the newest assignment gives it back.
+fn give_back(shell: &mut Shell) -> NodeId {
+    let (node, epoch, assigned) = shell.assigned.pop().unwrap();
+    shell.feed(Input::Failed { node, job: assigned.id(), epoch, code: FailureCode::Backend });
+    node
+}
+
 #[test]
-fn a_job_that_always_fails_is_given_up() {
+fn a_job_at_which_enough_workers_fail_is_given_up() {
     let mut shell = Shell::new();
-    for number in 1..=3 {
+    for number in 1..=MAX_FAILURES as u8 + 2 {
         shell.feed(joined(number, 1));
     }
     shell.feed(Input::Submit(spec(1, NEVER)));
-    let mut asked = Vec::new();
-    while let Some((node, epoch, assigned)) = shell.assigned.pop() {
-        asked.push(node);
-        let code = FailureCode::Backend;
-        shell.feed(Input::Failed { node, job: assigned.id(), epoch, code });
+    let mut asked = BTreeSet::new();
+    while !shell.assigned.is_empty() {
+        assert!(asked.insert(give_back(&mut shell)), "others are asked first");
     }
-    assert_eq!(asked.len() as u32, MAX_FAILURES);
-    assert_eq!(BTreeSet::from_iter(&asked[..3]).len(), 3, "others are asked first");
+    assert_eq!(asked.len(), MAX_FAILURES);
     let reason = JobFailure::Attempts;
     assert!(shell.actions.contains(&Action::JobFailed { job: job(1).id(), reason }));
     assert_eq!(shell.machine.unfinished_jobs(), 0);
+}
+
+#[test]
+fn where_nobody_else_is_there_a_worker_is_asked_again_and_then_no_more() {
+    let mut shell = Shell::new();
+    shell.feed(joined(1, 1));
+    shell.feed(Input::Submit(spec(1, NEVER)));
+    for _ in 0..MAX_FAILURES {
+        assert_eq!(shell.machine.unfinished_jobs(), 1);
+        give_back(&mut shell);
+    }
+    assert_eq!(shell.machine.unfinished_jobs(), 0);
+}
+
+#[test]
+fn a_worker_that_failed_waits_for_others_and_takes_other_jobs_meanwhile() {
+    let mut shell = Shell::new();
+    shell.feed(joined(1, 1));
+    shell.feed(Input::Submit(spec(1, NEVER)));
+    shell.feed(joined(2, 1));
+    shell.feed(Input::Submit(spec(2, NEVER)));
+    // The second worker fails at its job; the first is busy, so the job waits for it.
+    assert_eq!(give_back(&mut shell), keys(2).id());
+    assert_eq!(shell.assigned.len(), 1);
+    shell.feed(Input::Submit(spec(3, NEVER)));
+    assert_eq!((shell.assigned[1].0, shell.assigned[1].2.id()), (keys(2).id(), job(3).id()));
+    shell.run_right(0);
+    assert_eq!((shell.assigned[1].0, shell.assigned[1].2.id()), (keys(1).id(), job(2).id()));
+    shell.run_right(1);
+    assert!(shell.outcome(job(2).id()).is_some());
+}
+
+#[test]
+fn what_breaks_the_rules_ends_its_session_and_does_not_use_up_the_job() {
+    let mut shell = Shell::new();
+    shell.feed(Input::Submit(spec(1, NEVER)));
+    for number in 10..10 + 4 * MAX_FAILURES as u8 {
+        shell.feed(joined(number, 2));
+        let (node, epoch, assigned) = shell.assigned[0].clone();
+        let result = Box::new(crate::testing::run(&keys(number), &assigned, epoch));
+        let actions = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result });
+        assert!(matches!(actions[..], [Action::Rejected { reason: RejectReason::NotAsStreamed, .. }]));
+        assert!(shell.machine.workers().all(|worker| worker.node != node));
+        // It may come back, and gets other jobs, but never this one.
+        shell.feed(joined(number, 2));
+        assert!(shell.assigned.is_empty());
+    }
+    shell.feed(joined(1, 1));
+    assert_eq!(shell.assigned[0].0, keys(1).id());
+    shell.run_right(0);
+    assert!(shell.outcome(job(1).id()).is_some());
 }
 
 #[test]
@@ -265,8 +320,9 @@ fn roots_out_of_order_or_not_as_signed_are_rejected() {
     let reason = RejectReason::OutOfOrder { found: place };
     assert!(shell.feed(out_of_order).contains(&Action::Rejected { node, job: id, epoch, reason }));
     // Nothing was streamed under the next lease, so its result does not count.
+    shell.feed(joined(2, 1));
     let (node, epoch, assigned) = shell.assigned[0].clone();
-    let result = Box::new(crate::testing::run(&keys(1), &assigned, epoch));
+    let result = Box::new(crate::testing::run(&keys(2), &assigned, epoch));
     let actions = shell.feed(Input::Completed { node, job: id, epoch, result });
     let reason = RejectReason::NotAsStreamed;
     assert!(actions.contains(&Action::Rejected { node, job: id, epoch, reason }));
