@@ -8,6 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use lockstep_coordinator::store::{Commit, Store, Write};
+use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
@@ -55,7 +56,7 @@ fn single(base: &Path, mode: &str) -> anyhow::Result<f64> {
 
 fn grouped(base: &Path, waiting: usize) -> anyhow::Result<f64> {
     let dir = fresh(base)?;
-    let (store, _) = Store::open(&dir, 0)?;
+    let (store, _) = Store::open(&dir, &Keypair::from_seed([1; 32]), 0)?;
     let (sender, done) = channel();
     let submit = |number: u64| {
         let sender = sender.clone();

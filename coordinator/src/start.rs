@@ -20,7 +20,7 @@ use crate::events::Event;
 use crate::http::{App, AppParts, router, serve};
 use crate::models::{Model, Models};
 use crate::sessions::Sessions;
-use crate::store::{Commit, Restored, SharedStore, Store, Write};
+use crate::store::{self, Commit, Restored, SharedStore, Store, Write};
 
 /// The key's file in the data directory.
 pub const KEY_FILE: &str = "coordinator.key";
@@ -176,8 +176,9 @@ struct Opened {
 
 impl Opened {
     fn new(config: &Config) -> Result<Self, StartError> {
-        let (store, restored) = Store::open(&config.data_dir, wall().0)?;
+        store::create(&config.data_dir)?;
         let keys = lockstep_link::keyfile::load_or_create(&config.data_dir.join(KEY_FILE))?;
+        let (store, restored) = Store::open(&config.data_dir, &keys, wall().0)?;
         let mut models = Models::open(&config.packages)?;
         keep_needed(&mut models, &restored);
         remember(&store, &models)?;

@@ -22,11 +22,19 @@ pub enum Domain {
     AuditDraw,
     /// The rank of a worker among the possible auditors of a job.
     AuditorRank,
+    /// The blind of a leaf of the transparency log.
+    LogBlind,
+    /// A blinded entry of the transparency log to its leaf.
+    LogLeaf,
+    /// Two nodes of the transparency log to the one above them.
+    LogNode,
+    /// A head of the transparency log: what the coordinator signs.
+    LogHead,
 }
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::JobId,
         Self::Request,
         Self::ChainStart,
@@ -35,6 +43,10 @@ impl Domain {
         Self::Statement,
         Self::AuditDraw,
         Self::AuditorRank,
+        Self::LogBlind,
+        Self::LogLeaf,
+        Self::LogNode,
+        Self::LogHead,
     ];
 
     /// The context string.
@@ -48,6 +60,10 @@ impl Domain {
             Self::Statement => "lockstep 2026-11 v1 coordinator statement",
             Self::AuditDraw => "lockstep 2026-11 v1 audit draw",
             Self::AuditorRank => "lockstep 2026-11 v1 auditor rank",
+            Self::LogBlind => "lockstep 2026-11 v1 log blind",
+            Self::LogLeaf => "lockstep 2026-11 v1 log leaf",
+            Self::LogNode => "lockstep 2026-11 v1 log node",
+            Self::LogHead => "lockstep 2026-11 v1 log head",
         }
     }
 

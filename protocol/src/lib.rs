@@ -19,6 +19,7 @@
 //! | [`commitment`] | the order of the roots, the chain over them, the first difference of two runs |
 //! | [`receipt`] | what worker and coordinator sign, and the check of it all, offline |
 //! | [`messages`] | the wire messages and their frames |
+//! | [`log`] | the transparency log: entries, Merkle tree, signed heads, proofs |
 //! | [`machine`] | the coordinator's job machine: leases, placement, audits, settlements |
 //!
 //! # A job's way through the crate
@@ -46,7 +47,9 @@ pub mod hex;
 pub mod identity;
 pub mod ids;
 pub mod job;
+mod json;
 pub mod limits;
+pub mod log;
 pub mod machine;
 pub mod messages;
 pub mod openings;

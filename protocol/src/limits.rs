@@ -227,6 +227,21 @@ pub const MAX_RECEIPT_JSON_BYTES: usize = 16 << 20;
 /// Most statements about one receipt: accepted, then audited and refuted for each run.
 pub const MAX_STATEMENTS: usize = 1 + 2 * (MAX_AUDITORS + 1);
 
+// ---- transparency log ----
+
+/// Most hashes of one path: a log has fewer than 2^64 entries, and a consistency path one hash more than levels.
+pub const MAX_LOG_PATH: usize = 65;
+/// Most entries of one proof; a job has a handful.
+pub const MAX_LOG_ENTRIES: usize = 1_024;
+/// Most bytes of a signed head in JSON.
+pub const MAX_LOG_HEAD_JSON_BYTES: usize = 4 << 10;
+/// Most bytes of a proof in JSON.
+pub const MAX_LOG_PROOF_JSON_BYTES: usize = 8 << 20;
+/// How long writes may go on without a new head.
+pub const LOG_HEAD_MS: u64 = 1_000;
+/// How long a client waits for a head that covers what it asked for.
+pub const LOG_HEAD_WAIT_MS: u64 = 5_000;
+
 // ---- relations ----
 
 /// Upper bound of a canonical job apart from its tokens.
@@ -254,6 +269,11 @@ const _: () = {
             + (MAX_AUDITORS + 1) * (MAX_RECEIPT_ROOTS * 67 + 4 * RECEIPT_FIXED_BYTES)
             + MAX_STATEMENTS * 1_024
             <= MAX_RECEIPT_JSON_BYTES
+    );
+    // A proof in JSON: a hash takes 67 characters, an entry with its names far below a KiB.
+    assert!(
+        MAX_LOG_ENTRIES * (MAX_LOG_PATH * 67 + 1_024) + MAX_LOG_PATH * 67 + MAX_LOG_HEAD_JSON_BYTES
+            <= MAX_LOG_PROOF_JSON_BYTES
     );
     // Openings start and end at chunk groups when a worker pulls in order.
     assert!((MAX_OPENING_CHUNKS as u64).is_multiple_of(GROUP_CHUNKS));

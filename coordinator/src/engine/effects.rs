@@ -7,7 +7,7 @@ use lockstep_protocol::ids::{JobId, NodeId, Nonce};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::machine::{Action, Output, Record, SubmitError};
 use lockstep_protocol::messages::{JobResult, RefusalCode};
-use lockstep_protocol::receipt::{Receipt, same_result};
+use lockstep_protocol::receipt::{Receipt, SignedStatement, same_result};
 
 use super::peer::{Down, Peer};
 use super::{Engine, Live, Submission, SubmitRequest};
@@ -123,7 +123,9 @@ impl Engine {
             Action::JobDone { job, outcome } => {
                 if let Some(live) = self.jobs.get_mut(&job) {
                     let now = self.clock.now();
+                    let stated = live.answered.as_ref().map(|receipt| receipt.statements.clone()).unwrap_or_default();
                     let receipt = outcome.receipt(&live.job, live.answered.take(), &self.keys, now);
+                    log_statements(job, &receipt, &stated, step);
                     step.writes.push(Write::Done { job, receipt: receipt.to_json(), at: now });
                     step.effects.push(Effect::Done(job, Arc::new(receipt)));
                 }
@@ -143,6 +145,7 @@ impl Engine {
         let now = self.clock.now();
         let receipt = Receipt::accepted((*live.job).clone(), result.receipt, result.output, &self.keys, now);
         live.answered = Some(receipt.clone());
+        log_statements(job, &receipt, &[], step);
         step.writes.push(Write::Answered { job, receipt: receipt.to_json(), at: now });
         step.effects.push(Effect::Answer(job, Arc::new(receipt)));
     }
@@ -168,6 +171,13 @@ impl Engine {
         if let Some(peer) = self.peers.get(node) {
             step.effects.push(Effect::Close(Arc::clone(peer)));
         }
+    }
+}
+
+/// Logs the statements of a receipt that are not logged yet.
+fn log_statements(job: JobId, receipt: &Receipt, logged: &[SignedStatement], step: &mut Step) {
+    for signed in receipt.statements.iter().filter(|signed| !logged.contains(signed)) {
+        step.writes.push(Write::Stated { job, statement: signed.statement.digest() });
     }
 }
 

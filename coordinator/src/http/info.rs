@@ -130,11 +130,13 @@ pub async fn receipt(State(app): State<Arc<App>>, Path(id): Path<String>) -> Res
     }
 }
 
-fn parse(id: &str) -> Result<JobId, ApiError> {
+/// Reads a job's id.
+pub(super) fn parse(id: &str) -> Result<JobId, ApiError> {
     id.parse().map_err(|_| ApiError::not_found(format!("{id:?} is not the id of a job: 64 hexadecimal digits.")))
 }
 
-async fn stored(app: &Arc<App>, job: JobId) -> Result<Stored, ApiError> {
+/// What the store has of a job.
+pub(super) async fn stored(app: &Arc<App>, job: JobId) -> Result<Stored, ApiError> {
     let reader = Arc::clone(app);
     let found = app.blocking(move || reader.store.job(&job)).await?;
     let found = found.map_err(|error| ApiError::internal(format!("The store: {error}")))?;

@@ -3,6 +3,7 @@
 mod embeddings;
 mod error;
 mod info;
+mod log;
 mod prepare;
 mod request;
 mod serve;
@@ -99,6 +100,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/jobs/{id}", get(info::job))
         .route("/v1/jobs/{id}/receipt", get(info::receipt))
         .route("/v1/workers", get(info::workers))
+        .route("/v1/log/head", get(log::head))
+        .route("/v1/log/proof", get(log::proof))
+        .route("/v1/log/consistency", get(log::consistency))
         .fallback(|| async { ApiError::not_found("There is nothing at this address.") })
         .method_not_allowed_fallback(|| async {
             let message = "This address does not take this method.";

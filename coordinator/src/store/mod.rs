@@ -9,6 +9,7 @@
 //! does 8,800 and a rollback journal 1,700 to 1,850 in a loop; through the writer it is 4,850 with one commit waiting
 //! at a time, 73,000 with 64, and 129,000 with 1,024.
 
+mod log;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -17,17 +18,22 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
-use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, ModelId};
-use lockstep_protocol::limits::{STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
+use lockstep_protocol::limits::{LOG_HEAD_WAIT_MS, STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
+use lockstep_protocol::log::{Entry, LogProof, SignedHead};
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
+pub use self::log::ProofRequest;
+use self::log::{Found, Log};
 pub use self::schema::SCHEMA_VERSION;
 use self::writer::Writer;
 pub use self::writer::{Commit, Write};
@@ -39,7 +45,9 @@ const LOCK_FILE: &str = "coordinator.lock";
 /// Keys of `meta`, each with 8 bytes, little-endian.
 const CLOCK: &str = "clock";
 const LAST_EPOCH: &str = "last epoch";
-/// Bytes of the audit secret.
+/// The key in `meta` under which the secret of audit draws is.
+const AUDIT_SECRET: &str = "audit secret";
+/// Bytes of a secret.
 pub const SECRET_BYTES: usize = 32;
 
 /// Why the store can't be opened, read or written.
@@ -86,6 +94,12 @@ pub enum StoreError {
     /// A value with another length than it must have.
     #[error("the store's {0} is damaged")]
     Value(&'static str),
+    /// The transparency log does not fit together, or not to its last signed head.
+    #[error("the transparency log was changed by something else: {0}; restore the store as this coordinator left it")]
+    Log(String),
+    /// A head did not become durable in time.
+    #[error("the store can't be written at the moment")]
+    Busy,
     /// No random source.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -132,12 +146,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store in a directory, and reads what is needed to go on.
+    /// Opens or creates the store in a directory (see [`create`]), and reads what is needed to go on. `keys` are the
+    /// coordinator's: they sign the heads of the transparency log.
     ///
     /// # Errors
     /// [`StoreError`]: the directory is in use, or the file is not one that this program can go on with.
-    pub fn open(dir: &Path, now_ms: u64) -> Result<(Self, Restored), StoreError> {
-        create(dir).map_err(|source| io("create", dir, source))?;
+    pub fn open(dir: &Path, keys: &Keypair, now_ms: u64) -> Result<(Self, Restored), StoreError> {
+        create(dir)?;
         let lock = lock(dir)?;
         let path = dir.join(STORE_FILE);
         let mut connection = Connection::open(&path)?;
@@ -147,8 +162,9 @@ impl Store {
         connection.pragma_update(None, "wal_autocheckpoint", STORE_CHECKPOINT_PAGES)?;
         schema::migrate(&mut connection, now_ms)?;
         let restored = restore(&connection)?;
+        let log = open_log(&mut connection, keys, &restored)?;
         let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        Ok((Self { writer: Writer::start(connection)?, reader: Mutex::new(reader), _lock: lock }, restored))
+        Ok((Self { writer: Writer::start(connection, log)?, reader: Mutex::new(reader), _lock: lock }, restored))
     }
 
     /// Queues a commit, blocking while the queue is full. Commits become durable in the order of these calls.
@@ -157,6 +173,59 @@ impl Store {
     /// [`StoreError::Closed`].
     pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
         self.writer.submit(commit)
+    }
+
+    /// The newest head of the transparency log; a new one where the log has grown since and that is a while ago. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], and what SQLite says.
+    pub fn log_head(&self) -> Result<SignedHead, StoreError> {
+        let (head, due) = log::head(&self.reader())?;
+        if !due {
+            return Ok(head);
+        }
+        self.sign_head()?;
+        Ok(log::head(&self.reader())?.0)
+    }
+
+    /// The entries of a job and that they are in the log; `None` where no head has the size asked for. What no head
+    /// covers yet gets one. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`], and what SQLite says.
+    pub fn log_proof(&self, request: &ProofRequest) -> Result<Option<LogProof>, StoreError> {
+        let mut found = log::prove(&self.reader(), request)?;
+        if let Found::NeedsHead(_) = found {
+            self.sign_head()?;
+            found = log::prove(&self.reader(), request)?;
+        }
+        match found {
+            Found::Proof(proof) => Ok(Some(*proof)),
+            Found::NoSuchSize => Ok(None),
+            Found::NeedsHead(size) => Err(StoreError::Log(format!("no head of {size} entries could be signed"))),
+        }
+    }
+
+    /// The path from one size of the log to another; `None` where it is not that large. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn log_consistency(&self, from: u64, to: u64) -> Result<Option<Vec<Digest>>, StoreError> {
+        log::consistency(&self.reader(), from, to)
+    }
+
+    fn sign_head(&self) -> Result<(), StoreError> {
+        let (sender, signed) = channel();
+        let then = Box::new(move || {
+            // A client that waited long enough is gone.
+            let _ = sender.send(());
+        });
+        self.submit(Commit { writes: vec![Write::Head], then })?;
+        signed.recv_timeout(Duration::from_millis(LOG_HEAD_WAIT_MS)).map_err(|_| StoreError::Busy)
+    }
+
+    fn reader(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the last transaction was written.
@@ -169,7 +238,7 @@ impl Store {
     /// # Errors
     /// What SQLite says.
     pub fn job(&self, job: &JobId) -> Result<Option<Stored>, StoreError> {
-        let reader = self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let reader = self.reader();
         let mut query = reader.prepare_cached("SELECT status, reason, receipt FROM jobs WHERE job = ?1")?;
         let row = query
             .query_row([job.as_bytes()], |row| {
@@ -193,11 +262,15 @@ fn io(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
     StoreError::Io { action, path: path.to_path_buf(), source }
 }
 
-/// Makes the directory, durably: what is written into it is flushed with it, but its own name is not.
-fn create(dir: &Path) -> std::io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
+/// Makes a store's directory, durably: what is written into it is flushed with it, but its own name is not.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn create(dir: &Path) -> Result<(), StoreError> {
+    if dir.is_dir() { Ok(()) } else { create_new(dir).map_err(|source| io("create", dir, source)) }
+}
+
+fn create_new(dir: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     #[cfg(unix)]
     if let Some(parent) = std::path::absolute(dir)?.parent() {
@@ -227,7 +300,7 @@ fn restore(connection: &Connection) -> Result<Restored, StoreError> {
         answered: answered(connection)?,
         last_epoch: LeaseEpoch(meta(connection, LAST_EPOCH)?.map_or(0, u64::from_le_bytes)),
         clock: Millis(meta(connection, CLOCK)?.map_or(0, u64::from_le_bytes)),
-        secret: secret(connection)?,
+        secret: secret(connection, AUDIT_SECRET)?,
         models: models(connection)?,
     })
 }
@@ -264,13 +337,33 @@ fn meta<const N: usize>(connection: &Connection, key: &'static str) -> Result<Op
     value.map(|bytes| bytes.try_into().map_err(|_| StoreError::Value(key))).transpose()
 }
 
-/// The secret of audit draws: drawn once, at the first start.
-fn secret(connection: &Connection) -> Result<[u8; SECRET_BYTES], StoreError> {
-    if let Some(secret) = meta(connection, "audit secret")? {
+/// Opens the log. A store from before there was a log has records that it does not show: they are its first entries.
+fn open_log(connection: &mut Connection, keys: &Keypair, restored: &Restored) -> Result<Log, StoreError> {
+    let transaction = connection.transaction()?;
+    let mut log = Log::open(&transaction, keys)?;
+    if log.size() == 0 {
+        for entry in restored.records.iter().filter_map(Entry::of_record) {
+            log.append(&transaction, &entry)?;
+        }
+        for (job, receipt) in &restored.answered {
+            for signed in &receipt.statements {
+                let entry = Entry::Statement { job: *job, statement: signed.statement.digest() };
+                log.append(&transaction, &entry)?;
+            }
+        }
+    }
+    log.sign(&transaction, true)?;
+    transaction.commit()?;
+    Ok(log)
+}
+
+/// A secret of the coordinator: drawn once, at the first start.
+fn secret(connection: &Connection, key: &'static str) -> Result<[u8; SECRET_BYTES], StoreError> {
+    if let Some(secret) = meta(connection, key)? {
         return Ok(secret);
     }
     let mut secret = [0; SECRET_BYTES];
     getrandom::fill(&mut secret).map_err(StoreError::Random)?;
-    connection.execute("INSERT INTO meta VALUES ('audit secret', ?1)", [&secret[..]])?;
+    connection.execute("INSERT INTO meta VALUES (?1, ?2)", (key, &secret[..]))?;
     Ok(secret)
 }

@@ -8,7 +8,8 @@ use super::StoreError;
 const APPLICATION_ID: i32 = 0x4c4b_5354;
 
 /// One step each, in order. A step that was released is never changed; a new one is appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     -- Records of unfinished jobs, in the order in which the machine made them. Without a job: kept for ever.
     CREATE TABLE records (seq INTEGER PRIMARY KEY, job BLOB, bytes BLOB NOT NULL);
@@ -22,7 +23,16 @@ const MIGRATIONS: &[&str] = &["
         changed_ms INTEGER NOT NULL
     );
     CREATE TABLE models (id BLOB PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, added_ms INTEGER NOT NULL);
-"];
+",
+    "
+    -- The transparency log: entries in order from 0, and the hashes of all full subtrees (level 0: the leaves).
+    CREATE TABLE log (seq INTEGER PRIMARY KEY, job BLOB NOT NULL, entry BLOB NOT NULL);
+    CREATE INDEX log_by_job ON log (job);
+    CREATE TABLE log_nodes (level INTEGER, seq INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, seq)) WITHOUT ROWID;
+    -- Every head that was signed.
+    CREATE TABLE log_heads (size INTEGER PRIMARY KEY, head BLOB NOT NULL);
+",
+];
 
 /// The version that this program writes.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();

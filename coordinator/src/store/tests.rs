@@ -10,8 +10,12 @@ use lockstep_protocol::machine::JobFailure;
 use super::*;
 use crate::testing::spec;
 
+fn keys() -> Keypair {
+    Keypair::from_seed([6; 32])
+}
+
 fn open(dir: &Path) -> (Store, Restored) {
-    Store::open(dir, 1).unwrap()
+    Store::open(dir, &keys(), 1).unwrap()
 }
 
 fn commit(store: &Store, writes: Vec<Write>) {
@@ -117,19 +121,19 @@ fn a_torn_log_leaves_a_prefix_of_the_commits() {
 fn newer_foreign_and_used_stores_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
-    assert!(matches!(Store::open(dir.path(), 1), Err(StoreError::Locked(_))));
+    assert!(matches!(Store::open(dir.path(), &keys(), 1), Err(StoreError::Locked(_))));
     drop(store);
     let connection = Connection::open(dir.path().join(STORE_FILE)).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    let error = Store::open(dir.path(), 1).unwrap_err();
+    let error = Store::open(dir.path(), &keys(), 1).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 99 }), "{error}");
 
     let foreign = tempfile::tempdir().unwrap();
     let connection = Connection::open(foreign.path().join(STORE_FILE)).unwrap();
     connection.execute_batch("CREATE TABLE x (y)").unwrap();
     drop(connection);
-    assert!(matches!(Store::open(foreign.path(), 1), Err(StoreError::NotAStore)));
+    assert!(matches!(Store::open(foreign.path(), &keys(), 1), Err(StoreError::NotAStore)));
 }
 
 /// While the disk refuses, nothing is acknowledged; once it takes writes again, everything is.

@@ -7,12 +7,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use lockstep_protocol::canonical::to_bytes;
-use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, ModelId};
+use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
 use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE, STORE_RETRY_MS};
+use lockstep_protocol::log::Entry;
 use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
 
 use super::StoreError;
+use super::log::Log;
 
 /// Values of `jobs.status`.
 pub(super) const ANSWERED: i64 = 1;
@@ -51,6 +53,15 @@ pub enum Write {
         /// When.
         at: Millis,
     },
+    /// The coordinator states something about a receipt of the job; the statement itself is in the receipt.
+    Stated {
+        /// Which job.
+        job: JobId,
+        /// The digest of the statement.
+        statement: Digest,
+    },
+    /// The log gets a head that covers everything before this.
+    Head,
     /// No time after this one was used so far.
     Clock(Millis),
     /// A model is served.
@@ -97,13 +108,13 @@ struct State {
 }
 
 impl Writer {
-    pub fn start(connection: Connection) -> Result<Self, StoreError> {
+    pub fn start(connection: Connection, log: Log) -> Result<Self, StoreError> {
         let (queue, commits) = sync_channel(STORE_QUEUE);
         let state = Arc::new(State { healthy: AtomicBool::new(true), closing: AtomicBool::new(false) });
         let shared = Arc::clone(&state);
         let thread = std::thread::Builder::new()
             .name("lockstep-store".into())
-            .spawn(move || run(connection, &commits, &shared))
+            .spawn(move || run(connection, log, &commits, &shared))
             .map_err(|source| StoreError::Io {
                 action: "start the thread of",
                 path: super::STORE_FILE.into(),
@@ -133,13 +144,13 @@ impl Drop for Writer {
     }
 }
 
-fn run(mut connection: Connection, commits: &Receiver<Commit>, state: &State) {
+fn run(mut connection: Connection, mut log: Log, commits: &Receiver<Commit>, state: &State) {
     connection.set_prepared_statement_cache_capacity(32);
     while let Ok(first) = commits.recv() {
         let batch: Vec<_> = std::iter::once(first).chain(commits.try_iter()).take(STORE_BATCH).collect();
         // A refused transaction left nothing behind: it is tried again as it is, and until it succeeds nothing in it
         // is acknowledged to anybody. Full disks get room again.
-        while let Err(error) = write(&mut connection, &batch) {
+        while let Err(error) = write(&mut connection, &mut log, &batch) {
             tracing::error!(%error, "the store can't be written; nothing is acknowledged until it can");
             state.healthy.store(false, Ordering::Relaxed);
             if state.closing.load(Ordering::Relaxed) {
@@ -154,19 +165,28 @@ fn run(mut connection: Connection, commits: &Receiver<Commit>, state: &State) {
     }
 }
 
-fn write(connection: &mut Connection, batch: &[Commit]) -> Result<(), StoreError> {
+fn write(connection: &mut Connection, log: &mut Log, batch: &[Commit]) -> Result<(), StoreError> {
     if batch.iter().all(|commit| commit.writes.is_empty()) {
         return Ok(());
     }
     let transaction = connection.transaction()?;
+    // What the transaction leaves undone must not be in the tree either.
+    let mut grown = log.clone();
+    let mut head = false;
     for change in batch.iter().flat_map(|commit| &commit.writes) {
         apply(&transaction, change)?;
+        head |= matches!(change, Write::Head);
+        if let Some(entry) = entry(change) {
+            grown.append(&transaction, &entry)?;
+        }
     }
+    grown.sign(&transaction, head)?;
     // The machine's epochs ascend, so the highest of the batch is the highest of all.
     if let Some(epoch) = batch.iter().filter_map(last_epoch).max() {
         put_meta(&transaction, super::LAST_EPOCH, epoch.0)?;
     }
     transaction.commit()?;
+    *log = grown;
     Ok(())
 }
 
@@ -188,6 +208,8 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             put_job(connection, job, FAILED, Some(reason), None, *at)?;
             drop_records(connection, job)?;
         }
+        // What they leave behind is in the log.
+        Write::Stated { .. } | Write::Head => {}
         Write::Clock(at) => {
             put_meta(connection, super::CLOCK, at.0)?;
         }
@@ -201,6 +223,15 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// The log's entry of a change.
+fn entry(change: &Write) -> Option<Entry> {
+    match change {
+        Write::Record(record) => Entry::of_record(record),
+        Write::Stated { job, statement } => Some(Entry::Statement { job: *job, statement: *statement }),
+        _ => None,
+    }
 }
 
 /// The highest epoch that a commit gives out.

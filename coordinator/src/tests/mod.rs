@@ -2,6 +2,7 @@
 
 mod hostile;
 mod http;
+mod log;
 mod restart;
 mod worker;
 mod workers;
@@ -46,6 +47,15 @@ async fn world(change: impl FnOnce(&mut Config)) -> World {
     let mut config = config(&dir.path().join("data"), &package);
     change(&mut config);
     World { handle: Coordinator::start(config).await.unwrap(), package, dir }
+}
+
+/// What a killed process leaves: the files as they are at this instant.
+fn snapshot(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
 }
 
 /// The first event that fits.

@@ -1,26 +1,18 @@
 //! Crashes: whatever was acknowledged goes on.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
+use lockstep_link::keyfile::load_or_create;
 use lockstep_protocol::ids::JobId;
 use lockstep_protocol::machine::{Machine, Record};
 use lockstep_protocol::receipt::Receipt;
 use serde_json::json;
 
 use super::worker::{Worker, keys};
-use super::{ALWAYS, config, embed, get, wait_for, world};
+use super::{ALWAYS, config, embed, get, snapshot, wait_for, world};
+use crate::start::KEY_FILE;
 use crate::store::{Store, Stored};
 use crate::{Config, Coordinator, Event, StartError};
-
-/// What a killed process leaves: the files as they are at this instant.
-fn snapshot(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
@@ -152,7 +144,7 @@ async fn whatever_was_acknowledged_is_in_every_later_crash() {
         }
         let copy = world.dir.path().join(format!("copy-{round}"));
         snapshot(&world.dir.path().join("data"), &copy);
-        let (store, restored) = Store::open(&copy, 0).unwrap();
+        let (store, restored) = Store::open(&copy, &load_or_create(&copy.join(KEY_FILE)).unwrap(), 0).unwrap();
         let unfinished: BTreeSet<_> = restored.records.iter().map(Record::job).collect();
         for job in &acknowledged {
             let ended = matches!(store.job(job).unwrap(), Some(Stored::Done(_)));

@@ -24,6 +24,7 @@ use crate::domain::Domain;
 use crate::identity::{IdentityError, Keypair};
 use crate::ids::{Digest, Millis, NodeId, Place};
 use crate::job::{Job, JobError, JobHeader};
+use crate::json::{self, JsonError};
 use crate::limits::{MAX_AUDITORS, MAX_RECEIPT_JSON_BYTES, MAX_STATEMENTS};
 
 /// The value of [`Receipt::format`].
@@ -231,7 +232,7 @@ impl Receipt {
 
     /// The receipt as JSON on one line.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("a receipt has only strings, numbers, arrays and objects")
+        json::write(self)
     }
 
     /// Reads a receipt from JSON, strictly. It is not checked yet: see [`Receipt::check`].
@@ -243,12 +244,10 @@ impl Receipt {
         if text.len() > MAX_RECEIPT_JSON_BYTES {
             return Err(ReceiptError::TooLong { found: text.len() });
         }
-        let json = |error: serde_json::Error| ReceiptError::Json(error.to_string());
-        let receipt: Self = serde_json::from_str(text).map_err(json)?;
-        let value: serde_json::Value = serde_json::from_str(text).map_err(json)?;
-        if serde_json::to_value(&receipt).map_err(json)? != value {
-            return Err(ReceiptError::NotCanonicalJson);
-        }
+        let receipt: Self = json::read(text).map_err(|error| match error {
+            JsonError::Read(error) => ReceiptError::Json(error.to_string()),
+            JsonError::NotCanonical => ReceiptError::NotCanonicalJson,
+        })?;
         if receipt.format != RECEIPT_FORMAT {
             return Err(ReceiptError::Format { found: receipt.format });
         }

@@ -1,0 +1,92 @@
+//! The transparency log: heads, proofs of a job's entries, and that later heads continue earlier ones.
+
+use std::sync::Arc;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lockstep_protocol::ids::JobId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::App;
+use super::error::ApiError;
+use super::info::{parse, stored};
+use crate::store::{ProofRequest, Store, StoreError, Stored};
+
+/// `GET /v1/log/head`: the newest signed head and nothing else, as `lockstep log verify` takes it.
+pub async fn head(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let head = read(&app, Store::log_head).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], head.to_json()).into_response())
+}
+
+/// What is asked of [`proof`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProofQuery {
+    job: String,
+    /// Size of the head; without it, the newest one.
+    size: Option<u64>,
+    /// Size of an earlier log that must be shown to be continued.
+    from: Option<u64>,
+}
+
+/// `GET /v1/log/proof?job=ID[&size=N][&from=N]`: the entries of a job with their paths.
+pub async fn proof(
+    State(app): State<Arc<App>>,
+    query: Result<Query<ProofQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let job = parse(&query.job)?;
+    let stated_only = visible(&app, job).await?;
+    let request = ProofRequest { job, size: query.size, from: query.from, stated_only };
+    let proof = read(&app, move |store| store.log_proof(&request)).await?;
+    let proof = proof.ok_or_else(|| ApiError::not_found("There is no such head of the log."))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], proof.to_json()).into_response())
+}
+
+/// Whether only what the receipt so far shows may be told of a job. Of one without an answer nothing is told: its
+/// workers know its id, and must not learn whether others run it.
+async fn visible(app: &Arc<App>, job: JobId) -> Result<bool, ApiError> {
+    let live = app.engine.job(job).await.map_err(|_| ApiError::stopping())?;
+    match (live, stored(app, job).await) {
+        (_, Ok(Stored::Done(_) | Stored::Failed(_))) => Ok(false),
+        (_, Ok(Stored::Answered(_))) => Ok(true),
+        (Some(_), Err(_)) => {
+            let message = format!("Job {job} has no answer yet: see GET /v1/jobs/{job}.");
+            Err(ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some("no_answer_yet"), message))
+        }
+        (None, Err(error)) => Err(error),
+    }
+}
+
+/// What is asked of [`consistency`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsistencyQuery {
+    from: u64,
+    to: u64,
+}
+
+/// `GET /v1/log/consistency?from=SIZE&to=SIZE`: that the later log continues the earlier one.
+pub async fn consistency(
+    State(app): State<Arc<App>>,
+    query: Result<Query<ConsistencyQuery>, QueryRejection>,
+) -> Result<axum::Json<Value>, ApiError> {
+    let Query(ConsistencyQuery { from, to }) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let path = read(&app, move |store| store.log_consistency(from, to)).await?;
+    let path = path.ok_or_else(|| ApiError::not_found(format!("The log has no sizes from {from} to {to}.")))?;
+    Ok(axum::Json(json!({"object": "lockstep.log_consistency", "from": from, "to": to, "path": path})))
+}
+
+async fn read<T: Send + 'static>(
+    app: &Arc<App>,
+    question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let reader = Arc::clone(app);
+    app.blocking(move || question(&reader.store)).await?.map_err(|error| match error {
+        StoreError::Busy => ApiError::unavailable("store_busy", "The store can't be written at the moment."),
+        error => ApiError::internal(format!("The store: {error}")),
+    })
+}

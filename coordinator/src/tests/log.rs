@@ -1,0 +1,254 @@
+//! The transparency log as clients see it, and over crashes and changed stores.
+
+use std::path::Path;
+
+use lockstep_link::keyfile::load_or_create;
+use lockstep_protocol::canonical::{from_bytes, to_bytes};
+use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, NodeId};
+use lockstep_protocol::log::{Coverage, Entry, LogError, LogProof, SignedHead, check_consistency};
+use lockstep_protocol::machine::Record;
+use lockstep_protocol::receipt::Receipt;
+use rusqlite::Connection;
+use serde_json::json;
+
+use super::worker::Worker;
+use super::{ALWAYS, World, ask, config, embed, get, snapshot, wait_for, world};
+use crate::start::KEY_FILE;
+use crate::store::{STORE_FILE, Store};
+use crate::{Coordinator, Event, Handle, StartError};
+
+async fn head(handle: &Handle) -> SignedHead {
+    let (status, head) = get(handle.http_addr(), "/v1/log/head").await;
+    assert_eq!(status, 200, "{head}");
+    let head = SignedHead::from_json(&head.to_string()).unwrap();
+    head.check().unwrap();
+    assert_eq!(head.head.log, handle.node_id());
+    head
+}
+
+async fn proof(handle: &Handle, query: &str) -> LogProof {
+    let (status, proof) = get(handle.http_addr(), &format!("/v1/log/proof?{query}")).await;
+    assert_eq!(status, 200, "{proof}");
+    let proof = LogProof::from_json(&proof.to_string()).unwrap();
+    proof.check().unwrap();
+    proof
+}
+
+/// Two workers, and one audited job that has ended.
+async fn audited() -> (World, Receipt) {
+    let world = world(|config| config.audit = ALWAYS).await;
+    for number in [1, 2] {
+        let worker = Worker::connect(number, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+        tokio::spawn(worker.serve(None));
+    }
+    let receipt = run(&world, "w1 w2").await;
+    (world, receipt)
+}
+
+async fn run(world: &World, text: &str) -> Receipt {
+    let mut events = world.handle.events();
+    let (status, answer) = embed(world.handle.http_addr(), &ask(text)).await;
+    assert_eq!(status, 200, "{answer}");
+    wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
+    let id = answer["lockstep"]["jobs"][0].as_str().unwrap();
+    let (_, receipt) = get(world.handle.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    Receipt::from_json(&receipt.to_string()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_holder_of_a_receipt_gets_its_entries_and_anyone_can_follow_the_log() {
+    let (world, receipt) = audited().await;
+    let job = receipt.job.id();
+    let first = proof(&world.handle, &format!("job={job}")).await;
+    assert_eq!(first.check_receipt(&receipt), Ok(Coverage::default()));
+    let kinds: Vec<_> = first.entries.iter().map(|leaf| to_bytes(&leaf.entry)[0]).collect();
+    assert_eq!(kinds, [1, 2, 3, 4, 2, 3, 4], "taken, then assigned, run, stated: by the worker, by the auditor");
+
+    let other = run(&world, "w3").await;
+    let from = first.head.head.size;
+    let second = proof(&world.handle, &format!("job={}&from={from}", other.job.id())).await;
+    assert_eq!(second.check_receipt(&other), Ok(Coverage::default()));
+    second.check_follows(&first.head).unwrap();
+    assert!(matches!(second.check_receipt(&receipt), Err(LogError::Missing { .. })));
+    // Against the older head, the newer job is not there yet.
+    let early = proof(&world.handle, &format!("job={}&size={from}", other.job.id())).await;
+    assert_eq!((early.head, early.entries.len()), (first.head, 0));
+
+    // Within a second of the last one there may be no newer head.
+    let newest = head(&world.handle).await;
+    let (a, b) = (first.head.head, newest.head);
+    let (status, path) =
+        get(world.handle.http_addr(), &format!("/v1/log/consistency?from={}&to={}", a.size, b.size)).await;
+    assert_eq!(status, 200, "{path}");
+    let path: Vec<Digest> = serde_json::from_value(path["path"].clone()).unwrap();
+    assert!(check_consistency(a.size, &a.root, b.size, &b.root, &path));
+    first.head.followed_by(&newest, Some(&path)).unwrap();
+    world.handle.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_refused_and_nothing_is_told_of_unanswered_jobs() {
+    let world = world(|_| {}).await;
+    let http = world.handle.http_addr();
+    let body = json!({"model": "tiny", "input": "w1", "lockstep": {"wait": false}});
+    let (_, kept) = embed(http, &body).await;
+    let job = kept["lockstep"]["jobs"][0].as_str().unwrap().to_owned();
+    for (path, status) in [
+        (format!("proof?job={job}"), 409),
+        (format!("proof?job={}", "0".repeat(64)), 404),
+        ("proof?job=xyz".to_owned(), 404),
+        ("proof".to_owned(), 400),
+        ("consistency?from=1".to_owned(), 400),
+        ("consistency?from=2&to=1".to_owned(), 404),
+        ("consistency?from=0&to=18446744073709551615".to_owned(), 404),
+        ("consistency?from=-1&to=2".to_owned(), 400),
+    ] {
+        let (found, error) = get(http, &format!("/v1/log/{path}")).await;
+        assert_eq!(found, status, "{path}: {error}");
+        assert!(error["error"]["message"].is_string(), "{path}: {error}");
+    }
+    let mut worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+    let (assigned, epoch) = worker.assignment().await;
+    assert_eq!(get(http, &format!("/v1/log/proof?job={job}")).await.0, 409, "its worker knows the id");
+    let mut events = world.handle.events();
+    let result = worker.run(&assigned, epoch, None);
+    worker.stream(&assigned, epoch, result).await;
+    wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
+    assert_eq!(proof(&world.handle, &format!("job={job}")).await.entries.len(), 4);
+    for query in [format!("job={job}&size=3999"), format!("job={job}&from=3999")] {
+        assert_eq!(get(http, &format!("/v1/log/proof?{query}")).await.0, 404, "{query}");
+    }
+    world.handle.shutdown().await;
+}
+
+/// An answer that is still being audited: the log shows what its receipt shows, and no audit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_audit_is_told_to_nobody() {
+    let world = world(|config| config.audit = ALWAYS).await;
+    let mut events = world.handle.events();
+    let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+    tokio::spawn(worker.serve(None));
+    let (_, answer) = embed(world.handle.http_addr(), &ask("w1")).await;
+    let receipt = Receipt::from_json(&answer["lockstep"]["receipts"][0].to_string()).unwrap();
+    let mut auditor = Worker::connect(2, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
+    auditor.assignment().await;
+    let pending = proof(&world.handle, &format!("job={}", receipt.job.id())).await;
+    assert_eq!(pending.entries.len(), 4);
+    assert_eq!(pending.check_receipt(&receipt), Ok(Coverage::default()));
+    let assigned = |event| match event {
+        Event::Assigned { node, .. } => Some(node),
+        _ => None,
+    };
+    let audit =
+        wait_for(&mut events, |event| assigned(event).filter(|node| *node == super::worker::keys(2).id())).await;
+    assert!(
+        pending.entries.iter().all(|leaf| !matches!(leaf.entry, Entry::Assigned { worker, .. } if worker == audit))
+    );
+    world.handle.shutdown().await;
+}
+
+fn entries(dir: &Path) -> Vec<Entry> {
+    let connection = Connection::open(dir.join(STORE_FILE)).unwrap();
+    let mut query = connection.prepare("SELECT entry FROM log ORDER BY seq").unwrap();
+    let rows = query.query_map((), |row| row.get::<_, Vec<u8>>(0)).unwrap();
+    rows.map(|bytes| from_bytes(&bytes.unwrap()).unwrap()).collect()
+}
+
+/// Killed at any instant, the log has exactly what the records and receipts have.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_every_crash_the_log_equals_the_records() {
+    let (world, _) = audited().await;
+    let before = head(&world.handle).await;
+    for round in 0..8 {
+        for number in 0..5 {
+            let body = json!({"model": "tiny", "input": format!("w{} w{}", round + 1, number + 1), "lockstep": {"wait": false}});
+            assert_eq!(embed(world.handle.http_addr(), &body).await.0, 202);
+        }
+        let copy = world.dir.path().join(format!("copy-{round}"));
+        snapshot(&world.dir.path().join("data"), &copy);
+        let (_store, restored) = Store::open(&copy, &load_or_create(&copy.join(KEY_FILE)).unwrap(), 0).unwrap();
+        let logged = entries(&copy);
+        // Records of unfinished jobs, in order, and nothing else about these jobs but statements.
+        let unfinished: Vec<_> = restored.records.iter().filter_map(Entry::of_record).collect();
+        let is_open = |job: JobId| {
+            restored.records.iter().any(|record| matches!(record, Record::Submitted(_)) && record.job() == job)
+        };
+        let open: Vec<_> = logged.iter().filter(|entry| is_open(entry.job())).collect();
+        let (stated, from_records): (Vec<&Entry>, Vec<_>) =
+            open.into_iter().partition(|entry| matches!(entry, Entry::Statement { .. }));
+        assert!(from_records.into_iter().eq(&unfinished), "round {round}");
+        assert_eq!(stated.len(), restored.answered.values().map(|receipt| receipt.statements.len()).sum::<usize>());
+    }
+    let last = run(&world, "w9").await;
+    let from = before.head.size;
+    let after = proof(&world.handle, &format!("job={}&from={from}", last.job.id())).await;
+    after.check_follows(&before).unwrap();
+    world.handle.shutdown().await;
+}
+
+/// Changes a stopped coordinator's store, and gives what it says when it is started.
+async fn restart_after(change: &str) -> String {
+    let (world, _) = audited().await;
+    head(&world.handle).await;
+    let (data, package) = (world.dir.path().join("data"), world.package.clone());
+    world.handle.shutdown().await;
+    // Signs what is not signed yet.
+    Coordinator::start(config(&data, &package)).await.unwrap().shutdown().await;
+    let connection = Connection::open(data.join(STORE_FILE)).unwrap();
+    connection.execute_batch(change).unwrap();
+    drop(connection);
+    match Coordinator::start(config(&data, &package)).await {
+        Ok(_) => panic!("started after {change}"),
+        Err(error) => {
+            assert!(matches!(error, StartError::Store(_)), "{error}");
+            error.to_string()
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_log_is_not_gone_on_with() {
+    for (change, reason) in [
+        ("UPDATE log SET entry = (SELECT entry FROM log WHERE seq = 0) WHERE seq = 2", "entry 2 is another one"),
+        ("UPDATE log SET entry = x'0100' WHERE seq = 1", "entry 1"),
+        ("DELETE FROM log WHERE seq = 3", "entry 3 is missing"),
+        ("DELETE FROM log WHERE seq >= 5", "nodes without entries"),
+        ("DELETE FROM log; DELETE FROM log_nodes", "were signed, 0 are there"),
+        ("DELETE FROM log_nodes WHERE level = 1 AND seq = 0", "node 0 of level 1 is missing"),
+        ("DELETE FROM log_heads", "no head was ever signed"),
+        ("UPDATE meta SET value = zeroblob(32) WHERE key = 'log secret'", "another one"),
+    ] {
+        let error = restart_after(change).await;
+        assert!(error.contains(reason) && error.contains("transparency log"), "{change}: {error}");
+    }
+}
+
+/// A store from before there was a log: what it still has is logged first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_a_log_gets_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = super::worker::keys(9);
+    let (store, _) = Store::open(dir.path(), &keys, 1).unwrap();
+    let spec = crate::testing::spec(1);
+    let job = spec.job.id();
+    let (epoch, node) = (LeaseEpoch(1), NodeId::from_bytes([3; 32]));
+    let (sender, done) = std::sync::mpsc::channel();
+    let writes = [Record::Submitted(spec), Record::Assigned { job, epoch, node }].map(crate::store::Write::Record);
+    let then = Box::new(move || sender.send(()).unwrap());
+    store.submit(crate::store::Commit { writes: writes.to_vec(), then }).unwrap();
+    done.recv().unwrap();
+    drop(store);
+    let connection = Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE log; DROP TABLE log_nodes; DROP TABLE log_heads; DELETE FROM meta WHERE key = 'log secret';
+             DELETE FROM migrations WHERE version = 2; PRAGMA user_version = 1",
+        )
+        .unwrap();
+    drop(connection);
+    let (store, _) = Store::open(dir.path(), &keys, 1).unwrap();
+    assert_eq!(entries(dir.path()), [Entry::Submitted { job }, Entry::Assigned { job, epoch, worker: node }]);
+    let head = store.log_head().unwrap();
+    head.check().unwrap();
+    assert_eq!(head.head.size, 2);
+}
