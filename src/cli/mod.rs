@@ -11,6 +11,7 @@ mod coordinator;
 mod embed;
 mod import;
 mod inspect;
+mod log;
 mod verify;
 mod worker;
 
@@ -42,6 +43,8 @@ enum Command {
     Embed(embed::EmbedArgs),
     /// Check a receipt: everything that can be derived, and the run itself where the package is at hand.
     Verify(verify::VerifyArgs),
+    /// Check by a coordinator's append-only log that it did what it says, and rewrote nothing.
+    Log(log::LogArgs),
     /// Serve models to clients, assign jobs to workers, and have them audited.
     Coordinator(coordinator::CoordinatorArgs),
     /// Run jobs for a coordinator.
@@ -61,6 +64,7 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
             Command::Embed(args) => embed::run(&args),
             Command::Verify(args) => verify::run(&args),
+            Command::Log(args) => log::run(&args),
             Command::Coordinator(args) => coordinator::run(args),
             Command::Worker(args) => worker::run(args),
             Command::Conformance(args) => conformance::run(&args),

@@ -3,6 +3,8 @@
 //! The leaves' blinds are not stored: they follow from the log's secret. All nodes of full subtrees are, about two for
 //! each entry, so that any path of any size is made from a few of them.
 
+use std::time::Duration;
+
 use lockstep_protocol::canonical::{from_bytes, to_bytes};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, JobId};
@@ -247,10 +249,12 @@ pub(super) fn size(connection: &Connection) -> Result<u64, StoreError> {
     Ok(last.map_or(0, |last| last as u64 + 1))
 }
 
-/// The newest head, and whether it is due for a newer one.
-pub(super) fn head(connection: &Connection) -> Result<(SignedHead, bool), StoreError> {
+/// The newest head, and, where the log has grown since, how long it is until the next one is due.
+pub(super) fn head(connection: &Connection) -> Result<(SignedHead, Option<Duration>), StoreError> {
     let view = connection.unchecked_transaction()?;
     let head = newest_head(&view)?.ok_or_else(|| StoreError::Log("no head was ever signed".to_owned()))?;
-    let due = size(&view)? > head.head.size && wall().since(head.head.time) >= LOG_HEAD_MS;
-    Ok((head, due))
+    let grown = size(&view)? > head.head.size;
+    let left = head.head.time.plus(LOG_HEAD_MS).since(wall());
+    // A clock that was set back makes nobody wait for longer.
+    Ok((head, grown.then(|| Duration::from_millis(left.min(LOG_HEAD_MS)))))
 }

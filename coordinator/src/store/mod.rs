@@ -175,16 +175,27 @@ impl Store {
         self.writer.submit(commit)
     }
 
-    /// The newest head of the transparency log; a new one where the log has grown since and that is a while ago. Blocks.
+    /// The newest head of the transparency log, and, where the log has grown since, how long it is until the next one
+    /// is due. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn log_head(&self) -> Result<(SignedHead, Option<Duration>), StoreError> {
+        log::head(&self.reader())
+    }
+
+    /// A head that covers everything that is in the log now. Blocks.
     ///
     /// # Errors
     /// [`StoreError::Busy`], and what SQLite says.
-    pub fn log_head(&self) -> Result<SignedHead, StoreError> {
-        let (head, due) = log::head(&self.reader())?;
-        if !due {
-            return Ok(head);
-        }
-        self.sign_head()?;
+    pub fn sign_head(&self) -> Result<SignedHead, StoreError> {
+        let (sender, signed) = channel();
+        let then = Box::new(move || {
+            // A client that waited long enough is gone.
+            let _ = sender.send(());
+        });
+        self.submit(Commit { writes: vec![Write::Head], then })?;
+        signed.recv_timeout(Duration::from_millis(LOG_HEAD_WAIT_MS)).map_err(|_| StoreError::Busy)?;
         Ok(log::head(&self.reader())?.0)
     }
 
@@ -212,16 +223,6 @@ impl Store {
     /// What SQLite says.
     pub fn log_consistency(&self, from: u64, to: u64) -> Result<Option<Vec<Digest>>, StoreError> {
         log::consistency(&self.reader(), from, to)
-    }
-
-    fn sign_head(&self) -> Result<(), StoreError> {
-        let (sender, signed) = channel();
-        let then = Box::new(move || {
-            // A client that waited long enough is gone.
-            let _ = sender.send(());
-        });
-        self.submit(Commit { writes: vec![Write::Head], then })?;
-        signed.recv_timeout(Duration::from_millis(LOG_HEAD_WAIT_MS)).map_err(|_| StoreError::Busy)
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
