@@ -5,6 +5,7 @@ use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Millis, ModelId, Nonce, Root, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
+use lockstep_protocol::log::{Blind, Entry, LogHead, Tree, leaf_hash};
 use lockstep_protocol::machine::audit_draw;
 use lockstep_protocol::messages::{JobResult, PackageRequest, to_frame};
 use lockstep_protocol::openings::ChunkRange;
@@ -130,5 +131,38 @@ fn frames() {
     assert_eq!(
         hex,
         "320000000200010101010101010101010101010101010101010101010101010101010101010105000000000400000000000010000000"
+    );
+}
+
+/// The log of the job above: taken, assigned, and what came of it. The secret is 32 bytes 09.
+#[test]
+fn transparency_log() {
+    let result = result();
+    let (job, receipt) = (job().id(), &result.receipt.receipt);
+    let epoch = receipt.epoch;
+    let entries = [
+        Entry::Submitted { job },
+        Entry::Assigned { job, epoch, worker: receipt.worker },
+        Entry::Result { job, epoch, receipt: receipt.digest() },
+    ];
+    let mut tree = Tree::new();
+    assert_eq!(tree.root().to_string(), "3d04642c96e1e3840519817a6ee9b2ed91ede30c4f5ca4a34ac8178fcffc3ce4");
+    let mut leaves = Vec::new();
+    for entry in &entries {
+        let leaf = leaf_hash(&Blind::derive(&[9; 32], tree.size()), entry);
+        leaves.push(leaf.to_string());
+        tree.append(leaf, |_, _| Ok::<_, std::convert::Infallible>(())).unwrap();
+    }
+    assert_eq!(
+        Blind::derive(&[9; 32], 0).to_string(),
+        "886d3a8e431a330ad50431ea94ffccea9af28bb03335a0ca3fe64094e1ed3f74"
+    );
+    assert_eq!(leaves[1], "9189246cab525acb408eed07dee87c387432bd515a3d76ba06627b2dca9a6c58");
+    assert_eq!(tree.root().to_string(), "5a6e0afc291238f2291899d3c374d6ccbbee3dcc2fd5732d4905320707081bd2");
+    let coordinator = Keypair::from_seed([6; 32]);
+    let head = LogHead::of(&tree, coordinator.id(), Millis(1_700_000_000_000)).sign(&coordinator);
+    assert_eq!(
+        head.signature.to_string(),
+        "e704b4e95d730f53c11057ac104b93e058f54fcd32e465721e9016d6b1e2915b32eeafa2489e88544f1fe66d6144f75447b2fe443329c720e43428d28a534d0f"
     );
 }
