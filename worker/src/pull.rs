@@ -9,7 +9,7 @@ use lockstep_link::{Frames, LinkError, send};
 use lockstep_model::ModelError;
 use lockstep_model::package::{Manifest, Package, PackageAssembler};
 use lockstep_protocol::ids::{ModelId, Root};
-use lockstep_protocol::limits::CHUNK_BYTES;
+use lockstep_protocol::limits::{CHUNK_BYTES, PULL_PATIENCE_MS, PULL_REQUESTS_AHEAD};
 use lockstep_protocol::messages::{PackageReply, PackageRequest};
 use lockstep_protocol::openings::{ChunkRange, verify_range};
 use quinn::{Connection, SendStream};
@@ -17,11 +17,6 @@ use quinn::{Connection, SendStream};
 use crate::batch::Failure;
 use crate::event::{Event, Events};
 use crate::store::{blocking, unavailable};
-
-/// Ranges that are asked for before the first of them has come.
-const AHEAD: usize = 4;
-/// A coordinator that sends nothing for so long is not waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an interrupted pull left open. The file stays locked as long as this lives, so a range that was still being
 /// written when its pull was dropped is never in the way of the next pull.
@@ -110,7 +105,7 @@ async fn fetch(
     let mut parts = parts(manifest, needed.blob, needed.offset);
     let mut asked = VecDeque::new();
     loop {
-        while asked.len() < AHEAD
+        while asked.len() < PULL_REQUESTS_AHEAD
             && let Some(part) = parts.next()
         {
             stream.ask(PackageRequest::GetBlob { model, blob: part.blob, range: part.range }).await?;
@@ -169,11 +164,12 @@ impl PackageStream {
     }
 
     async fn reply(&mut self) -> Result<PackageReply, Failure> {
-        match tokio::time::timeout(PATIENCE, self.replies.next()).await {
+        let patience = Duration::from_millis(PULL_PATIENCE_MS);
+        match tokio::time::timeout(patience, self.replies.next()).await {
             Ok(Ok(Some(reply))) => Ok(reply),
             Ok(Ok(None)) => Err(unavailable("the coordinator ended the package stream")),
             Ok(Err(error)) => Err(broken(error)),
-            Err(_) => Err(unavailable(format!("the coordinator sent nothing for {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(unavailable(format!("the coordinator sent nothing for {} s", patience.as_secs()))),
         }
     }
 }

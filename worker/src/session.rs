@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS};
+use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES};
 use lockstep_protocol::messages::{
     FailureCode, Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
@@ -22,11 +22,6 @@ use crate::error::WorkerError;
 use crate::event::Event;
 use crate::handle::Stop;
 use crate::supervisor::Shared;
-
-/// Messages that wait for the control stream; then whoever has more to say waits.
-const OUTBOX: usize = 64;
-/// How long a drained worker waits for the acknowledgement of its last results.
-const LAST_WAIT: Duration = Duration::from_millis(SILENCE_MS);
 
 /// How a connection ended, when the worker goes on or ends well.
 #[derive(Debug)]
@@ -80,7 +75,7 @@ impl Session {
                 return Ok(Err("the coordinator's first message is no welcome".into()));
             }
         };
-        let (outbox, letters) = mpsc::channel(OUTBOX);
+        let (outbox, letters) = mpsc::channel(WORKER_OUTBOX_MESSAGES);
         let in_flight = Arc::new(AtomicU32::new(0));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(&in_flight)));
@@ -154,7 +149,7 @@ impl Session {
     }
 
     async fn begin_drain(&mut self) {
-        self.give_up = Some(Instant::now() + LAST_WAIT);
+        self.give_up = Some(Instant::now() + Duration::from_millis(WORKER_LAST_WAIT_MS));
         self.shared.events.emit(Event::Draining);
         self.say(ToCoordinator::Draining).await;
     }
