@@ -13,13 +13,14 @@ use lockstep_kernels::value::Batch;
 use lockstep_model::embed::{EmbedError, LayerRows, embed};
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{ModelId, Root};
+use lockstep_protocol::ids::Root;
 use lockstep_protocol::limits::{WORKER_LAYERS_AHEAD, WORKER_LOADED_MODELS};
 use lockstep_protocol::messages::{FailureCode, JobResult};
 use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
+use crate::store::Model;
 
 /// The computing thread. It ends after its current batch when it is stopped or dropped.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ struct Runner {
     backend: Arc<dyn Backend>,
     keys: Keypair,
     /// The most recently used last.
-    loaded: Vec<(ModelId, Box<dyn Executor>)>,
+    loaded: Vec<(Arc<Model>, Box<dyn Executor>)>,
 }
 
 /// What a batch gives, one of each for every task.
@@ -78,7 +79,7 @@ struct Computed {
 
 impl Runner {
     fn run(&mut self, tasks: &[Task]) {
-        let model = tasks[0].header.model;
+        let model = Arc::clone(&tasks[0].model);
         // An executor that failed or panicked is not used again.
         let computed = catch_unwind(AssertUnwindSafe(|| {
             let mut executor = self.executor(&tasks[0])?;
@@ -88,7 +89,7 @@ impl Runner {
             }
             let computed = compute(&mut *executor, tasks);
             if !matches!(computed, Err(EmbedError::Backend(_))) {
-                self.loaded.push((model, executor));
+                self.loaded.push((Arc::clone(&model), executor));
             }
             computed.map(|computed| (computed, start.elapsed()))
         }));
@@ -106,7 +107,10 @@ impl Runner {
 
     /// Takes the model's executor out, loaded if it was not.
     fn executor(&mut self, task: &Task) -> Result<Box<dyn Executor>, BackendError> {
-        if let Some(at) = self.loaded.iter().position(|(id, _)| *id == task.header.model) {
+        let id = task.header.model;
+        // A package that was found damaged and pulled again has the same id, and its executor may read damaged bytes.
+        self.loaded.retain(|(model, _)| model.package.model_id() != id || Arc::ptr_eq(model, &task.model));
+        if let Some(at) = self.loaded.iter().position(|(model, _)| model.package.model_id() == id) {
             return Ok(self.loaded.remove(at).1);
         }
         if self.loaded.len() >= WORKER_LOADED_MODELS {

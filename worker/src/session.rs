@@ -11,7 +11,7 @@ use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_L
 use lockstep_protocol::messages::{
     FailureCode, Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
-use quinn::{Connection, SendStream};
+use quinn::{Connection, ConnectionError, SendStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -23,6 +23,9 @@ use crate::event::Event;
 use crate::handle::Stop;
 use crate::supervisor::Shared;
 
+/// What a close says that makes room for a newer session of the same key.
+const REPLACED: &str = "another session";
+
 /// How a connection ended, when the worker goes on or ends well.
 #[derive(Debug)]
 pub(crate) enum End {
@@ -30,6 +33,8 @@ pub(crate) enum End {
     Drained,
     /// The connection is over; another is to be tried.
     Lost(String),
+    /// The coordinator closed it because a worker with the same key joined; what it said.
+    Replaced(String),
 }
 
 /// How a task of the session ended.
@@ -133,7 +138,7 @@ impl Session {
                         Some(reason) => return Ok(End::Lost(reason)),
                     },
                     Ok(None) => return Ok(End::Lost("the coordinator ended the control stream".into())),
-                    Err(error) => return Ok(End::Lost(lost(&self.connection, &error))),
+                    Err(error) => return Ok(replaced(&self.connection).unwrap_or_else(|| End::Lost(lost(&self.connection, &error)))),
                 },
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
                 () = told_to_drain(&mut self.stop), if give_up.is_none() => self.begin_drain().await,
@@ -306,6 +311,14 @@ fn lost(connection: &Connection, error: &LinkError) -> String {
         Some(reason) => reason.to_string(),
         None => error.to_string(),
     }
+}
+
+/// Whether the coordinator closed the connection because another session with this worker's key joined. Its close has
+/// no code of its own for that, but says so.
+fn replaced(connection: &Connection) -> Option<End> {
+    let Some(ConnectionError::ApplicationClosed(closed)) = connection.close_reason() else { return None };
+    let reason = String::from_utf8_lossy(&closed.reason);
+    reason.contains(REPLACED).then(|| End::Replaced(reason.chars().take(MAX_REASON_BYTES).collect()))
 }
 
 /// A coordinator that is full may have room later; everything else needs a person.
