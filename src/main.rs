@@ -7,6 +7,7 @@ mod demo;
 mod exit;
 mod paths;
 mod progress;
+mod secret;
 mod signals;
 
 use std::process::ExitCode;

@@ -2,26 +2,58 @@
 
 use std::io;
 
-/// Waits for SIGTERM or SIGINT.
-///
-/// # Errors
-/// Signals can't be listened to.
 #[cfg(unix)]
-pub async fn first() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGTERM and SIGINT, listened to from the start on, so that none is lost between two waits.
+#[cfg(unix)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
 }
 
-/// Waits for Ctrl-C.
-///
-/// # Errors
-/// Signals can't be listened to.
+#[cfg(unix)]
+impl Signals {
+    /// Listens from now on; until then a signal ends the program.
+    ///
+    /// # Errors
+    /// Signals can't be listened to.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    ///
+    /// # Errors
+    /// None here; elsewhere that signals can't be listened to.
+    pub async fn next(&mut self) -> io::Result<()> {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        Ok(())
+    }
+}
+
+/// Ctrl-C.
 #[cfg(not(unix))]
-pub async fn first() -> io::Result<()> {
-    tokio::signal::ctrl_c().await
+pub struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    /// Listens from the first wait on.
+    ///
+    /// # Errors
+    /// None.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Waits for the next one.
+    ///
+    /// # Errors
+    /// Signals can't be listened to.
+    pub async fn next(&mut self) -> io::Result<()> {
+        tokio::signal::ctrl_c().await
+    }
 }

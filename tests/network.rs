@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::processes::{Coordinator, Process};
-use common::{lockstep, minilm_package, run, run_json};
+use common::{lockstep, minilm_package, run, run_json, second_implementation};
 use serde_json::{Value, json};
 
 const TEXT: &str = "Who computed this?";
@@ -46,7 +46,15 @@ fn an_answer_comes_with_a_receipt_that_verifies() {
     let other = run(lockstep().args(["verify", "--text", "Another text", "--package"]).arg(package).arg(&file));
     assert_eq!(other.status.code(), Some(7));
     assert!(String::from_utf8_lossy(&other.stderr).contains("another text"));
+    checked_by_the_second_implementation(receipt, &file, package);
     changed_receipts_are_refused(receipt, &file, package);
+}
+
+fn checked_by_the_second_implementation(receipt: &Value, file: &Path, package: &Path) {
+    let Some(mut other) = second_implementation() else { return };
+    let checked = run_json(other.arg("--package").arg(package).arg("--check-receipt").arg(file).arg(TEXT));
+    assert_eq!(checked["receipt"]["job_id"], receipt["worker"]["receipt"]["job"]);
+    assert_eq!(checked["receipt"]["signatures_checked"], true);
 }
 
 /// Changes one character of every leaf of the receipt, and each time expects the reason.

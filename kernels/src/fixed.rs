@@ -36,9 +36,8 @@ pub fn sat_code(a: i64) -> (i16, bool) {
 
 /// Rescales an accumulator by `m / 2^s` with one rounding, before bias and saturation (SPEC 3.2).
 ///
-/// `|a| < 2^46` and `m < 2^16`, so `a * m` is below `2^62`. For `s <= 0` the product is shifted left; a shift beyond
-/// 33 gives the same saturated result as 33, because any nonzero product then leaves the range of `i32` for every
-/// bias. The result saturates at `±2^62`.
+/// `|a| < 2^46` and `m < 2^16`, so `a * m` is below `2^62`. For `s < 0` the product is multiplied by `2^-s` and
+/// saturates at `±2^62`, which a shift of 62 reaches for any nonzero product.
 #[inline]
 pub fn rescale(a: i64, m: u16, s: i64) -> i64 {
     let p = a * i64::from(m);
@@ -46,7 +45,7 @@ pub fn rescale(a: i64, m: u16, s: i64) -> i64 {
         return round_shift(p, s.min(63) as u32);
     }
     let limit = 1_i64 << 62;
-    let left = (-s).min(33) as u32;
+    let left = (-s).min(62) as u32;
     let wide = i128::from(p) << left;
     wide.clamp(i128::from(-limit), i128::from(limit)) as i64
 }

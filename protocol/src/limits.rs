@@ -198,6 +198,23 @@ pub const CLOCK_RESERVE_MS: u64 = 10_000;
 /// Most bytes of one record of the job machine.
 pub const MAX_RECORD_BYTES: usize = 2 << 20;
 
+// ---- workers ----
+
+/// Models that stay loaded in a worker.
+pub const WORKER_LOADED_MODELS: usize = 2;
+/// Layers that may wait to be hashed; then the computation waits.
+pub const WORKER_LAYERS_AHEAD: usize = 2;
+/// Messages that wait for a worker's control stream; then whoever has more to say waits.
+pub const WORKER_OUTBOX_MESSAGES: usize = 64;
+/// Events that a slow watcher of a worker may lag behind before it loses some.
+pub const WORKER_EVENT_LAG: usize = 4_096;
+/// How long a drained worker waits for the acknowledgement of its last results.
+pub const WORKER_LAST_WAIT_MS: u64 = SILENCE_MS;
+/// Parts of a package that a worker asks for before the first of them has come.
+pub const PULL_REQUESTS_AHEAD: usize = 4;
+/// A coordinator that sends nothing of a package for so long is not waited for.
+pub const PULL_PATIENCE_MS: u64 = 60_000;
+
 // ---- HTTP ----
 
 /// Most inputs of one embeddings request.
@@ -294,6 +311,9 @@ const _: () = {
     assert!(SILENCE_MS < LEASE_MIN_MS);
     assert!(HELLO_MS <= SILENCE_MS);
     assert!(LAST_WORD_MS <= GOODBYE_MS);
+    // A worker gives up a pull well before its lease does.
+    assert!(PULL_PATIENCE_MS < LEASE_PULL_MS);
+    assert!(WORKER_OUTBOX_MESSAGES >= MAX_IN_FLIGHT as usize);
     // A client's time to wait covers its upload.
     assert!(HTTP_HEAD_MS + HTTP_BODY_MS <= HTTP_WAIT_MS);
     assert!(MAX_HTTP_REQUESTS <= MAX_HTTP_CONNECTIONS);

@@ -4,7 +4,7 @@ use crate::identity::Keypair;
 use crate::ids::{JobId, LeaseEpoch, ModelId, Nonce, Root, Seed};
 use crate::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use crate::messages::JobResult;
-use crate::receipt::{FinishReason, WorkerReceipt};
+use crate::receipt::{Run, WorkerReceipt};
 use crate::trace::root_of_rows;
 
 pub const LAYERS: u16 = 3;
@@ -46,25 +46,8 @@ pub fn run(keys: &Keypair, job: &Job, epoch: LeaseEpoch) -> JobResult {
 
 /// The run of a worker that signs other roots, consistently.
 pub fn run_with(keys: &Keypair, job: &Job, epoch: LeaseEpoch, roots: Vec<Root>) -> JobResult {
-    let header = job.header();
-    let geometry = header.geometry(LAYERS).unwrap();
-    let receipt = WorkerReceipt {
-        spec_version: SPEC_VERSION,
-        job: header.id(),
-        model: job.model,
-        request: job.request,
-        token_count: header.token_count,
-        token_root: header.token_root,
-        epoch,
-        finish: FinishReason::Complete,
-        output_count: OUTPUT.len() as u32,
-        output_root: root_of_rows(&OUTPUT, OUTPUT.len()),
-        layers: LAYERS,
-        head: geometry.head(header.id(), epoch, &roots).unwrap(),
-        roots,
-        work_units: WORK,
-        saturations: 3,
-        worker: keys.id(),
-    };
+    let (output_count, work_units) = (OUTPUT.len() as u32, WORK);
+    let run = Run { epoch, layers: LAYERS, roots, output_count, work_units, saturations: 3 };
+    let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap();
     JobResult { receipt: receipt.sign(keys), output: OUTPUT.to_vec() }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use lockstep_coordinator::{Allow, ApiKey, Config, Coordinator};
 use lockstep_protocol::ids::NodeId;
@@ -12,17 +12,20 @@ use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
 
 use crate::exit::{Exit, OrExit, Outcome};
-use crate::{config, paths, signals};
+use crate::secret::{self, Secret};
+use crate::signals::Signals;
+use crate::{config, paths};
 
 /// Arguments of `lockstep coordinator`.
 #[derive(Args)]
 #[command(
     after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
-    names in snake_case. Flags win over the environment, the environment over the file."
+    names in snake_case. Flags win over the environment, the environment over the file.\n\
+    SIGTERM or Ctrl-C shuts down in order: requests under way are answered for some seconds. A second signal ends it at once."
 )]
 pub struct CoordinatorArgs {
     /// Configuration file [default: ~/.config/lockstep/coordinator.toml, if there].
-    #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "LOCKSTEP_COORDINATOR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
@@ -67,7 +70,8 @@ struct Options {
         hide_env_values = true,
         value_name = "KEY"
     )]
-    api_keys: Option<Vec<String>>,
+    #[serde(deserialize_with = "secret::list")]
+    api_keys: Option<Vec<Secret>>,
 }
 
 impl Options {
@@ -106,9 +110,9 @@ impl Options {
             (false, true) => bail!("no worker may join: name keys with --allow-worker, or use --allow-any-worker"),
             (false, false) => Allow::Keys(keys),
         };
-        let probability = self.audit_probability.unwrap_or(0.1);
-        if !(0.0..=1.0).contains(&probability) {
-            bail!("the audit probability must be from 0 to 1, not {probability}");
+        let api_keys = self.api_keys.unwrap_or_default();
+        if api_keys.iter().any(|key| key.expose().is_empty()) {
+            bail!("an API key is empty: leave the option out to serve everybody");
         }
         let mut config = Config::local(data_dir);
         config.quic_bind = self.listen.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7420)));
@@ -116,13 +120,25 @@ impl Options {
         config.packages = packages;
         config.allow = allow;
         config.audit = AuditPolicy {
-            per_mille: (probability * 1_000.0).round() as u16,
+            per_mille: per_mille(self.audit_probability.unwrap_or(0.1))?,
             auditors: self.auditors.unwrap_or(1),
             hold: self.audit_hold.unwrap_or(true),
         };
-        config.api_keys = self.api_keys.unwrap_or_default().iter().map(|key| ApiKey::from_secret(key)).collect();
+        config.api_keys = api_keys.iter().map(|key| ApiKey::from_secret(key.expose())).collect();
         Ok(config)
     }
+}
+
+/// A probability as the policy counts it. One between two steps is refused: rounded, it would be another, perhaps none.
+fn per_mille(probability: f64) -> anyhow::Result<u16> {
+    if !(0.0..=1.0).contains(&probability) {
+        bail!("the audit probability must be from 0 to 1, not {probability}");
+    }
+    let steps = probability * 1_000.0;
+    if (steps - steps.round()).abs() > 1e-9 {
+        bail!("the audit probability must be a multiple of 0.001, not {probability}");
+    }
+    Ok(steps.round() as u16)
 }
 
 /// Runs a coordinator until a signal ends it.
@@ -130,16 +146,44 @@ pub fn run(args: CoordinatorArgs) -> Outcome {
     let file = config::from_file(args.config.as_deref(), "coordinator").or_exit(Exit::Configuration)?;
     let config = args.options.or(file).resolve().or_exit(Exit::Configuration)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let handle = Coordinator::start(config).await.or_exit(Exit::Configuration)?;
-        for (id, name) in handle.models() {
-            println!("serving {name}, model id {id}");
+    let ended = runtime.block_on(serve(config));
+    // After a second signal nothing is waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The first signal shuts down in order, the second cuts that short.
+async fn serve(config: Config) -> Outcome {
+    let handle = Coordinator::start(config).await.or_exit(Exit::Configuration)?;
+    let mut signals = Signals::listen()?;
+    for (id, name) in handle.models() {
+        println!("serving {name}, model id {id}");
+    }
+    println!("clients: http://{}/v1", handle.http_addr());
+    println!("workers: lockstep worker --coordinator {}@{}", handle.node_id(), handle.quic_addr());
+    signals.next().await?;
+    println!("going down; everything acknowledged is kept; a second signal ends it at once");
+    tokio::select! {
+        () = handle.shutdown() => Ok(()),
+        signal = signals.next() => {
+            signal?;
+            Err(anyhow!("the shutdown was cut short; everything acknowledged is kept")).or_exit(Exit::DrainForced)
         }
-        println!("clients: http://{}/v1", handle.http_addr());
-        println!("workers: lockstep worker --coordinator {}@{}", handle.node_id(), handle.quic_addr());
-        signals::first().await?;
-        tracing::info!("going down; everything acknowledged is kept");
-        handle.shutdown().await;
-        Ok(())
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::per_mille;
+
+    #[test]
+    fn probabilities_are_counted_exactly_or_refused() {
+        for steps in 0..=1_000_u16 {
+            let written = format!("{}.{:03}", steps / 1_000, steps % 1_000);
+            assert_eq!(per_mille(written.parse().expect("a number")).expect("a multiple"), steps);
+        }
+        for wrong in [0.0004, 0.0015, 0.99999, -0.001, 1.001, f64::NAN, f64::INFINITY] {
+            assert!(per_mille(wrong).is_err(), "{wrong}");
+        }
+    }
 }

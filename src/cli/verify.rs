@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use lockstep_kernels::backend::{Backend, BackendError};
+use lockstep_model::ModelError;
 use lockstep_model::embed::EmbedError;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::{Rerun, rerun};
@@ -25,7 +26,10 @@ use crate::{backend, paths};
 #[derive(Args)]
 #[command(
     after_help = "Without --package, the package is looked for by its id in the data and cache folders. Where it is \
-    not found, only what the receipt itself shows is checked: signatures, hashes and statements; the output says so."
+    not found, only what the receipt itself shows is checked: signatures, hashes and statements; the output says so.\n\
+    Signatures hold under the keys that the receipt itself names. Run again, the answer is right whoever signed. Not run \
+    again, it is worth the word of the coordinator that --coordinator names; without that either, anyone can have made \
+    it with keys of their own, and it proves nothing."
 )]
 pub struct VerifyArgs {
     /// Receipt in JSON, or - for standard input.
@@ -36,7 +40,7 @@ pub struct VerifyArgs {
     /// Fail where the job can't be run again.
     #[arg(long)]
     require_rerun: bool,
-    /// The text that was asked about: must be the one in the receipt.
+    /// The text that was asked about: its hash must be the receipt's, and where the package is at hand, its tokens too.
     #[arg(long)]
     text: Option<String>,
     /// The coordinator that must have signed.
@@ -53,6 +57,21 @@ pub struct VerifyArgs {
     json: bool,
 }
 
+/// What was checked beyond the receipt itself.
+struct Checked {
+    /// The job was run again.
+    rerun: bool,
+    /// The text is the one that was asked about; nothing where no text was given.
+    text: Option<TextChecked>,
+}
+
+/// How far a text was compared with the job.
+#[derive(Clone, Copy)]
+struct TextChecked {
+    /// Its tokens were derived again; without the package only its hash was compared.
+    tokens: bool,
+}
+
 /// Verifies a receipt.
 pub fn run(args: &VerifyArgs) -> Outcome {
     let text = read_receipt(&args.receipt).or_exit(Exit::Configuration)?;
@@ -60,14 +79,19 @@ pub fn run(args: &VerifyArgs) -> Outcome {
     let standing = receipt.check().or_exit(Exit::Refuted)?;
     check_wishes(args, &receipt, &standing).or_exit(Exit::Refuted)?;
     let threads = args.threads.unwrap_or_else(backend::all_threads);
-    let package = find_package(args, receipt.job.model)?;
+    let package = find_package(args, receipt.job.model, threads)?;
     if let Some(package) = &package {
-        package.verify(threads).and_then(|()| package.prove()).or_exit(Exit::Refuted)?;
-        check_text(args, &receipt, package).or_exit(Exit::Refuted)?;
+        check_tokens(args, &receipt, package)?;
         let backend = backend::open(&args.backend, threads)?;
         check_rerun(&receipt, package, &*backend)?;
     }
-    report(args, &receipt, &standing, package.is_some());
+    let rerun = package.is_some();
+    report(
+        args,
+        &receipt,
+        &standing,
+        &Checked { rerun, text: args.text.as_ref().map(|_| TextChecked { tokens: rerun }) },
+    );
     Ok(())
 }
 
@@ -91,6 +115,11 @@ fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> an
             place.layer
         );
     }
+    if let Some(text) = &args.text
+        && RequestInput::Text(text.clone()).hash(&receipt.job.nonce) != receipt.job.request
+    {
+        bail!("the receipt is about another text");
+    }
     match args.coordinator {
         Some(wanted) if wanted != receipt.coordinator => {
             bail!("the receipt is by coordinator {}, not by {wanted}", receipt.coordinator)
@@ -99,58 +128,80 @@ fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> an
     }
 }
 
-/// The package of that id: the one named, or one in the usual folders.
-fn find_package(args: &VerifyArgs, model: ModelId) -> Result<Option<Package>, Failure> {
+/// The package of that id, verified and proven: the one named, or one in the usual folders. That a package is damaged
+/// says nothing about the receipt.
+fn find_package(args: &VerifyArgs, model: ModelId, threads: NonZeroUsize) -> Result<Option<Package>, Failure> {
     if let Some(path) = &args.package {
-        let package = Package::open(path).with_context(|| path.display().to_string()).or_exit(Exit::Configuration)?;
+        let opened = Package::open_checked(path, threads);
+        let package = opened
+            .with_context(|| format!("{} is not a package that can be run", path.display()))
+            .or_exit(Exit::Configuration)?;
         if package.model_id() != model {
             let wrong = anyhow!("{} is model {}, the receipt is about {model}", path.display(), package.model_id());
-            return Err(wrong).or_exit(Exit::Refuted);
+            return Err(wrong).or_exit(Exit::Configuration);
         }
         return Ok(Some(package));
     }
     let dirs = [paths::data_dir(), paths::cache_dir()].into_iter().flatten().map(|d| d.join("packages"));
     let files = dirs.filter_map(|d| fs::read_dir(d).ok()).flatten().flatten().map(|e| e.path());
-    let packages = files.filter(|p| p.extension().is_some_and(|e| e == "lsp")).filter_map(|p| Package::open(&p).ok());
-    let found = packages.into_iter().find(|p| p.model_id() == model);
+    let packages = files.filter(|p| p.extension().is_some_and(|e| e == "lsp"));
+    let found = packages.into_iter().find_map(|path| sound(&path, model, threads));
     if found.is_none() && args.require_rerun {
-        return Err(anyhow!("package {model} is not on this machine: name it with --package"))
+        return Err(anyhow!("no sound package {model} is on this machine: name one with --package"))
             .or_exit(Exit::Configuration);
     }
     Ok(found)
 }
 
-fn check_text(args: &VerifyArgs, receipt: &Receipt, package: &Package) -> anyhow::Result<()> {
-    let Some(text) = &args.text else { return Ok(()) };
-    if RequestInput::Text(text.clone()).hash(&receipt.job.nonce) != receipt.job.request {
-        bail!("the receipt is about another text");
+/// The package in a file that was found, if it is that model's; one that can't be used is named and passed over.
+fn sound(path: &Path, model: ModelId, threads: NonZeroUsize) -> Option<Package> {
+    let passed_over = |error: ModelError| eprintln!("note: {} is passed over: {error}", path.display());
+    let package = Package::open(path).map_err(passed_over).ok()?;
+    if package.model_id() != model {
+        return None;
     }
-    let tokens = package.tokenizer()?.encode(text, TooLong::Truncate)?;
-    if tokens != receipt.job.tokens {
-        bail!("the job's tokens are not those of the text");
+    package.verify(threads).and_then(|()| package.prove()).map_err(passed_over).ok()?;
+    Some(package)
+}
+
+fn check_tokens(args: &VerifyArgs, receipt: &Receipt, package: &Package) -> Outcome {
+    let Some(text) = &args.text else { return Ok(()) };
+    let tokens = package.tokenizer().or_exit(Exit::Configuration)?.encode(text, TooLong::Truncate);
+    if tokens.or_exit(Exit::Refuted)? != receipt.job.tokens {
+        return Err(anyhow!("the job's tokens are not those of the text")).or_exit(Exit::Refuted);
     }
     Ok(())
 }
 
 fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> Outcome {
     let again = rerun(package, backend, &receipt.job.tokens)
-        .map_err(|error| Failure { exit: exit_of(&error), error: error.into() });
-    let Rerun { roots, output, saturations: _ } = again?;
+        .map_err(|error| Failure { exit: exit_of(&error), error: error.into() })?;
+    compare(receipt, package, &again).or_exit(Exit::Refuted)
+}
+
+/// Everything that the worker signed about its run, with what the run gives here.
+fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Result<()> {
+    let Rerun { roots, output, saturations } = again;
     let signed = &receipt.worker.receipt;
     let layers = package.program().layers.len() - 2;
     if usize::from(signed.layers) != layers {
-        return Err(anyhow!("the receipt is for {} layers; the model has {layers}", signed.layers))
-            .or_exit(Exit::Refuted);
+        bail!("the receipt is for {} layers; the model has {layers}", signed.layers);
     }
     let differs = |(_, (a, b)): &(usize, (&Root, &Root))| a != b;
-    if let Some((layer, (signed, right))) = signed.roots.iter().zip(&roots).enumerate().find(differs) {
+    if let Some((layer, (signed, right))) = signed.roots.iter().zip(roots).enumerate().find(differs) {
         let point = receipt.job.tokens.len() - 1;
         let layer = layer + 1;
-        let wrong = anyhow!("the root of layer {layer} at point {point} is {signed}; the model gives {right}");
-        return Err(wrong).or_exit(Exit::Refuted);
+        bail!("the root of layer {layer} at point {point} is {signed}; the model gives {right}");
     }
-    if receipt.output != output || signed.roots.len() != roots.len() {
-        return Err(anyhow!("the output is not what the model gives")).or_exit(Exit::Refuted);
+    if receipt.output != *output || signed.roots.len() != roots.len() {
+        bail!("the output is not what the model gives");
+    }
+    let work = package.program().macs(receipt.job.tokens.len() as u64);
+    if signed.work_units != work {
+        bail!("the receipt is for {} multiply-accumulates; the run takes {work}", signed.work_units);
+    }
+    if signed.saturations != *saturations {
+        bail!("the receipt is for {} saturated elements; the run has {saturations}", signed.saturations);
     }
     Ok(())
 }
@@ -163,13 +214,15 @@ fn exit_of(error: &EmbedError) -> Exit {
     }
 }
 
-fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, rerun: bool) {
+fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &Checked) {
     let signed = &receipt.worker.receipt;
     if args.json {
         println!(
             "{}",
             json!({
-                "valid": true, "rerun": rerun, "job": signed.job.to_string(), "model_id": signed.model.to_string(),
+                "valid": true, "rerun": checked.rerun, "coordinator_pinned": args.coordinator.is_some(),
+                "text_checked": checked.text.is_some(), "tokens_checked": checked.text.is_some_and(|t| t.tokens),
+                "job": signed.job.to_string(), "model_id": signed.model.to_string(),
                 "worker": signed.worker.to_string(), "coordinator": receipt.coordinator.to_string(),
                 "audits_matched": standing.matched, "audits_mismatched": standing.mismatched,
                 "layer_roots": signed.roots.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -183,9 +236,22 @@ fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, rerun: bool
     println!("coordinator  {}", receipt.coordinator);
     println!("audits       {} matched, {} did not", standing.matched, standing.mismatched);
     println!("signatures, hashes and statements hold");
-    if rerun {
-        println!("run again here: all {} roots and the output are equal", signed.roots.len());
+    match checked.text {
+        None => {}
+        Some(TextChecked { tokens: true }) => println!("the text is the one asked about, and the tokens are its own"),
+        Some(TextChecked { tokens: false }) => {
+            println!("the text is the one asked about; whether the tokens are its own was NOT checked");
+        }
+    }
+    if checked.rerun {
+        println!(
+            "run again here: all {} roots, the output, the work and the saturations are equal",
+            signed.roots.len()
+        );
     } else {
         println!("NOT run again: package {} is not on this machine (name it with --package)", signed.model);
+    }
+    if args.coordinator.is_none() {
+        println!("coordinator key not pinned (--coordinator KEY)");
     }
 }

@@ -2,17 +2,20 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
 use indicatif::ProgressBar;
+use lockstep_kernels::backend::Backend;
 use lockstep_worker::{Config, ErrorKind, Event, Handle, Worker, WorkerError};
 use serde::Deserialize;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::exit::{Exit, Failure, OrExit, Outcome};
-use crate::{backend, config, paths, progress, signals};
+use crate::signals::Signals;
+use crate::{backend, config, paths, progress};
 
 /// Arguments of `lockstep worker`.
 #[derive(Args)]
@@ -23,7 +26,7 @@ use crate::{backend, config, paths, progress, signals};
 )]
 pub struct WorkerArgs {
     /// Configuration file [default: ~/.config/lockstep/worker.toml, if there].
-    #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "LOCKSTEP_WORKER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
@@ -48,6 +51,9 @@ struct Options {
     /// Assignments to hold at a time [default: 16].
     #[arg(long, env = "LOCKSTEP_MAX_IN_FLIGHT", value_name = "N")]
     max_in_flight: Option<NonZeroU32>,
+    /// Most bytes that packages may take on disk, all together [default: 68719476736, which is 64 GiB].
+    #[arg(long, env = "LOCKSTEP_MAX_PACKAGE_BYTES", value_name = "BYTES")]
+    max_package_bytes: Option<u64>,
 }
 
 impl Options {
@@ -59,6 +65,7 @@ impl Options {
             backend: self.backend.or(file.backend),
             threads: self.threads.or(file.threads),
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
+            max_package_bytes: self.max_package_bytes.or(file.max_package_bytes),
         }
     }
 }
@@ -82,6 +89,9 @@ impl Options {
         if let Some(n) = self.max_in_flight {
             config.max_in_flight = n;
         }
+        if let Some(bytes) = self.max_package_bytes {
+            config.max_package_bytes = bytes;
+        }
         Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
     }
 }
@@ -92,28 +102,34 @@ pub fn run(args: WorkerArgs) -> Outcome {
     let (config, backend) = args.options.or(file).resolve().or_exit(Exit::Configuration)?;
     let backend = backend::open(&backend, config.threads)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
-        let mut handle = Worker::start(config, backend).map_err(failure)?;
-        println!("worker {}", handle.id());
-        let events = handle.subscribe();
-        let printing = tokio::spawn(print_events(events));
-        let ended = wait_or_signal(&mut handle).await;
-        printing.abort();
-        ended
-    })
+    let ended = runtime.block_on(serve(config, backend));
+    // What was given up is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(config: Config, backend: Arc<dyn Backend>) -> Outcome {
+    let mut signals = Signals::listen()?;
+    let mut handle = Worker::start(config, backend).map_err(failure)?;
+    println!("worker {}", handle.id());
+    let events = handle.subscribe();
+    let printing = tokio::spawn(print_events(events));
+    let ended = wait_or_signal(&mut handle, &mut signals).await;
+    printing.abort();
+    ended
 }
 
 /// The first signal drains, the second aborts.
-async fn wait_or_signal(handle: &mut Handle) -> Outcome {
+async fn wait_or_signal(handle: &mut Handle, signals: &mut Signals) -> Outcome {
     tokio::select! {
         ended = handle.wait() => return ended.map_err(failure),
-        signal = signals::first() => signal?,
+        signal = signals.next() => signal?,
     }
     tracing::info!("draining: running jobs are finished; a second signal stops at once");
     handle.drain();
     tokio::select! {
         ended = handle.wait() => return ended.map_err(failure),
-        signal = signals::first() => signal?,
+        signal = signals.next() => signal?,
     }
     handle.abort();
     handle.wait().await.map_err(failure)

@@ -67,3 +67,14 @@ pub fn minilm_package() -> Option<&'static Path> {
     };
     PACKAGE.get_or_init(make).as_deref()
 }
+
+/// The second implementation in Python, or `None` with a loud line.
+pub fn second_implementation() -> Option<Command> {
+    let Some(python) = std::env::var_os("LOCKSTEP_PYTHON") else {
+        skipped("LOCKSTEP_PYTHON names no Python with the packages of scripts/requirements.txt: run scripts/test");
+        return None;
+    };
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/second_implementation"));
+    Some(command)
+}

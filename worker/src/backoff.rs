@@ -24,6 +24,11 @@ impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let whole = self.next;
         self.next = whole.saturating_mul(2).min(self.longest);
+        Self::spread(whole)
+    }
+
+    /// Between half of a pause and the whole, drawn at random.
+    pub fn spread(whole: Duration) -> Duration {
         let mut draw = [0; 2];
         // Without randomness the pause is whole.
         let share = getrandom::fill(&mut draw).map_or(u16::MAX, |()| u16::from_le_bytes(draw));

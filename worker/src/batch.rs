@@ -114,7 +114,8 @@ fn take_batch(waiting: &mut VecDeque<Task>, budget: usize) -> Vec<Task> {
     let mut tokens = batch.iter().map(|task| task.tokens.len()).sum::<usize>();
     let mut index = 0;
     while let Some(task) = waiting.get(index) {
-        let fits = task.header.model == batch[0].header.model && tokens + task.tokens.len() <= budget;
+        // A package that was pulled again is another one under the same id.
+        let fits = Arc::ptr_eq(&task.model, &batch[0].model) && tokens + task.tokens.len() <= budget;
         if !fits {
             index += 1;
             continue;

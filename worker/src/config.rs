@@ -29,15 +29,25 @@ pub struct Config {
     pub batch_tokens: usize,
     /// Whether to pull the models that the coordinator serves before they are needed.
     pub prefetch: bool,
+    /// Most bytes that packages may take on disk, all together, pulls under way included. A model that would go beyond
+    /// is refused before anything of it is written.
+    pub max_package_bytes: u64,
+    /// A package that is in use is hashed again before it is used when its last check is older than this.
+    pub recheck: Duration,
     /// The pause after the first connection that fails; it doubles with each further one.
     pub first_pause: Duration,
     /// The longest pause between connections.
     pub longest_pause: Duration,
+    /// A session that lasted so long was good: pauses start again at the first.
+    pub good_session: Duration,
+    /// The pause after another worker with this worker's key took over the session: two that share a key must not keep
+    /// putting each other out.
+    pub replaced_pause: Duration,
 }
 
 impl Config {
-    /// Sixteen assignments at a time in batches of up to 4,096 tokens, models pulled ahead, pauses of half a second to
-    /// half a minute.
+    /// Sixteen assignments at a time in batches of up to 4,096 tokens, models pulled ahead, 64 GiB of packages, each
+    /// checked again every hour, pauses of half a second to half a minute, and of five minutes where two share a key.
     pub fn new(coordinator: NodeId, address: String, data_dir: PathBuf, threads: NonZeroUsize) -> Self {
         Self {
             coordinator,
@@ -48,8 +58,12 @@ impl Config {
             max_in_flight: NonZeroU32::MIN.saturating_add(15),
             batch_tokens: 4_096,
             prefetch: true,
+            max_package_bytes: 64 << 30,
+            recheck: Duration::from_secs(3_600),
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
+            good_session: Duration::from_secs(60),
+            replaced_pause: Duration::from_secs(300),
         }
     }
 

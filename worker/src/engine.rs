@@ -13,17 +13,14 @@ use lockstep_kernels::value::Batch;
 use lockstep_model::embed::{EmbedError, LayerRows, embed};
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{ModelId, Root};
+use lockstep_protocol::ids::Root;
+use lockstep_protocol::limits::{WORKER_LAYERS_AHEAD, WORKER_LOADED_MODELS};
 use lockstep_protocol::messages::{FailureCode, JobResult};
-use lockstep_protocol::receipt::{FinishReason, WorkerReceipt};
+use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
-
-/// Models that stay loaded.
-const LOADED_MODELS: usize = 2;
-/// Layers that may wait to be hashed; then the computation waits.
-const LAYERS_AHEAD: usize = 2;
+use crate::store::Model;
 
 /// The computing thread. It ends after its current batch when it is stopped or dropped.
 #[derive(Debug)]
@@ -70,7 +67,7 @@ struct Runner {
     backend: Arc<dyn Backend>,
     keys: Keypair,
     /// The most recently used last.
-    loaded: Vec<(ModelId, Box<dyn Executor>)>,
+    loaded: Vec<(Arc<Model>, Box<dyn Executor>)>,
 }
 
 /// What a batch gives, one of each for every task.
@@ -82,7 +79,7 @@ struct Computed {
 
 impl Runner {
     fn run(&mut self, tasks: &[Task]) {
-        let model = tasks[0].header.model;
+        let model = Arc::clone(&tasks[0].model);
         // An executor that failed or panicked is not used again.
         let computed = catch_unwind(AssertUnwindSafe(|| {
             let mut executor = self.executor(&tasks[0])?;
@@ -92,7 +89,7 @@ impl Runner {
             }
             let computed = compute(&mut *executor, tasks);
             if !matches!(computed, Err(EmbedError::Backend(_))) {
-                self.loaded.push((model, executor));
+                self.loaded.push((Arc::clone(&model), executor));
             }
             computed.map(|computed| (computed, start.elapsed()))
         }));
@@ -110,10 +107,13 @@ impl Runner {
 
     /// Takes the model's executor out, loaded if it was not.
     fn executor(&mut self, task: &Task) -> Result<Box<dyn Executor>, BackendError> {
-        if let Some(at) = self.loaded.iter().position(|(id, _)| *id == task.header.model) {
+        let id = task.header.model;
+        // A package that was found damaged and pulled again has the same id, and its executor may read damaged bytes.
+        self.loaded.retain(|(model, _)| model.package.model_id() != id || Arc::ptr_eq(model, &task.model));
+        if let Some(at) = self.loaded.iter().position(|(model, _)| model.package.model_id() == id) {
             return Ok(self.loaded.remove(at).1);
         }
-        if self.loaded.len() >= LOADED_MODELS {
+        if self.loaded.len() >= WORKER_LOADED_MODELS {
             self.loaded.remove(0);
         }
         let package = &task.model.package;
@@ -134,27 +134,16 @@ impl Runner {
     }
 
     fn sign(&self, task: &Task, roots: Vec<Root>, output: Vec<i32>, saturations: u64) -> Option<JobResult> {
-        let (job, epoch) = task.key;
         let header = &task.header;
-        let receipt = WorkerReceipt {
-            spec_version: header.spec_version,
-            job,
-            model: header.model,
-            request: header.request,
-            token_count: header.token_count,
-            token_root: header.token_root,
-            epoch,
-            finish: FinishReason::Complete,
-            output_count: u32::try_from(output.len()).ok()?,
-            // The output of an embedding is the one row of the last layer.
-            output_root: *roots.last()?,
+        let run = Run {
+            epoch: task.key.1,
             layers: task.model.layers,
-            head: task.model.geometry(header).ok()?.head(job, epoch, &roots)?,
             roots,
+            output_count: u32::try_from(output.len()).ok()?,
             work_units: task.model.package.program().macs(header.token_count.into()),
             saturations,
-            worker: self.keys.id(),
         };
+        let receipt = WorkerReceipt::of_run(header, run, self.keys.id()).ok()?;
         Some(JobResult { receipt: receipt.sign(&self.keys), output })
     }
 }
@@ -176,7 +165,7 @@ impl Finished {
 fn compute(executor: &mut dyn Executor, tasks: &[Task]) -> Result<Computed, EmbedError> {
     let program = tasks[0].model.package.program();
     let batch = Batch { sequences: tasks.iter().map(|task| task.tokens.clone()).collect() };
-    let (sender, receiver) = sync_channel(LAYERS_AHEAD);
+    let (sender, receiver) = sync_channel(WORKER_LAYERS_AHEAD);
     let (ran, roots) = std::thread::scope(|scope| {
         let hasher = scope.spawn(|| hash_layers(receiver, tasks));
         let ran = run_layers(executor, program, &batch, tasks, sender);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Place, Root};
+use lockstep_protocol::limits::WORKER_EVENT_LAG;
 use lockstep_protocol::messages::FailureCode;
 use tokio::sync::broadcast;
 
@@ -144,16 +145,13 @@ pub enum Event {
     Draining,
 }
 
-/// Events that a slow watcher may be behind before it misses some.
-const BEHIND: usize = 4_096;
-
 /// Where events go. Nobody needs to watch.
 #[derive(Clone, Debug)]
 pub(crate) struct Events(broadcast::Sender<Event>);
 
 impl Events {
     pub fn new() -> (Self, broadcast::Receiver<Event>) {
-        let (sender, receiver) = broadcast::channel(BEHIND);
+        let (sender, receiver) = broadcast::channel(WORKER_EVENT_LAG);
         (Self(sender), receiver)
     }
 

@@ -8,6 +8,9 @@
 //! - `engine`: the thread that computes. It runs waiting assignments of one model as one batch, which changes no byte,
 //!   and hashes each layer while the next one runs.
 //! - `store`, `pull`: packages on disk, verified before use, fetched range by range and resumed after a crash.
+//!   A package in use is hashed again before its first use after [`Config::recheck`], an hour by default, and once more
+//!   when the coordinator found the worker wrong. In between, a file that is changed under its mapping goes unnoticed,
+//!   and its results are wrong: the check bounds for how long, no more.
 //! - `preflight`: the backend's conformance to the oracle, and its speed.
 //! - `data_dir`: the worker's folder, its lock and its key.
 //!

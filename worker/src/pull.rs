@@ -9,8 +9,8 @@ use lockstep_link::{Frames, LinkError, send};
 use lockstep_model::ModelError;
 use lockstep_model::package::{Manifest, Package, PackageAssembler};
 use lockstep_protocol::ids::{ModelId, Root};
-use lockstep_protocol::limits::CHUNK_BYTES;
-use lockstep_protocol::messages::{PackageReply, PackageRequest};
+use lockstep_protocol::limits::{CHUNK_BYTES, PULL_PATIENCE_MS, PULL_REQUESTS_AHEAD};
+use lockstep_protocol::messages::{FailureCode, PackageReply, PackageRequest};
 use lockstep_protocol::openings::{ChunkRange, verify_range};
 use quinn::{Connection, SendStream};
 
@@ -18,16 +18,18 @@ use crate::batch::Failure;
 use crate::event::{Event, Events};
 use crate::store::{blocking, unavailable};
 
-/// Ranges that are asked for before the first of them has come.
-const AHEAD: usize = 4;
-/// A coordinator that sends nothing for so long is not waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What an interrupted pull left open. The file stays locked as long as this lives, so a range that was still being
 /// written when its pull was dropped is never in the way of the next pull.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Partial {
     open: Option<(Arc<Manifest>, Assembler)>,
+}
+
+impl Partial {
+    /// Whether nothing was begun.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_none()
+    }
 }
 
 type Assembler = Arc<Mutex<Option<PackageAssembler>>>;
@@ -38,12 +40,13 @@ pub(crate) async fn pull(
     model: ModelId,
     path: &Path,
     partial: &mut Partial,
+    max_bytes: u64,
     events: &Events,
 ) -> Result<Package, Failure> {
     let mut stream = PackageStream::open(connection).await?;
     let (manifest, assembler) = match partial.open.take() {
         Some(open) => open,
-        None => begin(&mut stream, model, path).await?,
+        None => begin(&mut stream, model, path, max_bytes).await?,
     };
     // Back in its place before anything is awaited: a pull that is dropped must leave it behind.
     partial.open = Some((Arc::clone(&manifest), Arc::clone(&assembler)));
@@ -55,17 +58,44 @@ pub(crate) async fn pull(
     finished.map_err(from_model)
 }
 
-async fn begin(stream: &mut PackageStream, model: ModelId, path: &Path) -> Result<(Arc<Manifest>, Assembler), Failure> {
+/// Asks for the manifest. Nothing is written before it was found to be the model's, and the package to fit.
+async fn begin(
+    stream: &mut PackageStream,
+    model: ModelId,
+    path: &Path,
+    max_bytes: u64,
+) -> Result<(Arc<Manifest>, Assembler), Failure> {
     stream.ask(PackageRequest::GetManifest { model }).await?;
     let PackageReply::Manifest { bytes } = stream.reply().await? else {
         return Err(unavailable(format!("the coordinator has no manifest of model {model}")));
     };
     let path = path.to_path_buf();
-    let opened = blocking(move || {
-        let assembler = PackageAssembler::open(&path, model, &bytes)?;
-        Ok((Arc::new(Manifest::parse(&bytes)?), Arc::new(Mutex::new(Some(assembler)))))
-    });
-    opened.await?.map_err(from_model)
+    blocking(move || {
+        if Manifest::model_id(&bytes) != model {
+            return Err(unavailable(format!("the coordinator's manifest is not that of model {model}")));
+        }
+        let manifest = Manifest::parse(&bytes).map_err(from_model)?;
+        check_room(&path, &manifest, bytes.len(), max_bytes)?;
+        let assembler = PackageAssembler::open(&path, model, &bytes).map_err(from_model)?;
+        Ok((Arc::new(manifest), Arc::new(Mutex::new(Some(assembler)))))
+    })
+    .await?
+}
+
+/// Refuses a package that does not fit beside the others. A pull under way counts with its full length from its start.
+fn check_room(path: &Path, manifest: &Manifest, manifest_bytes: usize, max_bytes: u64) -> Result<(), Failure> {
+    let blobs = manifest.blobs().fold(manifest_bytes as u64, |sum, blob| sum.saturating_add(blob.bytes));
+    let own = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let entries = path.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+    // What an earlier pull of this package left is part of it.
+    let others = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with(&own));
+    let held = others.filter_map(|entry| entry.metadata().ok()).fold(0_u64, |sum, file| sum.saturating_add(file.len()));
+    if held.saturating_add(blobs) <= max_bytes {
+        return Ok(());
+    }
+    let reason =
+        format!("the package has {blobs} bytes, the others here {held}; this worker holds at most {max_bytes}");
+    Err(Failure::new(FailureCode::ModelRefused, reason))
 }
 
 /// One range to ask for.
@@ -110,7 +140,7 @@ async fn fetch(
     let mut parts = parts(manifest, needed.blob, needed.offset);
     let mut asked = VecDeque::new();
     loop {
-        while asked.len() < AHEAD
+        while asked.len() < PULL_REQUESTS_AHEAD
             && let Some(part) = parts.next()
         {
             stream.ask(PackageRequest::GetBlob { model, blob: part.blob, range: part.range }).await?;
@@ -169,11 +199,12 @@ impl PackageStream {
     }
 
     async fn reply(&mut self) -> Result<PackageReply, Failure> {
-        match tokio::time::timeout(PATIENCE, self.replies.next()).await {
+        let patience = Duration::from_millis(PULL_PATIENCE_MS);
+        match tokio::time::timeout(patience, self.replies.next()).await {
             Ok(Ok(Some(reply))) => Ok(reply),
             Ok(Ok(None)) => Err(unavailable("the coordinator ended the package stream")),
             Ok(Err(error)) => Err(broken(error)),
-            Err(_) => Err(unavailable(format!("the coordinator sent nothing for {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(unavailable(format!("the coordinator sent nothing for {} s", patience.as_secs()))),
         }
     }
 }

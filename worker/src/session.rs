@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS};
+use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES};
 use lockstep_protocol::messages::{
     FailureCode, Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
-use quinn::{Connection, SendStream};
+use quinn::{Connection, ConnectionError, SendStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -23,10 +23,8 @@ use crate::event::Event;
 use crate::handle::Stop;
 use crate::supervisor::Shared;
 
-/// Messages that wait for the control stream; then whoever has more to say waits.
-const OUTBOX: usize = 64;
-/// How long a drained worker waits for the acknowledgement of its last results.
-const LAST_WAIT: Duration = Duration::from_millis(SILENCE_MS);
+/// What a close says that makes room for a newer session of the same key.
+const REPLACED: &str = "another session";
 
 /// How a connection ended, when the worker goes on or ends well.
 #[derive(Debug)]
@@ -35,6 +33,8 @@ pub(crate) enum End {
     Drained,
     /// The connection is over; another is to be tried.
     Lost(String),
+    /// The coordinator closed it because a worker with the same key joined; what it said.
+    Replaced(String),
 }
 
 /// How a task of the session ended.
@@ -80,7 +80,7 @@ impl Session {
                 return Ok(Err("the coordinator's first message is no welcome".into()));
             }
         };
-        let (outbox, letters) = mpsc::channel(OUTBOX);
+        let (outbox, letters) = mpsc::channel(WORKER_OUTBOX_MESSAGES);
         let in_flight = Arc::new(AtomicU32::new(0));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(&in_flight)));
@@ -138,7 +138,7 @@ impl Session {
                         Some(reason) => return Ok(End::Lost(reason)),
                     },
                     Ok(None) => return Ok(End::Lost("the coordinator ended the control stream".into())),
-                    Err(error) => return Ok(End::Lost(lost(&self.connection, &error))),
+                    Err(error) => return Ok(replaced(&self.connection).unwrap_or_else(|| End::Lost(lost(&self.connection, &error)))),
                 },
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
                 () = told_to_drain(&mut self.stop), if give_up.is_none() => self.begin_drain().await,
@@ -154,7 +154,7 @@ impl Session {
     }
 
     async fn begin_drain(&mut self) {
-        self.give_up = Some(Instant::now() + LAST_WAIT);
+        self.give_up = Some(Instant::now() + Duration::from_millis(WORKER_LAST_WAIT_MS));
         self.shared.events.emit(Event::Draining);
         self.say(ToCoordinator::Draining).await;
     }
@@ -311,6 +311,14 @@ fn lost(connection: &Connection, error: &LinkError) -> String {
         Some(reason) => reason.to_string(),
         None => error.to_string(),
     }
+}
+
+/// Whether the coordinator closed the connection because another session with this worker's key joined. Its close has
+/// no code of its own for that, but says so.
+fn replaced(connection: &Connection) -> Option<End> {
+    let Some(ConnectionError::ApplicationClosed(closed)) = connection.close_reason() else { return None };
+    let reason = String::from_utf8_lossy(&closed.reason);
+    reason.contains(REPLACED).then(|| End::Replaced(reason.chars().take(MAX_REASON_BYTES).collect()))
 }
 
 /// A coordinator that is full may have room later; everything else needs a person.

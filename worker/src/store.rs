@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lockstep_kernels::program::Rows;
 use lockstep_model::ModelError;
@@ -16,6 +17,7 @@ use lockstep_protocol::messages::FailureCode;
 use quinn::Connection;
 
 use crate::batch::Failure;
+use crate::config::Config;
 use crate::event::{Event, Events};
 use crate::pull::{Partial, pull};
 
@@ -58,24 +60,65 @@ enum Slot {
     /// A pull that was interrupted.
     Partial(Partial),
     /// Ready to run.
-    Ready(Arc<Model>),
+    Ready {
+        model: Arc<Model>,
+        /// When its digests were last verified.
+        checked: Instant,
+    },
     /// The bytes are the model's, and fail their checks. They will not change.
     Refused(Failure),
 }
+
+impl Slot {
+    /// Whether it holds nothing that a later caller could go on with.
+    fn is_spent(&self) -> bool {
+        match self {
+            Self::Unknown | Self::Refused(_) => true,
+            Self::Partial(partial) => partial.is_empty(),
+            Self::Ready { .. } => false,
+        }
+    }
+}
+
+/// A caller's interest in a slot, dropped after the slot's own handle. The last one to let go of a slot that came to nothing takes it off the list, which a
+/// coordinator could otherwise grow without end.
+struct Hold<'a> {
+    slots: &'a Slots,
+    model: ModelId,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only the list still has it, and whoever wants it waits for the list's lock.
+        let spent = |slot: &Arc<tokio::sync::Mutex<Slot>>| {
+            Arc::strong_count(slot) == 1 && slot.try_lock().is_ok_and(|slot| slot.is_spent())
+        };
+        if slots.get(&self.model).is_some_and(spent) {
+            slots.remove(&self.model);
+        }
+    }
+}
+
+/// Whoever holds a slot's lock works on that model; the others wait for the outcome.
+type Slots = Mutex<BTreeMap<ModelId, Arc<tokio::sync::Mutex<Slot>>>>;
 
 /// The packages of a worker.
 #[derive(Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
     threads: NonZeroUsize,
+    max_bytes: u64,
+    recheck: Duration,
     events: Events,
-    /// Whoever holds a slot's lock works on that model; the others wait for the outcome.
-    slots: Mutex<BTreeMap<ModelId, Arc<tokio::sync::Mutex<Slot>>>>,
+    /// At most [`MAX_HELD_MODELS`].
+    slots: Slots,
 }
 
 impl Store {
-    pub fn new(dir: PathBuf, threads: NonZeroUsize, events: Events) -> Self {
-        Self { dir, threads, events, slots: Mutex::default() }
+    pub fn new(dir: PathBuf, config: &Config, events: Events) -> Self {
+        let &Config { threads, max_package_bytes: max_bytes, recheck, .. } = config;
+        Self { dir, threads, max_bytes, recheck, events, slots: Mutex::default() }
     }
 
     /// Models that lie in the folder. Each is verified before its first use.
@@ -92,17 +135,30 @@ impl Store {
     ///
     /// Dropping the future leaves what was pulled so far for the next caller.
     pub async fn ensure(&self, model: ModelId, connection: &Connection) -> Result<(Arc<Model>, bool), Failure> {
-        let slot = self.slot(model);
-        let mut slot = slot.lock().await;
+        let (_hold, slot) = self.hold(model)?;
+        let mut slot = slot.lock_owned().await;
         match &*slot {
-            Slot::Ready(ready) => return Ok((Arc::clone(ready), false)),
+            Slot::Ready { model: ready, checked } if checked.elapsed() < self.recheck => {
+                return Ok((Arc::clone(ready), false));
+            }
+            Slot::Ready { model: ready, .. } => {
+                let ready = Arc::clone(ready);
+                match self.check_again(&ready).await? {
+                    Ok(()) => {
+                        *slot = Slot::Ready { model: Arc::clone(&ready), checked: Instant::now() };
+                        return Ok((ready, false));
+                    }
+                    // What lies on disk is looked at anew, and pulled again if it is the damaged one.
+                    Err(_) => *slot = Slot::Unknown,
+                }
+            }
             Slot::Refused(failure) => return Err(failure.clone()),
             Slot::Partial(_) | Slot::Unknown => {}
         }
         let found = self.find_or_pull(&mut slot, model, connection).await;
         match &found {
             Ok((ready, _)) => {
-                *slot = Slot::Ready(Arc::clone(ready));
+                *slot = Slot::Ready { model: Arc::clone(ready), checked: Instant::now() };
                 self.events.emit(Event::ModelReady { model });
             }
             Err(failure) => {
@@ -113,6 +169,31 @@ impl Store {
             }
         }
         found
+    }
+
+    /// Hashes the packages that are in use once more, for a worker that was found wrong: events tell which of them are
+    /// damaged on this machine.
+    pub async fn check_all(&self) {
+        let slots: Vec<_> = self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for slot in slots {
+            if let Slot::Ready { model, .. } = &*slot.lock().await {
+                // The event has told; a check that could not be made tells nothing.
+                let _ = self.check_again(model).await;
+            }
+        }
+    }
+
+    /// Hashes the bytes that runs read, as they are now: a disk or another program may have changed them under the
+    /// mapping. The inner error is told as an event.
+    async fn check_again(&self, model: &Arc<Model>) -> Result<Result<(), ModelError>, Failure> {
+        let (held, threads) = (Arc::clone(model), self.threads);
+        let checked = blocking(move || held.package.verify(threads)).await?;
+        if let Err(error) = &checked {
+            let (model, reason) = (model.package.model_id(), format!("damaged since it was verified: {error}"));
+            tracing::error!(%model, %error, "a package was damaged while in use; results since its last check may be wrong");
+            self.events.emit(Event::ModelFailed { model, reason });
+        }
+        Ok(checked)
     }
 
     async fn find_or_pull(
@@ -138,13 +219,17 @@ impl Store {
             *slot = Slot::Partial(Partial::default());
         }
         let Slot::Partial(partial) = slot else { return Err(unavailable("no pull was begun")) };
-        let package = pull(connection, model, &path, partial, &self.events).await?;
+        let package = pull(connection, model, &path, partial, self.max_bytes, &self.events).await?;
         Ok((Arc::new(blocking(|| Model::admit(package)).await??), true))
     }
 
-    fn slot(&self, model: ModelId) -> Arc<tokio::sync::Mutex<Slot>> {
+    fn hold(&self, model: ModelId) -> Result<(Hold<'_>, Arc<tokio::sync::Mutex<Slot>>), Failure> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(slots.entry(model).or_default())
+        if slots.len() >= MAX_HELD_MODELS && !slots.contains_key(&model) {
+            return Err(unavailable(format!("{MAX_HELD_MODELS} models are here or on their way")));
+        }
+        let slot = Arc::clone(slots.entry(model).or_default());
+        Ok((Hold { slots: &self.slots, model }, slot))
     }
 }
 

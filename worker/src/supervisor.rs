@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use lockstep_kernels::backend::Backend;
 use lockstep_link::{Client, Close, LinkError, close};
 use lockstep_protocol::limits::{MAX_IN_FLIGHT, MAX_NAME_BYTES};
-use lockstep_protocol::messages::{Hello, JobResult, PROTOCOL_VERSION};
+use lockstep_protocol::messages::{Hello, JobResult, PROTOCOL_VERSION, RefusalCode};
 use quinn::Connection;
 use tokio::sync::watch;
 
@@ -88,12 +89,20 @@ impl Supervisor {
         };
         let engine = Engine::start(backend, dir.keys.clone(), config.batch_tokens);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
-        let store = Store::new(dir.packages.clone(), config.threads, events.clone());
+        let store = Store::new(dir.packages.clone(), &config, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let shared = Arc::new(Shared { config, events, store, engine, results: Mutex::default() });
         let mut service = Service { shared, hello, client, backoff, stop };
         let ended = service.serve().await;
+        if let Err(WorkerError::Refused { code: RefusalCode::Quarantined, .. }) = ended {
+            // Whoever looks into it should know whether a damaged file was the reason.
+            let mut stop = service.stop.clone();
+            tokio::select! {
+                () = service.shared.store.check_all() => {}
+                () = stopped(&mut stop, Stop::Abort) => {}
+            }
+        }
         service.client.wait_idle().await;
         let shared = service.shared;
         blocking(move || shared.engine.stop()).await?;
@@ -135,15 +144,21 @@ impl Service {
                 ended = self.attempt() => ended?,
                 () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
             };
-            let reason = match ended {
+            let (reason, retry_in) = match ended {
                 // An abort may have come just before the end.
                 End::Drained if *self.stop.borrow() == Stop::Abort => return Err(WorkerError::Aborted),
                 End::Drained => return Ok(()),
                 // What ran is lost with the connection, so there is nothing left to finish.
-                End::Lost(_) if *self.stop.borrow() != Stop::No => continue,
-                End::Lost(reason) => reason,
+                End::Lost(_) | End::Replaced(_) if *self.stop.borrow() != Stop::No => continue,
+                End::Lost(reason) => (reason, self.backoff.pause()),
+                End::Replaced(said) => {
+                    let reason = format!(
+                        "another worker uses this key and took over ({said}); each worker needs a data directory of its own"
+                    );
+                    tracing::warn!("{reason}");
+                    (reason, Backoff::spread(self.shared.config.replaced_pause))
+                }
             };
-            let retry_in = self.backoff.pause();
             self.shared.events.emit(Event::Disconnected { reason, retry_in });
             tokio::select! {
                 () = tokio::time::sleep(retry_in) => {}
@@ -186,8 +201,12 @@ impl Service {
         let session = Session::open(&self.shared, connection, &self.hello, self.stop.clone()).await?;
         let ended = match session {
             Ok(session) => {
-                self.backoff.reset();
-                session.serve().await
+                let start = Instant::now();
+                let ended = session.serve().await;
+                if start.elapsed() >= self.shared.config.good_session {
+                    self.backoff.reset();
+                }
+                ended
             }
             Err(reason) => Ok(End::Lost(reason)),
         };

@@ -11,7 +11,7 @@ mod session;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_protocol::limits::{GOODBYE_MS, MAX_PENDING_CONNECTIONS, MAX_WORKERS, OPENINGS_PER_CORE};
@@ -100,9 +100,12 @@ impl Sessions {
         }
     }
 
+    fn pending(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_crowded(&self) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).values().sum::<usize>()
-            > MAX_PENDING_CONNECTIONS / 2
+        self.pending().values().sum::<usize>() > MAX_PENDING_CONNECTIONS / 2
     }
 
     fn next_session(&self) -> u64 {
@@ -120,7 +123,7 @@ struct Entry {
 
 impl Entry {
     fn new(sessions: &Arc<Sessions>, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
-        let mut pending = sessions.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = sessions.pending();
         let count = pending.entry(address).or_default();
         if *count >= MAX_PENDING_CONNECTIONS {
             return None;
@@ -137,7 +140,7 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut pending = self.sessions.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.sessions.pending();
         if let Some(count) = pending.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
@@ -73,8 +73,12 @@ impl Session {
         self.sessions.engine.send(message).await.map_err(|_| End::Shutdown)
     }
 
+    fn assigned(&self) -> MutexGuard<'_, BTreeMap<(JobId, LeaseEpoch), bool>> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn claim(&self, job: JobId, epoch: LeaseEpoch) -> Claim {
-        match self.assigned.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&(job, epoch)) {
+        match self.assigned().get_mut(&(job, epoch)) {
             None => Claim::Stray,
             Some(taken) if *taken => Claim::Twice,
             Some(taken) => {
@@ -85,7 +89,7 @@ impl Session {
     }
 
     pub fn is_live(&self, job: JobId, epoch: LeaseEpoch) -> bool {
-        self.assigned.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&(job, epoch))
+        self.assigned().contains_key(&(job, epoch))
     }
 
     pub fn may_stray(&self) -> bool {
@@ -93,11 +97,11 @@ impl Session {
     }
 
     fn assign(&self, job: JobId, epoch: LeaseEpoch) {
-        self.assigned.lock().unwrap_or_else(PoisonError::into_inner).insert((job, epoch), false);
+        self.assigned().insert((job, epoch), false);
     }
 
     fn unassign(&self, job: JobId, epoch: LeaseEpoch) {
-        self.assigned.lock().unwrap_or_else(PoisonError::into_inner).remove(&(job, epoch));
+        self.assigned().remove(&(job, epoch));
     }
 }
 

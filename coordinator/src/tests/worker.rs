@@ -11,8 +11,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{Hello, JobMessage, JobResult, PROTOCOL_VERSION, ToCoordinator, ToWorker, Welcome};
-use lockstep_protocol::receipt::{FinishReason, WorkerReceipt};
-use lockstep_protocol::trace::root_of_rows;
+use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use quinn::{Connection, SendStream};
 
 use crate::models::Model;
@@ -84,26 +83,15 @@ impl Worker {
         if let Some(index) = lie {
             roots[index] = Root::from_bytes([0x66; 32]);
         }
-        let header = job.header();
-        let geometry = header.geometry(LAYERS).unwrap();
-        let receipt = WorkerReceipt {
-            spec_version: job.spec_version,
-            job: header.id(),
-            model: job.model,
-            request: job.request,
-            token_count: header.token_count,
-            token_root: header.token_root,
+        let run = Run {
             epoch,
-            finish: FinishReason::Complete,
-            output_count: output.len() as u32,
-            output_root: root_of_rows(&output, output.len()),
             layers: LAYERS,
-            head: geometry.head(header.id(), epoch, &roots).unwrap(),
             roots,
+            output_count: output.len() as u32,
             work_units: self.model.package().program().macs(job.tokens.len() as u64),
             saturations: 0,
-            worker: self.keys.id(),
         };
+        let receipt = WorkerReceipt::of_run(&job.header(), run, self.keys.id()).unwrap();
         JobResult { receipt: receipt.sign(&self.keys), output }
     }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use self::statement::{NO_STATEMENT, SignedStatement, Statement, StatementKind};
-pub use self::worker::{FinishReason, SignedReceipt, WorkerReceipt};
+pub use self::worker::{FinishReason, Run, SignedReceipt, WorkerReceipt};
 use crate::canonical::to_bytes;
 use crate::domain::Domain;
 use crate::identity::{IdentityError, Keypair};

@@ -73,7 +73,55 @@ pub struct WorkerReceipt {
     pub worker: NodeId,
 }
 
+/// What a worker knows at the end of a run and a job does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The assignment under which it ran.
+    pub epoch: LeaseEpoch,
+    /// Transformer layers of the model.
+    pub layers: u16,
+    /// The streamed roots: for each commitment point, layers 1 to L + 1.
+    pub roots: Vec<Root>,
+    /// How many numbers came out.
+    pub output_count: u32,
+    /// Multiply-accumulates of the run, as the program counts them.
+    pub work_units: u64,
+    /// Values that saturated during the run.
+    pub saturations: u64,
+}
+
 impl WorkerReceipt {
+    /// The receipt of a whole run of an embedding, to be signed by `worker`.
+    ///
+    /// # Errors
+    /// [`ReceiptError::Job`] and [`ReceiptError::RootCount`] where the run has another shape than the job.
+    pub fn of_run(job: &JobHeader, run: Run, worker: NodeId) -> Result<Self, ReceiptError> {
+        let (id, geometry) = (job.id(), job.geometry(run.layers).map_err(ReceiptError::Job)?);
+        let wrong_count = ReceiptError::RootCount { expected: geometry.len(), found: run.roots.len() };
+        let (Some(head), Some(last)) = (geometry.head(id, run.epoch, &run.roots), run.roots.last()) else {
+            return Err(wrong_count);
+        };
+        Ok(Self {
+            spec_version: job.spec_version,
+            job: id,
+            model: job.model,
+            request: job.request,
+            token_count: job.token_count,
+            token_root: job.token_root,
+            epoch: run.epoch,
+            finish: FinishReason::Complete,
+            output_count: run.output_count,
+            // The output of an embedding is the one row of the output layer.
+            output_root: *last,
+            layers: run.layers,
+            head,
+            roots: run.roots,
+            work_units: run.work_units,
+            saturations: run.saturations,
+            worker,
+        })
+    }
+
     /// What the coordinator's statements call this receipt.
     pub fn digest(&self) -> Digest {
         Domain::WorkerReceipt.hash(&to_bytes(self))

@@ -1,0 +1,184 @@
+"""Sections 8 to 15: receipts."""
+import json
+import re
+
+import numpy as np
+from blake3 import blake3
+
+from inference import Refused, require, root
+
+
+# ---- Sections 8 to 15: receipts -----------------------------------------------------------------------------------
+
+# 11.1, 13.1, 14.1, 14.2, 12.1: a name, then its fields with their types; T* is `seq T`.
+STRUCTS = {name: [field.split(":") for field in fields] for name, *fields in (text.split() for text in """
+    job spec_version:u32 model:b32 kind:kind tokens:u32* request:b32 seed:b32 nonce:b32;
+    worker_receipt spec_version:u32 job:b32 model:b32 request:b32 token_count:u32 token_root:b32 epoch:u64 finish:finish
+        output_count:u32 output_root:b32 layers:u16 roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
+    statement coordinator:b32 subject:b32 previous:b32 time:u64 kind:event;
+    accepted; audited auditor:b32 receipt:b32 matched:bool; place point:u32 layer:u16;
+    refuted receipt:b32 place:place claimed:b32 correct:b32""".split(";"))}
+EVENTS = ["accepted", "audited", "refuted"]
+
+
+def encode(kind, value):
+    """Section 7 on the JSON of 15.2: the canonical bytes, or a refusal."""
+    if kind in STRUCTS:
+        names = [name for name, _ in STRUCTS[kind]]
+        require(type(value) is dict and sorted(value) == sorted(names), "15.2", f"fields of {kind}")
+        return b"".join(encode(type_, value[name]) for name, type_ in STRUCTS[kind])
+    if kind.endswith("*"):
+        require(type(value) is list, "15.2", "a list")
+        return encode("u32", len(value)) + b"".join(encode(kind[:-1], item) for item in value)
+    if kind == "event":
+        require(type(value) is dict and len(value) == 1, "15.2", "a statement's kind")
+        (tag, body), = value.items()
+        require(tag in EVENTS, "14.2", "a statement's kind")
+        return encode("u16", EVENTS.index(tag) + 1) + encode(tag, body)
+    if kind in ("kind", "finish"):
+        require(value == {"kind": "embedding", "finish": "complete"}[kind], "11.2, 13.1", kind)
+        return encode("u16", 1)
+    if kind == "bool":
+        require(type(value) is bool, "15.2", "a bool")
+        return bytes([value])
+    size = int(kind[1:])
+    if kind[0] == "u":
+        require(type(value) is int and 0 <= value < 2**size, "15.2", "an integer")
+        return value.to_bytes(size // 8, "little")
+    require(type(value) is str and re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value), "7.8", "bytes in hexadecimal")
+    return bytes.fromhex(value)
+
+
+def derive(context, data):
+    """1.7 and 8.1."""
+    return blake3(data, derive_key_context=f"lockstep 2026-11 v1 {context}").digest()
+
+
+def verify(key, digest, signature):
+    """9.2 and 9.3. OpenSSL refuses an S that is not canonical and uses no cofactor; small orders are refused here: by
+    the doubling formula, the y of a point whose order divides 8 is a root of y (y^2 - 1) (d y^4 + 2 y^2 - 1)."""
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    except ImportError:
+        return False
+    p = 2**255 - 19
+    key, signature = encode("b32", key), encode("b64", signature)
+    for point in (key, signature[:32]):
+        y = int.from_bytes(point, "little") % 2**255
+        small = y * (y * y - 1) * (-121665 * pow(121666, -1, p) * y**4 + 2 * y * y - 1) % p == 0
+        require(not small, "9.3", "a point of small order")
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, digest)
+    except (InvalidSignature, ValueError):
+        raise Refused("9.2: a signature does not verify")
+    return True
+
+
+def chain(job_id, epoch, point, roots):
+    """12.2 and 12.3."""
+    head = derive("chain start", job_id + encode("u64", epoch))
+    for layer, root_ in enumerate(roots, 1):
+        head = derive("chain step", head + encode("u32", point) + encode("u16", layer) + encode("b32", root_))
+    return head.hex()
+
+
+def check_fits(run, job, job_id, output=None):
+    """13.5, and 13.4. The digest of the worker's receipt."""
+    require(type(run) is dict and sorted(run) == ["receipt", "signature"], "15.2", "fields of a run")
+    r = run["receipt"]
+    digest = derive("worker receipt", encode("worker_receipt", r))  # also checks the types of all fields
+    require(r["epoch"] >= 1 and 1 <= r["output_count"] <= 65536 and 1 <= r["layers"] <= 512, "13.1", "limits")
+    same = all(r[field] == job[field] for field in ("spec_version", "model", "request"))
+    require(same and r["job"] == job_id.hex() and r["token_count"] == len(job["tokens"])
+            and r["token_root"] == token_root(job).hex(), "13.5", "a run of another job")
+    require(len(r["roots"]) == r["layers"] + 1 and r["roots"][-1] == r["output_root"], "12.2, 13.4", "roots")
+    require(r["head"] == chain(job_id, r["epoch"], len(job["tokens"]) - 1, r["roots"]), "12.3", "the chain head")
+    if output is not None:
+        require(type(output) is list and len(output) == r["output_count"]
+                and all(type(x) is int and -2**31 <= x < 2**31 for x in output), "13.4", "the output")
+        require(root(np.array([output])).hex() == r["output_root"], "13.4", "the output's root")
+    return digest.hex(), verify(r["worker"], digest, run["signature"])
+
+
+def token_root(job):
+    """11.3."""
+    return blake3(b"".join(encode("u32", token) for token in job["tokens"])).digest()
+
+
+def check_job(job):
+    """11.1, 11.2 and 11.4: the job id."""
+    encode("job", job)
+    require(job["spec_version"] == 1 and 1 <= len(job["tokens"]) <= 131072, "11", "limits of a job")
+    ends = [encode("u32", 1) + encode("b32", job["model"]) + encode("u16", 1) + encode("u32", len(job["tokens"])),
+            token_root(job), *(encode("b32", job[field]) for field in ("request", "seed", "nonce"))]
+    return derive("job id", b"".join(ends))
+
+
+def check_statements(receipt, digests):
+    """Section 14 and the second half of 15.3. Whether `worker` has been refuted (15.4)."""
+    runs = [receipt["worker"], *receipt["audits"]]
+    result = lambda r: [r[field] for field in ("layers", "roots", "output_root", "output_count", "finish")]  # 13.6
+    previous, time, audited, refuted, signed = bytes(32), 0, 0, set(), True
+    for number, item in enumerate(receipt["statements"]):
+        require(type(item) is dict and sorted(item) == ["signature", "statement"], "15.2", "fields of a statement")
+        s = item["statement"]
+        digest = derive("coordinator statement", encode("statement", s))
+        (kind, body), = s["kind"].items()
+        require(s["coordinator"] == receipt["coordinator"] and s["subject"] == digests[0]
+                and s["previous"] == previous.hex() and s["time"] >= time, "15.3", "the chain of statements")
+        require((kind == "accepted") == (number == 0), "14.4", "the first statement, and only it, accepts")
+        signed &= verify(receipt["coordinator"], digest, item["signature"])
+        if kind == "audited":
+            audited += 1
+            require(audited < len(runs), "15.3", "a statement about no audit")
+            r = runs[audited]["receipt"]
+            matched = result(r) == result(runs[0]["receipt"])
+            require([body["auditor"], body["receipt"], body["matched"]] == [r["worker"], digests[audited], matched],
+                    "15.3", "a statement about another audit")
+        elif kind == "refuted":
+            require(body["receipt"] in digests and body["receipt"] not in refuted, "15.3", "refuted: no run, or twice")
+            refuted.add(body["receipt"])
+            r, place = runs[digests.index(body["receipt"])]["receipt"], body["place"]
+            require(place["point"] == r["token_count"] - 1 and 1 <= place["layer"] <= len(r["roots"])
+                    and body["claimed"] == r["roots"][place["layer"] - 1] != body["correct"], "15.3", "a refuted place")
+        previous, time = digest, s["time"]
+    require(receipt["statements"], "14.4", "no statement")
+    require(audited == len(receipt["audits"]), "15.3", "an audit without its statement")
+    return digests[0] in refuted, signed
+
+
+def check_receipt(path, package, texts):
+    """Section 15, then the run itself where the package is the receipt's."""
+    def unique(pairs):
+        require(len({name for name, _ in pairs}) == len(pairs), "15.2", "a field that is doubled")
+        return dict(pairs)
+
+    with open(path, encoding="utf-8") as file:  # "-0" is not what an integer is written as
+        receipt = json.load(file, object_pairs_hook=unique, parse_int=lambda text: -0.0 if text == "-0" else int(text))
+    fields = ["audits", "coordinator", "format", "job", "output", "statements", "worker"]
+    require(type(receipt) is dict and sorted(receipt) == fields, "15.1", "fields of the receipt")
+    require(receipt["format"] == "lockstep receipt 1", "15.1", "format")
+    require(type(receipt["audits"]) is type(receipt["statements"]) is list, "15.1", "audits and statements")
+    encode("b32", receipt["coordinator"])
+    job, job_id = receipt["job"], check_job(receipt["job"])
+    checked = [check_fits(receipt["worker"], job, job_id, receipt["output"]),
+               *(check_fits(run, job, job_id) for run in receipt["audits"])]
+    runs = [run["receipt"] for run in (receipt["worker"], *receipt["audits"])]
+    for field in ("worker", "epoch"):
+        require(len({r[field] for r in runs}) == len(runs), "15.3", f"two runs with the same {field}")
+    refuted, signed = check_statements(receipt, [digest for digest, _ in checked])
+    require(not refuted, "15.4", "the worker is refuted: no answer")
+    report = {"job_id": job_id.hex(), "head": runs[0]["head"], "audits": len(runs) - 1,
+              "statements": len(receipt["statements"]), "signatures_checked": signed and all(ok for _, ok in checked)}
+    if texts:  # 11.5
+        inputs = (b"\1" + encode("u32", len(text.encode())) + text.encode() for text in texts)
+        requests = [derive("request", encode("b32", job["nonce"]) + input_).hex() for input_ in inputs]
+        report["text_matches"] = job["request"] in requests
+    if job["model"] == package.model_id.hex():
+        outputs, clamped = package.run(job["tokens"])
+        rerun = {"roots": [root(rows).hex() for rows in outputs[1:]], "saturations": clamped,
+                 "work_units": package.work(len(job["tokens"]))}
+        require(all(runs[0][field] == value for field, value in rerun.items()), "13.4", "the run is not the model's")
+        report["rerun_matches"] = True
+    return report
