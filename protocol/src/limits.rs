@@ -287,6 +287,8 @@ const _: () = {
             + MAX_STATEMENTS * 1_024
             <= MAX_RECEIPT_JSON_BYTES
     );
+    // Whoever waits for a head when the coordinator goes down still gets it.
+    assert!(LOG_HEAD_MS + LOG_HEAD_WAIT_MS <= HTTP_GRACE_MS);
     // A proof in JSON: a hash takes 67 characters, an entry with its names far below a KiB.
     assert!(
         MAX_LOG_ENTRIES * (MAX_LOG_PATH * 67 + 1_024) + MAX_LOG_PATH * 67 + MAX_LOG_HEAD_JSON_BYTES
