@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 
 use crate::exit::{Exit, Failure};
+use crate::secret::Secret;
 
 /// How long one answer may take.
 const ASK_TIME: Duration = Duration::from_secs(30);
@@ -18,7 +19,7 @@ pub struct Address {
     url: String,
     /// The API key, where the coordinator asks for one.
     #[arg(long, env = "LOCKSTEP_API_KEY", hide_env_values = true, value_name = "KEY")]
-    api_key: Option<String>,
+    api_key: Option<Secret>,
 }
 
 impl Address {
@@ -32,7 +33,7 @@ impl Address {
             ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).http_status_as_error(false).build().into();
         let mut request = agent.get(format!("{base}/v1/{path}"));
         if let Some(key) = &self.api_key {
-            request = request.header("authorization", format!("Bearer {key}"));
+            request = request.header("authorization", format!("Bearer {}", key.expose()));
         }
         let mut response = request.call().with_context(|| format!("cannot ask {base}"))?;
         let status = response.status();
