@@ -12,7 +12,7 @@ use lockstep_protocol::receipt::{Receipt, same_result};
 use super::peer::{Down, Peer};
 use super::{Engine, Live, Submission, SubmitRequest};
 use crate::events::Event;
-use crate::store::Write;
+use crate::store::{Access, Write};
 
 /// Something to do once all writes before it are durable.
 #[derive(Debug)]
@@ -92,7 +92,12 @@ impl Engine {
             Action::RefuseWorker { node, code } => self.refuse(&node, code, step),
             Action::Quarantine { node, .. } => self.refuse(&node, RefusalCode::Quarantined, step),
             Action::Disconnect { node } => self.close(&node, step),
-            Action::Submitted { job } => reply(job, Submission::Kept, request, step),
+            Action::Submitted { job } => {
+                if let Some(request) = request {
+                    request.owner = true;
+                }
+                reply(job, Submission::Kept, request, step);
+            }
             Action::AlreadyKnown { job, .. } => reply(job, Submission::Known, request, step),
             Action::RefuseJob { job, reason } => reply(job, refusal(reason), request, step),
             Action::Assign { node, epoch, job } => self.send(&node, Down::Assign(epoch, job), step),
@@ -180,6 +185,10 @@ fn refusal(reason: SubmitError) -> Submission {
 
 fn reply(job: JobId, outcome: Submission, request: &mut Option<Box<SubmitRequest>>, step: &mut Step) {
     if let Some(request) = request.take() {
+        if let (Some(digest), Submission::Kept | Submission::Known) = (request.token, &outcome) {
+            let access = if request.owner { Access::Owner } else { Access::WhenEnded };
+            step.writes.push(Write::Access { job, digest, access });
+        }
         step.effects.push(Effect::Reply(job, outcome, request));
     }
 }

@@ -28,7 +28,7 @@ pub use self::peer::{Down, Peer};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
-use crate::store::{Commit, Restored, SECRET_BYTES, SharedStore, Write};
+use crate::store::{AccessDigest, Commit, Restored, SECRET_BYTES, SharedStore, Write};
 
 /// What happens to the engine.
 pub enum Message {
@@ -65,6 +65,10 @@ pub struct SubmitRequest {
     pub reply: oneshot::Sender<Submission>,
     /// The answer, if the client waits for it.
     pub answer: Option<oneshot::Sender<JobEnd>>,
+    /// The token that opens the job to this client, if it gets one.
+    pub token: Option<AccessDigest>,
+    /// Whether the client has shown a token of whoever submitted the job first.
+    pub owner: bool,
 }
 
 /// How a submission went.
@@ -101,11 +105,18 @@ struct Live {
     /// The same, once it is durable.
     visible: Option<Arc<Receipt>>,
     waiters: Vec<oneshot::Sender<JobEnd>>,
+    /// Those that submitted the same job again without a token of its first submission. A worker could do that to
+    /// have the first run before its audit, so these are answered when the job has ended.
+    late: Vec<oneshot::Sender<JobEnd>>,
 }
 
 impl Live {
+    fn into_waiters(self) -> impl Iterator<Item = oneshot::Sender<JobEnd>> {
+        self.waiters.into_iter().chain(self.late)
+    }
+
     fn new(job: Arc<Job>) -> Self {
-        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new() }
+        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new(), late: Vec::new() }
     }
 }
 

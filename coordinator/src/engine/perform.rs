@@ -10,7 +10,7 @@ use lockstep_protocol::receipt::Receipt;
 use tokio::sync::oneshot;
 
 use super::effects::Effect;
-use super::{Engine, JobEnd, Message, Submission, SubmitRequest};
+use super::{Engine, JobEnd, Live, Message, Submission, SubmitRequest};
 use crate::events::Event;
 
 impl Engine {
@@ -29,8 +29,8 @@ impl Engine {
             Effect::Answer(job, receipt) => self.answer(job, &receipt),
             Effect::Done(job, receipt) => self.done(job, &receipt),
             Effect::Failed(job, reason) => {
-                let waiters = self.jobs.remove(&job).map(|live| live.waiters).unwrap_or_default();
-                tell(waiters, &JobEnd::Failed(reason.clone()));
+                let waiters = self.jobs.remove(&job).map(Live::into_waiters);
+                tell(waiters.into_iter().flatten(), &JobEnd::Failed(reason.clone()));
                 self.emit(Event::Failed { job, reason });
             }
             Effect::Draw(job, head, nonce) => {
@@ -49,7 +49,9 @@ impl Engine {
             (outcome, Some(live)) => {
                 // Clients that gave up waiting leave their places.
                 live.waiters.retain(|waiter| !waiter.is_closed());
+                live.late.retain(|waiter| !waiter.is_closed());
                 match (&live.visible, request.answer) {
+                    (_, waiter) if !request.owner => live.late.extend(waiter),
                     (Some(receipt), Some(waiter)) => tell([waiter], &JobEnd::Answer(Arc::clone(receipt))),
                     (None, waiter) => live.waiters.extend(waiter),
                     (Some(_), None) => {}
@@ -69,8 +71,8 @@ impl Engine {
     }
 
     fn done(&mut self, job: JobId, receipt: &Arc<Receipt>) {
-        let waiters = self.jobs.remove(&job).map(|live| live.waiters).unwrap_or_default();
-        tell(waiters, &JobEnd::Answer(Arc::clone(receipt)));
+        let waiters = self.jobs.remove(&job).map(Live::into_waiters);
+        tell(waiters.into_iter().flatten(), &JobEnd::Answer(Arc::clone(receipt)));
         match receipt.check() {
             Ok(standing) => self.emit(Event::Done {
                 job,

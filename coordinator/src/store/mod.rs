@@ -9,6 +9,7 @@
 //! does 8,800 and a rollback journal 1,700 to 1,850 in a loop; through the writer it is 4,850 with one commit waiting
 //! at a time, 73,000 with 64, and 129,000 with 1,024.
 
+mod access;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
+pub use self::access::{Access, AccessDigest};
 pub use self::schema::SCHEMA_VERSION;
 use self::writer::Writer;
 pub use self::writer::{Commit, Write};
@@ -183,6 +185,15 @@ impl Store {
             Some((writer::FAILED, Some(reason), _)) => Ok(Some(Stored::Failed(reason))),
             Some(_) => Err(StoreError::Value("job status")),
         }
+    }
+
+    /// What a token opens of a job; `None` where it opens nothing, or there is no such job. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn access(&self, job: &JobId, digest: &AccessDigest) -> Result<Option<Access>, StoreError> {
+        let reader = self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        access::get(&reader, job, digest)
     }
 }
 

@@ -8,7 +8,8 @@ use super::StoreError;
 const APPLICATION_ID: i32 = 0x4c4b_5354;
 
 /// One step each, in order. A step that was released is never changed; a new one is appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     -- Records of unfinished jobs, in the order in which the machine made them. Without a job: kept for ever.
     CREATE TABLE records (seq INTEGER PRIMARY KEY, job BLOB, bytes BLOB NOT NULL);
@@ -22,7 +23,17 @@ const MIGRATIONS: &[&str] = &["
         changed_ms INTEGER NOT NULL
     );
     CREATE TABLE models (id BLOB PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, added_ms INTEGER NOT NULL);
-"];
+",
+    "
+    -- Hashes of the tokens that open a job to clients; with `owner`, before it has ended too.
+    CREATE TABLE access (
+        job BLOB NOT NULL,
+        digest BLOB NOT NULL,
+        owner INTEGER NOT NULL,
+        PRIMARY KEY (job, digest)
+    ) WITHOUT ROWID;
+",
+];
 
 /// The version that this program writes.
 pub const SCHEMA_VERSION: usize = MIGRATIONS.len();

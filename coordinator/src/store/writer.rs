@@ -13,6 +13,7 @@ use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
 
 use super::StoreError;
+use super::access::{self, Access, AccessDigest};
 
 /// Values of `jobs.status`.
 pub(super) const ANSWERED: i64 = 1;
@@ -50,6 +51,15 @@ pub enum Write {
         reason: String,
         /// When.
         at: Millis,
+    },
+    /// A token opens a job to clients.
+    Access {
+        /// Which job.
+        job: JobId,
+        /// The token's hash.
+        digest: AccessDigest,
+        /// What it opens.
+        access: Access,
     },
     /// No time after this one was used so far.
     Clock(Millis),
@@ -188,6 +198,7 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             put_job(connection, job, FAILED, Some(reason), None, *at)?;
             drop_records(connection, job)?;
         }
+        Write::Access { job, digest, access } => access::put(connection, job, digest, *access)?,
         Write::Clock(at) => {
             put_meta(connection, super::CLOCK, at.0)?;
         }

@@ -6,7 +6,7 @@ use lockstep_protocol::receipt::Receipt;
 use serde_json::{Value, json};
 
 use super::worker::Worker;
-use super::{PATIENCE, World, ask, embed, get, request, world};
+use super::{PATIENCE, World, ask, embed, get, get_job, request, world};
 use crate::{ApiKey, Config};
 
 async fn with_worker(change: impl FnOnce(&mut Config)) -> World {
@@ -52,13 +52,12 @@ async fn embeddings_have_openais_shape_and_a_receipt_that_checks() {
     assert_eq!((status, texts["data"].as_array().unwrap().len()), (200, 2));
 
     // What is kept of it.
-    let id = one["lockstep"]["jobs"][0].as_str().unwrap();
     let kept = tokio::time::timeout(PATIENCE, async {
         loop {
-            let (status, job) = get(http, &format!("/v1/jobs/{id}")).await;
+            let (status, job) = get_job(http, &one, "").await;
             assert_eq!(status, 200);
             if job["status"] == "done" {
-                return get(http, &format!("/v1/jobs/{id}/receipt")).await;
+                return get_job(http, &one, "/receipt").await;
             }
         }
     });
@@ -150,15 +149,15 @@ async fn without_a_worker_the_job_is_kept_and_can_be_fetched_later() {
     assert_eq!((status, &error["error"]["code"]), (503, &json!("no_answer_yet")));
     let id = error["lockstep"]["jobs"][0].as_str().unwrap().to_owned();
     assert!(error["error"]["message"].as_str().unwrap().contains(&id));
-    assert_eq!(get(http, &format!("/v1/jobs/{id}")).await.1["status"], "queued");
-    let (status, early) = get(http, &format!("/v1/jobs/{id}/receipt")).await;
+    assert_eq!(get_job(http, &error, "").await.1["status"], "queued");
+    let (status, early) = get_job(http, &error, "/receipt").await;
     assert_eq!((status, &early["error"]["code"]), (409, &json!("no_answer_yet")));
 
     let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
     tokio::spawn(worker.serve(None));
     let receipt = async {
         loop {
-            let (status, receipt) = get(http, &format!("/v1/jobs/{id}/receipt")).await;
+            let (status, receipt) = get_job(http, &error, "/receipt").await;
             if status == 200 {
                 return receipt;
             }

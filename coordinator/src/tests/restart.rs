@@ -9,7 +9,7 @@ use lockstep_protocol::receipt::Receipt;
 use serde_json::json;
 
 use super::worker::{Worker, keys};
-use super::{ALWAYS, config, embed, get, wait_for, world};
+use super::{ALWAYS, config, embed, embed_again, get_job, wait_for, world};
 use crate::store::{Store, Stored};
 use crate::{Config, Coordinator, Event, StartError};
 
@@ -29,7 +29,6 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     let body = json!({"model": "tiny", "input": "w1 w2", "lockstep": {"wait": false}});
     let (status, kept) = embed(world.handle.http_addr(), &body).await;
     assert_eq!(status, 202);
-    let id = kept["lockstep"]["jobs"][0].as_str().unwrap();
     let (_, epoch) = worker.assignment().await;
 
     let copy = world.dir.path().join("copy");
@@ -37,7 +36,7 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     // The packages are not even named at the next start: the job still needs its model.
     let second = Coordinator::start(Config { packages: Vec::new(), ..config(&copy, &world.package) }).await.unwrap();
     assert_eq!(second.node_id(), world.handle.node_id());
-    assert_eq!(get(second.http_addr(), &format!("/v1/jobs/{id}")).await.1["status"], "queued");
+    assert_eq!(get_job(second.http_addr(), &kept, "").await.1["status"], "queued");
     let mut events = second.events();
     let mut other = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;
     let (job, later) = other.assignment().await;
@@ -45,7 +44,7 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     let result = other.run(&job, later, None);
     other.stream(&job, later, result).await;
     wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
-    let (status, receipt) = get(second.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    let (status, receipt) = get_job(second.http_addr(), &kept, "/receipt").await;
     assert_eq!(status, 200);
     Receipt::from_json(&receipt.to_string()).unwrap().check().unwrap();
     second.shutdown().await;
@@ -66,7 +65,7 @@ async fn an_answer_and_its_pending_audit_survive_a_crash() {
     snapshot(&world.dir.path().join("data"), &copy);
     let second = Coordinator::start(config(&copy, &world.package)).await.unwrap();
     // The client that never heard the answer asks again, and gets the same one.
-    let (status, again) = embed(second.http_addr(), &body).await;
+    let (status, again) = embed_again(second.http_addr(), &body, &answer).await;
     assert_eq!((status, &again["lockstep"]["receipts"]), (200, &answer["lockstep"]["receipts"]));
     let mut events = second.events();
     let auditor = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;

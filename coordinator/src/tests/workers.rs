@@ -106,8 +106,7 @@ async fn an_answer_that_was_given_before_its_audit_is_refuted_in_the_receipt() {
         _ => None,
     });
     assert_eq!(worker.await, keys(2).id());
-    let id = answer["lockstep"]["jobs"][0].as_str().unwrap();
-    let (_, later) = super::get(world.handle.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    let (_, later) = super::get_job(world.handle.http_addr(), &answer, "/receipt").await;
     let later = Receipt::from_json(&later.to_string()).unwrap();
     later.check().unwrap();
     assert_eq!((later.worker.receipt.worker, later.audits.len()), (keys(2).id(), 1));
