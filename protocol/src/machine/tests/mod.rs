@@ -65,6 +65,15 @@ impl Shell {
         self.actions[before..].to_vec()
     }
 
+    /// Lets time go on as a coordinator does that is up all the while.
+    fn wait(&mut self, milliseconds: u64) {
+        let until = self.now.plus(milliseconds);
+        while self.now < until {
+            self.now = self.now.plus(crate::limits::TICK_MS).min(until);
+            self.feed(Input::Tick);
+        }
+    }
+
     fn carry_out(&mut self, output: Output) {
         self.records.extend(output.records);
         for action in output.actions {
