@@ -21,6 +21,8 @@ pub(super) enum Effect {
     Send(Arc<Peer>, Down),
     /// End a session.
     Close(Arc<Peer>),
+    /// End a session because another of its key joined.
+    Replace(Arc<Peer>),
     /// Tell a client how its submission went.
     Reply(JobId, Submission, Box<SubmitRequest>),
     /// The job has an answer.

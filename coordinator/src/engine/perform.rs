@@ -25,6 +25,7 @@ impl Engine {
         match effect {
             Effect::Send(peer, message) => peer.send(message),
             Effect::Close(peer) => peer.kill(),
+            Effect::Replace(peer) => peer.replace(),
             Effect::Reply(job, outcome, request) => self.reply(job, outcome, *request),
             Effect::Answer(job, receipt) => self.answer(job, &receipt),
             Effect::Done(job, receipt) => self.done(job, &receipt),

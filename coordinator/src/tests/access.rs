@@ -52,5 +52,5 @@ async fn an_auditor_learns_nothing_about_its_job_before_it_has_ended() {
     let audit = &late["lockstep"]["receipts"][0]["audits"][0]["receipt"]["worker"];
     assert_eq!(audit, &json!(keys(2).id()));
     assert_eq!(get_job(http, &mine, "/receipt").await.0, 200);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }

@@ -62,7 +62,7 @@ async fn embeddings_have_openais_shape_and_a_receipt_that_checks() {
         }
     });
     assert_eq!(kept.await.unwrap(), (200, one["lockstep"]["receipts"][0].clone()));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +98,7 @@ async fn bad_requests_get_openais_errors() {
     assert_eq!(get(http, "/v1/jobs/xyz").await.0, 404);
     assert_eq!(get(http, &format!("/v1/jobs/{}", "0".repeat(64))).await.0, 404);
     assert_eq!(get(http, &format!("/v1/jobs/{}/receipt", "0".repeat(64))).await.0, 404);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +113,7 @@ async fn keys_are_asked_for_where_they_are_set_but_not_by_health_checks() {
     assert_eq!(request(http, "GET /v1/models HTTP/1.1\r\nauthorization: Bearer sesame", b"").await.0, 200);
     assert_eq!(get(http, "/livez").await, (200, json!("ok\n")));
     assert_eq!(get(http, "/readyz").await, (200, json!("ready\n")));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn models_and_workers_are_listed() {
     assert_eq!(&get(http, &format!("/v1/models/{id}")).await.1, model);
     let (_, workers) = get(http, "/v1/workers").await;
     assert_eq!((&workers["data"][0]["backend"], &workers["data"][0]["models"]), (&json!("reference"), &json!([id])));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn without_models_a_coordinator_is_not_ready() {
     let http = world.handle.http_addr();
     assert_eq!(get(http, "/readyz").await, (503, json!("not ready: no model is served\n")));
     assert_eq!(get(http, "/livez").await.0, 200);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +165,7 @@ async fn without_a_worker_the_job_is_kept_and_can_be_fetched_later() {
     };
     let receipt = tokio::time::timeout(PATIENCE, receipt).await.unwrap();
     Receipt::from_json(&receipt.to_string()).unwrap().check().unwrap();
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +184,7 @@ async fn the_same_nonce_is_the_same_job() {
     }
     let (_, other) = embed(http, &body(true, "0b")).await;
     assert_ne!(&other["lockstep"]["jobs"][0], job);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
     let mut submitted = 0;
     while let Ok(event) = events.try_recv() {
         submitted += usize::from(matches!(event, crate::Event::JobSubmitted { .. }));
