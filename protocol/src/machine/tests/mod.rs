@@ -1,5 +1,6 @@
 //! The job machine under scripted and random events.
 
+mod fairness;
 mod random;
 mod scripted;
 
