@@ -228,6 +228,11 @@ pub const PULL_REQUESTS_AHEAD: usize = 4;
 /// A coordinator that sends nothing of a package for so long is not waited for.
 pub const PULL_PATIENCE_MS: u64 = 60_000;
 
+/// A store that closes gives up what it could not write within this time; nothing of that was acknowledged.
+pub const STORE_CLOSE_MS: u64 = 10_000;
+/// A session taken over by another one with the same key within this time is worth a warning: two machines share a key.
+pub const TAKEOVER_MS: u64 = 60_000;
+
 // ---- HTTP ----
 
 /// Most inputs of one embeddings request.

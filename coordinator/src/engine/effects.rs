@@ -72,10 +72,9 @@ impl Engine {
             Record::Drawn { job, auditors, .. } => Event::AuditDrawn { job: *job, auditors: *auditors },
             Record::Settled { job, truth } => Event::Settled { job: *job, recomputed: truth.is_some() },
             Record::Quarantined { node, job, place } => Event::Quarantined { node: *node, job: *job, place: *place },
-            Record::Tightened { .. }
-            | Record::Abandoned { .. }
-            | Record::Finished { .. }
-            | Record::Failed { .. } => return,
+            Record::Tightened { .. } | Record::Abandoned { .. } | Record::Finished { .. } | Record::Failed { .. } => {
+                return;
+            }
         };
         step.effects.push(Effect::Emit(event));
     }

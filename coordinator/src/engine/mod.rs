@@ -17,7 +17,9 @@ use lockstep_kernels::backend::Backend;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, NodeId};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH};
+use lockstep_protocol::limits::{
+    MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH, TAKEOVER_MS,
+};
 use lockstep_protocol::machine::{Action, Capabilities, Input, JobSpec, Machine, Record};
 use lockstep_protocol::messages::RefusalCode;
 use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
@@ -32,7 +34,7 @@ use crate::models::Models;
 use crate::store::{AccessDigest, Commit, Restored, SECRET_BYTES, STORE_CLOSE, SharedStore, Write};
 
 /// A key whose sessions replace each other within this time is likely used by two workers.
-const TAKEOVER: Duration = Duration::from_secs(60);
+const TAKEOVER: Duration = Duration::from_millis(TAKEOVER_MS);
 
 /// What happens to the engine.
 pub enum Message {
@@ -279,6 +281,10 @@ impl Engine {
                 count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING_COMMITS => {
                     stopping = count == 0;
                     self.take(batch.drain(..));
+                    // Under constant load the branch below never comes to its turn.
+                    if self.machine.next_wake().is_some_and(|at| self.clock.until(at).is_zero()) {
+                        self.take([Message::Own(Input::Tick)]);
+                    }
                 }
                 // Only while messages are taken, and after those that are there: a worker's heartbeat that waits
                 // in the queue must not come after the end of its silence.

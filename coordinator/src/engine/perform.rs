@@ -1,5 +1,6 @@
 //! Carrying out effects whose writes are durable.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lockstep_model::rerun::rerun;
@@ -96,7 +97,12 @@ impl Engine {
             let id = job.id();
             let recompute = move || {
                 let model = models.of_job(&job.model).ok_or("the model is not served any more".to_owned())?;
-                rerun(model.package(), &*oracle.0, &job.tokens).map_err(|error| error.to_string())
+                // The file may have been overwritten under its mapping; a verdict must not rest on that.
+                let package = model.package();
+                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
+                let right = rerun(package, &*oracle.0, &job.tokens).map_err(|error| error.to_string())?;
+                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
+                Ok::<_, String>(right)
             };
             let truth = match tokio::task::spawn_blocking(recompute).await {
                 Ok(Ok(right)) => Some(right.roots),

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
 use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, ModelId};
-use lockstep_protocol::limits::{STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
+use lockstep_protocol::limits::{STORE_BUSY_MS, STORE_CHECKPOINT_PAGES, STORE_CLOSE_MS};
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
@@ -45,7 +45,7 @@ const LAST_EPOCH: &str = "last epoch";
 pub const SECRET_BYTES: usize = 32;
 
 /// How long the last writes of a store that is closed may take.
-pub const STORE_CLOSE: Duration = Duration::from_secs(10);
+pub const STORE_CLOSE: Duration = Duration::from_millis(STORE_CLOSE_MS);
 
 /// Why the store can't be opened, read or written.
 #[derive(Debug, Error)]

@@ -108,6 +108,10 @@ pub trait HostOps: Send + Sync {
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]);
 }
 
+/// Most memory that the activations of one batch may need. A failed allocation would end the whole process, so a batch
+/// that might get there is refused before it begins.
+pub const MAX_ACTIVATION_BYTES: u128 = 4 << 30;
+
 /// A program loaded on the host.
 pub struct HostExecutor<K: HostOps> {
     kernels: K,
@@ -245,6 +249,12 @@ impl<K: HostOps> HostExecutor<K> {
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), BackendError> {
+        let bytes = self.program.activation_bytes(batch.rows() as u64, batch.sequences.len() as u64);
+        if bytes > MAX_ACTIVATION_BYTES {
+            let reason =
+                format!("the batch may need {bytes} bytes of memory; at most {MAX_ACTIVATION_BYTES} are allowed");
+            return Err(BackendError::Batch { sequence: 0, reason });
+        }
         for (sequence, tokens) in batch.sequences.iter().enumerate() {
             let bad = |reason| Err(BackendError::Batch { sequence, reason });
             if tokens.is_empty() || tokens.len() > self.program.max_positions as usize {
