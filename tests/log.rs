@@ -55,12 +55,14 @@ impl World {
         self.coordinator.as_ref().expect("it runs")
     }
 
-    /// Asks, waits until the job is done, and saves its receipt.
+    /// Asks, waits until the job is done, and saves its receipt, with its access token beside it.
     fn answer(&self, text: &str, at: &Path) {
         let (code, answer) = self.coordinator().post("/v1/embeddings", &json!({ "model": "minilm", "input": text }));
         assert_eq!(code, 200, "{answer}");
-        let job = answer["lockstep"]["jobs"][0].as_str().expect("an id").to_owned();
-        fs::write(at, self.coordinator().receipt(&job).to_string()).expect("a file");
+        let job = answer["lockstep"]["jobs"][0].as_str().expect("an id");
+        let access = answer["lockstep"]["access"].as_str().expect("a token");
+        fs::write(at, self.coordinator().receipt(job, access).to_string()).expect("a file");
+        fs::write(at.with_extension("access"), access).expect("a file");
     }
 
     fn head(&self, out: &Path) -> Output {
@@ -70,6 +72,8 @@ impl World {
     fn prove(&self, receipt: &Path, out: &Path, old: Option<&Path>) -> Output {
         let mut command = lockstep();
         command.args(["log", "prove", "--url", &self.coordinator().http, "--out"]).arg(out).arg(receipt);
+        let access = fs::read_to_string(receipt.with_extension("access")).expect("a token");
+        command.args(["--access-token", &access]);
         run(command.args(old.map(|_| "--old-head")).args(old))
     }
 
@@ -144,6 +148,14 @@ fn a_receipt_is_proven_to_be_in_the_log_and_changes_are_found() {
     let other = "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1";
     let (code, why) = reason(&run(lockstep().args(["log", "verify", "--coordinator", other]).arg(&world.proof)));
     assert!(code == Some(7) && why.contains("not of"), "{why}");
+
+    // Only the token of its own submission opens a job.
+    let stolen = world.temp.path().join("stolen.json");
+    fs::copy(first, &stolen).expect("a copy");
+    fs::copy(second.with_extension("access"), stolen.with_extension("access")).expect("a copy");
+    let out = world.temp.path().join("stolen.proof");
+    let (code, why) = reason(&world.prove(&stolen, &out, None));
+    assert!(code == Some(1) && why.contains("needs the access token") && !out.exists(), "{why}");
 
     // A later proof continues the head in an earlier proof too.
     let later = world.temp.path().join("later.proof");

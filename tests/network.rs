@@ -104,14 +104,15 @@ fn change(leaf: &Value) -> Value {
     }
 }
 
-/// Submits jobs without waiting; their ids.
-fn submit(coordinator: &Coordinator, count: usize) -> Vec<String> {
+/// Submits jobs without waiting: the id and the access token of each.
+fn submit(coordinator: &Coordinator, count: usize) -> Vec<(String, String)> {
     let inputs: Vec<_> = (0..count).map(|i| format!("Text number {i}: {}", "word ".repeat(20 + i))).collect();
     let body = json!({ "model": "minilm", "input": inputs, "lockstep": { "wait": false } });
     let (code, kept) = coordinator.post("/v1/embeddings", &body);
     assert_eq!(code, 202, "{kept}");
     let jobs = kept["lockstep"]["jobs"].as_array().expect("a list").clone();
-    jobs.iter().map(|j| j.as_str().expect("an id").to_owned()).collect()
+    let text = |value: &Value| value.as_str().expect("a string").to_owned();
+    jobs.iter().map(|job| (text(job), text(&kept["lockstep"]["access"]))).collect()
 }
 
 #[test]
@@ -125,10 +126,12 @@ fn a_killed_worker_loses_no_job() {
     doomed.after("done in");
     doomed.kill();
     let _other = coordinator.worker(&temp.path().join("other"));
-    for job in &jobs {
-        let receipt = coordinator.receipt(job);
+    for (job, access) in &jobs {
+        let receipt = coordinator.receipt(job, access);
         assert_eq!(verify(&receipt, &temp.path().join("receipt.json"), package).0, Some(0), "{job}");
     }
+    // The id alone, which every worker of the job knows, opens nothing.
+    assert_eq!(coordinator.get(&format!("/v1/jobs/{}/receipt", jobs[0].0)).0, 404);
 }
 
 #[test]
@@ -148,8 +151,8 @@ fn a_killed_coordinator_loses_no_acknowledged_job() {
         std::thread::sleep(Duration::from_millis(milliseconds));
         coordinator = coordinator.restart(package, &data, &options);
     }
-    for job in &jobs {
-        let receipt = coordinator.receipt(job);
+    for (job, access) in &jobs {
+        let receipt = coordinator.receipt(job, access);
         assert_eq!(verify(&receipt, &temp.path().join("receipt.json"), package).0, Some(0), "{job}");
     }
 }

@@ -10,6 +10,17 @@ use thiserror::Error;
 
 use crate::store::StoreError;
 
+/// Why a coordinator that ended did not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ShutdownError {
+    /// The disk did not take the last writes. Nothing in them was acknowledged to anybody.
+    #[error("the store could not be written at the end; nothing that was acknowledged is lost")]
+    NotWritten,
+    /// A part of the coordinator failed.
+    #[error("{0} ended badly; nothing that was acknowledged is lost")]
+    Part(&'static str),
+}
+
 /// Why a coordinator does not start. The messages say what to do.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -24,14 +35,14 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// The store's records don't make a state.
     #[error("the store's records don't fit together: {0}")]
-    Replay(#[from] ReplayError),
+    Replay(ReplayError),
     /// A package is refused.
-    #[error("the package {} is refused: {source}", path.display())]
+    #[error("the package {} is refused: {error}", path.display())]
     Package {
         /// Which file.
         path: PathBuf,
         /// Why.
-        source: ModelError,
+        error: ModelError,
     },
     /// A package whose program this coordinator can't serve.
     #[error("the package {} is refused: {reason}", path.display())]
@@ -54,4 +65,10 @@ pub enum StartError {
     /// A thread can't be started.
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl From<ReplayError> for StartError {
+    fn from(error: ReplayError) -> Self {
+        Self::Replay(error)
+    }
 }

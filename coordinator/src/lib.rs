@@ -30,6 +30,6 @@ mod testing;
 mod tests;
 
 pub use config::{Allow, ApiKey, Config};
-pub use error::StartError;
+pub use error::{ShutdownError, StartError};
 pub use events::Event;
 pub use start::{Coordinator, Handle};

@@ -33,7 +33,7 @@ impl Model {
     /// # Errors
     /// [`StartError::Package`], [`StartError::Program`].
     pub fn open(path: &Path) -> Result<Self, StartError> {
-        let refuse = |source| StartError::Package { path: path.to_path_buf(), source };
+        let refuse = |error| StartError::Package { path: path.to_path_buf(), error };
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let package = Package::open_checked(path, threads).map_err(refuse)?;
         let tokenizer = package.tokenizer().map_err(refuse)?;

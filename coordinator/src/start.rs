@@ -9,13 +9,13 @@ use lockstep_protocol::ids::{ModelId, NodeId};
 use lockstep_protocol::machine::Record;
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, wall};
 use crate::config::Config;
-use crate::engine::{self, EngineHandle, Message, Oracle, Parts};
-use crate::error::StartError;
+use crate::engine::{self, EngineHandle, Oracle, Parts};
+use crate::error::{ShutdownError, StartError};
 use crate::events::Event;
 use crate::http::{App, AppParts, router, serve};
 use crate::models::{Model, Models};
@@ -38,7 +38,9 @@ pub struct Handle {
     http: SocketAddr,
     models: Vec<(ModelId, String)>,
     engine: EngineHandle,
-    thread: std::thread::JoinHandle<()>,
+    thread: std::thread::JoinHandle<bool>,
+    stop_engine: Arc<Notify>,
+    store: SharedStore,
     stop_http: watch::Sender<bool>,
     stop_quic: watch::Sender<bool>,
     http_task: JoinHandle<()>,
@@ -89,7 +91,7 @@ impl Coordinator {
         let app = App::new(AppParts {
             engine: engine.clone(),
             models: Arc::clone(&models),
-            store,
+            store: Arc::clone(&store),
             audit: config.audit,
             api_keys: config.api_keys,
             http_wait: config.http_wait,
@@ -103,6 +105,8 @@ impl Coordinator {
             models: models.served().iter().map(|model| (model.id(), model.name().to_owned())).collect(),
             engine,
             thread: running.thread,
+            stop_engine: running.stop,
+            store,
             stop_http,
             stop_quic,
             http_task: tokio::spawn(serve(listener, router(app), http_stopped)),
@@ -144,21 +148,25 @@ impl Handle {
 
     /// Goes down: no new requests, those under way are answered within a grace period, workers are told, the store is
     /// closed. Jobs that are not finished go on at the next start.
-    pub async fn shutdown(self) {
-        let failed = |what: &str, error: tokio::task::JoinError| tracing::error!(%error, "{what} ended badly");
+    ///
+    /// It takes a bounded time, also where the disk refuses everything or does not answer.
+    ///
+    /// # Errors
+    /// [`ShutdownError`]: something could not be written, or failed. Nothing that was acknowledged is lost.
+    pub async fn shutdown(self) -> Result<(), ShutdownError> {
         self.stop_http.send_replace(true);
-        if let Err(error) = self.http_task.await {
-            failed("HTTP", error);
-        }
-        let stopped = self.engine.send(Message::Stop).await;
+        let http = self.http_task.await.map_err(|_| ShutdownError::Part("HTTP"));
+        self.store.close();
+        self.stop_engine.notify_one();
         let thread = tokio::task::spawn_blocking(move || self.thread.join());
-        if stopped.is_err() || !matches!(thread.await, Ok(Ok(()))) {
-            tracing::error!("the engine ended badly");
-        }
+        let engine = match thread.await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(ShutdownError::NotWritten),
+            _ => Err(ShutdownError::Part("the engine")),
+        };
         self.stop_quic.send_replace(true);
-        if let Err(error) = self.quic_task.await {
-            failed("the link to workers", error);
-        }
+        let quic = self.quic_task.await.map_err(|_| ShutdownError::Part("the link to workers"));
+        engine.and(http).and(quic)
     }
 }
 

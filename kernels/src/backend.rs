@@ -19,8 +19,8 @@ pub enum BackendError {
         /// What is wrong.
         reason: String,
     },
-    /// A value does not fit the tensor that it was written to.
-    #[error("tensor {tensor:?} does not take this value: {reason}")]
+    /// A value does not fit the tensor that it was written to, or a tensor was asked for that has no value yet.
+    #[error("tensor {tensor:?}: {reason}")]
     Value {
         /// The tensor.
         tensor: TensorId,
@@ -57,15 +57,16 @@ pub trait Backend: Send + Sync {
 /// [`read`](Executor::read) and [`write`](Executor::write) may come between layers, so another backend can take over
 /// at any layer boundary: read the output of layer `l` here, write it there, and go on with `l + 1`.
 pub trait Executor: Send {
-    /// Starts a batch; all activations of the last one are forgotten.
+    /// Starts a batch; all activations of the last one are forgotten, also where the batch is refused. What it will
+    /// hold is bounded by [`Program::activation_bytes`], which is for the caller to check first.
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError>;
 
-    /// Runs the ops of one layer over the whole batch.
+    /// Runs the ops of one layer over the whole batch. An error where the batch has not written what the layer reads.
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError>;
 
     /// Copies a tensor out: `[rows, cols]` of all sequences in order. Any tensor that the layers run so far have written
     /// can be read, not only outputs: that is how a divergence is located. A backend that fuses ops computes what
-    /// fusing skipped when it is asked.
+    /// fusing skipped when it is asked. A tensor that nothing has written since [`begin`](Executor::begin) is an error.
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError>;
 
     /// Replaces a tensor's value.

@@ -4,9 +4,13 @@
 //! backend nor referee. [`Program::validate`] checks everything that does not need the weights themselves; the proof
 //! of accumulator bounds, which does, is the model crate's.
 
+mod memory;
 mod validate;
 
-pub use validate::{MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_POSITIONS, MAX_REDUCTION, ProgramError};
+pub use memory::BOUND_THREADS;
+pub use validate::{
+    MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, ProgramError,
+};
 
 /// Index of an activation tensor in [`Program::tensors`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,6 +109,13 @@ impl Param {
     /// Number of elements; validation proves that it fits.
     pub fn len(&self) -> usize {
         self.rows as usize * self.cols as usize
+    }
+
+    /// Bytes of all elements, the length of its blob; none where that is beyond 64 bits. For any declaration,
+    /// validated or not.
+    pub fn bytes(&self) -> Option<u64> {
+        let size = self.dtype.size() as u64;
+        u64::from(self.rows).checked_mul(u64::from(self.cols))?.checked_mul(size)
     }
 
     /// Whether there is no element; a valid program has no such parameter.

@@ -4,6 +4,12 @@
 //! that lies about them. It runs at import and again wherever a package is opened; nobody trusts the importer. What
 //! saturates by definition (`i32` and `i16` outputs) is not a matter of this proof: formats are chosen so that it does
 //! not happen, and backends count it.
+//!
+//! What depends on the weights: that codes are in range and mantissas normalised, and that no sum of embedding rows
+//! saturates. The other sums follow from the limits of a valid program alone (widths, heads, positions); they are
+//! computed here all the same, so that a limit that grows is caught where it matters.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_kernels::fixed::{CODE_MAX, rescale};
 use lockstep_kernels::program::{EmbedIndex, Heads, Norm, Op, ParamId, Program, ScaledRows};
@@ -26,7 +32,7 @@ const WEIGHT_MAX: i128 = 32_767;
 /// # Errors
 /// The first op or parameter for which the proof fails, by name.
 pub fn prove(program: &Program, params: &dyn Params) -> Result<(), ModelError> {
-    let proof = Proof { program, params };
+    let mut proof = Proof { program, params, products: BTreeSet::new(), tables: BTreeMap::new() };
     for (l, layer) in program.layers.iter().enumerate() {
         for (i, op) in layer.ops.iter().enumerate() {
             proof.op(op).map_err(|f| match f.param {
@@ -41,6 +47,13 @@ pub fn prove(program: &Program, params: &dyn Params) -> Result<(), ModelError> {
 struct Proof<'a> {
     program: &'a Program,
     params: &'a dyn Params,
+    /// What is known of matrices so far: many ops may name one, and each is read once.
+    products: BTreeSet<[u16; 3]>,
+    tables: BTreeMap<[u16; 3], Vec<i64>>,
+}
+
+fn key(rows: &ScaledRows) -> [u16; 3] {
+    [rows.codes.0, rows.mantissa.0, rows.shift.0]
 }
 
 /// Why an op can't be proven, and whether a parameter is to blame.
@@ -61,7 +74,7 @@ fn below(value: i128, limit: i128, what: &str) -> Result<(), Failure> {
 }
 
 impl Proof<'_> {
-    fn op(&self, op: &Op) -> Result<(), Failure> {
+    fn op(&mut self, op: &Op) -> Result<(), Failure> {
         let cols = |id| i128::from(self.program.tensor(id).cols);
         match op {
             Op::Embed { tables, .. } => self.embed(tables),
@@ -84,33 +97,57 @@ impl Proof<'_> {
     }
 
     /// The sum of one row of each table does not even saturate.
-    fn embed(&self, tables: &[(ScaledRows, EmbedIndex)]) -> Result<(), Failure> {
+    fn embed(&mut self, tables: &[(ScaledRows, EmbedIndex)]) -> Result<(), Failure> {
         let mut sum = 0_i128;
         for (rows, index) in tables {
-            let scales = self.scales(rows)?;
-            let cols = self.program.param(rows.codes).cols as usize;
-            let peaks = self.row_sums(rows.codes, cols, |peak, code| peak.max(code))?;
-            let row_peak = |(peak, (m, s)): (&i64, &(u16, i16))| {
-                i128::from(rescale(*peak, *m, i64::from(*s))).max(-i128::from(rescale(-*peak, *m, i64::from(*s))))
-            };
-            let mut rows = peaks.iter().zip(&scales).map(row_peak);
-            sum += match index {
-                EmbedIndex::Constant(row) => rows.nth(*row as usize).unwrap_or(0),
-                EmbedIndex::Token | EmbedIndex::Position => rows.max().unwrap_or(0),
-            };
+            if !self.tables.contains_key(&key(rows)) {
+                let peaks = self.row_peaks(rows)?;
+                self.tables.insert(key(rows), peaks);
+            }
+            let peaks = &self.tables[&key(rows)];
+            sum += i128::from(match index {
+                EmbedIndex::Constant(row) => peaks.get(*row as usize).copied().unwrap_or(0),
+                EmbedIndex::Token | EmbedIndex::Position => peaks.iter().copied().max().unwrap_or(0),
+            });
         }
         below(sum, 1 << 31, "the sum of embedding rows")
     }
 
-    fn matmul(&self, weight: &ScaledRows) -> Result<(), Failure> {
-        self.scales(weight)?;
-        let cols = self.program.param(weight.codes).cols as usize;
-        let sums = self.row_sums(weight.codes, cols, |sum, code| sum + code)?;
-        // At most 2^18 columns of codes below 2^15: the sums themselves are exact.
-        match sums.iter().position(|s| *s >= MATMUL_LIMIT / i64::from(CODE_MAX)) {
-            None => Ok(()),
-            Some(n) => Err(blame(weight.codes, format!("row {n} can exceed 2^46"))),
+    /// The largest magnitude of each row of a table, rescaled.
+    fn row_peaks(&self, rows: &ScaledRows) -> Result<Vec<i64>, Failure> {
+        let (mantissa, shift) = self.scales(rows)?;
+        let mut peaks = Vec::with_capacity(mantissa.len());
+        self.each_row(
+            rows.codes,
+            |peak, code| peak.max(code),
+            |n, peak| {
+                let (m, s) = (mantissa[n], i64::from(shift[n]));
+                // Rounding is half up, so the signs may differ by one.
+                peaks.push(rescale(peak, m, s).max(rescale(-peak, m, s).saturating_neg()));
+                Ok(())
+            },
+        )?;
+        Ok(peaks)
+    }
+
+    fn matmul(&mut self, weight: &ScaledRows) -> Result<(), Failure> {
+        if self.products.contains(&key(weight)) {
+            return Ok(());
         }
+        self.scales(weight)?;
+        // At most 2^18 columns of codes below 2^15: the sums themselves are exact.
+        self.each_row(
+            weight.codes,
+            |sum, code| sum + code,
+            |n, sum| {
+                if sum < MATMUL_LIMIT / i64::from(CODE_MAX) {
+                    return Ok(());
+                }
+                Err(blame(weight.codes, format!("row {n} can exceed 2^46")))
+            },
+        )?;
+        self.products.insert(key(weight));
+        Ok(())
     }
 
     /// `unit * scale` in 64 bits: a centred element divided by the root of the squares reaches 1.5 where rounding
@@ -132,37 +169,42 @@ impl Proof<'_> {
     }
 
     /// Mantissas and shifts of a matrix; each mantissa has 16 bits.
-    fn scales(&self, rows: &ScaledRows) -> Result<Vec<(u16, i16)>, Failure> {
+    fn scales(&self, rows: &ScaledRows) -> Result<(&[u16], &[i16]), Failure> {
         let mantissa = self.params.param(rows.mantissa).as_u16().unwrap_or_default();
         let shift = self.params.param(rows.shift).as_i16().unwrap_or_default();
         if let Some(n) = mantissa.iter().position(|m| *m < 1 << 15) {
             return Err(blame(rows.mantissa, format!("element {n} is {}, not normalised", mantissa[n])));
         }
-        Ok(mantissa.iter().copied().zip(shift.iter().copied()).collect())
+        Ok((mantissa, shift))
     }
 
-    /// Folds the magnitudes of each row of codes, and checks that every code is in range.
-    fn row_sums(&self, codes: ParamId, cols: usize, fold: impl Fn(i64, i64) -> i64) -> Result<Vec<i64>, Failure> {
-        let out_of_range = |n: usize, code: i64| blame(codes, format!("row {n} has the code {code}"));
-        let row = |n: usize, row: &mut dyn Iterator<Item = i64>, max: i64| {
-            let mut sum = 0;
-            for code in row {
+    /// Folds the magnitudes of each row of codes, all of them in range, and hands the rows' values out in order.
+    fn each_row(
+        &self,
+        codes: ParamId,
+        fold: impl Fn(i64, i64) -> i64,
+        mut row: impl FnMut(usize, i64) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let cols = self.program.param(codes).cols as usize;
+        let mut whole = |n: usize, codes_of_row: &mut dyn Iterator<Item = i64>, max: i64| {
+            let mut value = 0;
+            for code in codes_of_row {
                 if code.abs() > max {
-                    return Err(out_of_range(n, code));
+                    return Err(blame(codes, format!("row {n} has the code {code}")));
                 }
-                sum = fold(sum, code.abs());
+                value = fold(value, code.abs());
             }
-            Ok(sum)
+            row(n, value)
         };
         match self.params.param(codes) {
-            ParamData::I8(c) => {
-                let rows = c.chunks_exact(cols).enumerate();
-                rows.map(|(n, r)| row(n, &mut r.iter().map(|c| i64::from(*c)), BYTE_MAX)).collect()
-            }
-            ParamData::I16(c) => {
-                let rows = c.chunks_exact(cols).enumerate();
-                rows.map(|(n, r)| row(n, &mut r.iter().map(|c| i64::from(*c)), i64::from(CODE_MAX))).collect()
-            }
+            ParamData::I8(c) => c
+                .chunks_exact(cols)
+                .enumerate()
+                .try_for_each(|(n, r)| whole(n, &mut r.iter().map(|c| i64::from(*c)), BYTE_MAX)),
+            ParamData::I16(c) => c
+                .chunks_exact(cols)
+                .enumerate()
+                .try_for_each(|(n, r)| whole(n, &mut r.iter().map(|c| i64::from(*c)), i64::from(CODE_MAX))),
             ParamData::U16(_) | ParamData::I32(_) => Err(blame(codes, "has no codes".into())),
         }
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::Folder;
+use lockstep_kernels::program::DType;
 use lockstep_model::ModelError;
 use lockstep_model::package::{Manifest, PAGE, Package, PackageAssembler, WeightMode};
 use proptest::prelude::*;
@@ -108,6 +109,13 @@ fn manifests_that_contradict_themselves() {
     refused(&|m| m.params[0].bytes += 1, "length");
     refused(&|m| m.params[0].bytes = u64::MAX, "length");
     refused(&|m| Arc::make_mut(&mut m.program).params[0].rows = u32::MAX, "program is invalid");
+    for dtype in [DType::I8, DType::I16, DType::U16, DType::I32] {
+        let huge = |m: &mut Manifest| {
+            let param = &mut Arc::make_mut(&mut m.program).params[0];
+            (param.rows, param.cols, param.dtype) = (u32::MAX, u32::MAX, dtype);
+        };
+        refused(&huge, "program is invalid");
+    }
     refused(&|m| Arc::make_mut(&mut m.program).max_positions = 0, "program is invalid");
     refused(&|m| Arc::make_mut(&mut m.program).layers.truncate(2), "last layer");
     let mut lie = manifest.bytes();
@@ -198,5 +206,18 @@ fn damage_on_disk_is_found_and_pulled_again() {
         std::fs::write(folder.path("pulled.lsp.progress"), junk).unwrap();
         std::fs::write(&part, &bytes).unwrap();
         assert_eq!(start().progress().0, 0);
+    }
+}
+
+/// Opening a pipe would wait for a writer that never comes.
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_refused() {
+    let folder = Folder::new(1);
+    let pipe = folder.path("pipe.lsp");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for path in [pipe.as_path(), folder.dir.path()] {
+        let error = Package::open(path).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
     }
 }

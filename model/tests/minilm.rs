@@ -53,6 +53,11 @@ fn the_same_package_at_every_thread_count() {
         let (_a, one) = imported(&dir, weights, 1);
         let (_b, two) = imported(&dir, weights, 2);
         assert_eq!(one.model_id(), two.model_id());
+        let known = match weights {
+            WeightMode::W16 => "3b4aec87dc4621b7c238fdcf6f362ed46dcb3e30c195e48ba16f58aa99932be8",
+            WeightMode::W8 => "a5683a4f596a1c0e409f115eab36e907ab920e98407260e8a77087c46108d4e8",
+        };
+        assert_eq!(one.model_id().to_string(), known);
     }
 }
 
@@ -79,4 +84,29 @@ fn both_modes_agree_and_meanings_are_near() {
     }
     let [a, b, c] = &wide;
     assert!(common::distance(a, b) < 0.4 && common::distance(a, c) > 0.8);
+}
+
+/// A text and its embedding by the float32 model of `scripts/quality.py`.
+#[derive(serde::Deserialize)]
+struct Known {
+    text: String,
+    embedding: Vec<f64>,
+}
+
+#[test]
+fn embeddings_are_those_of_the_float32_model() {
+    let Some(dir) = folder() else { return };
+    let known: Vec<Known> = serde_json::from_str(include_str!("minilm_float32.json")).unwrap();
+    assert_eq!(known.len(), 8);
+    let cpu = Cpu::new(None, 2).unwrap();
+    for (weights, most) in [(WeightMode::W16, 1e-5), (WeightMode::W8, 1e-3)] {
+        let (_out, package) = imported(&dir, weights, 2);
+        let tokenizer = package.tokenizer().unwrap();
+        for Known { text, embedding } in &known {
+            let tokens = tokenizer.encode(text, TooLong::Refuse).unwrap();
+            let (vector, _) = common::run(&package, &cpu as &dyn Backend, tokens);
+            let distance = common::distance(&vector, embedding);
+            assert!(distance <= most, "{weights}: 1 - cosine is {distance:e} for {text:?}");
+        }
+    }
 }

@@ -155,12 +155,25 @@ pub const LEASE_MIN_MS: u64 = 30_000;
 pub const LEASE_MAX_MS: u64 = 6 * 60 * 60 * 1_000;
 /// A lease lasts so many times the expected run time.
 pub const LEASE_FACTOR: u64 = 8;
-/// What a lease gets on top where the worker has to pull the model first.
-pub const LEASE_PULL_MS: u64 = 60 * 60 * 1_000;
-/// How long an audit waits for another worker before it is given up.
+/// A worker that says it holds the model begins within this time, after what it has in hand already.
+pub const BEGIN_MS: u64 = 30_000;
+/// A worker that has to pull the model first begins within this time.
+pub const LEASE_PULL_MS: u64 = 10 * 60 * 1_000;
+/// How often at least the machine wants to be called while it waits for anything.
+pub const TICK_MS: u64 = 1_000;
+/// A longer pause between two calls is the coordinator's own downtime, which is charged to nobody.
+pub const STALL_MS: u64 = 3 * TICK_MS;
+/// So many failures of a worker in a row, at any jobs, are forgiven; then it is given nothing for a while.
+pub const FORGIVEN_FAILURES: u32 = 3;
+/// The first pause after failures, of a worker or of a job; each further one is twice as long.
+pub const PAUSE_MIN_MS: u64 = 1_000;
+/// The longest such pause.
+pub const PAUSE_MAX_MS: u64 = 5 * 60 * 1_000;
+/// A job that failed for so long, since its first failure, is given up at the next one.
+pub const JOB_PATIENCE_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long an audit may take as a whole, on top of the time for its run, before it is given up.
 pub const AUDIT_PATIENCE_MS: u64 = 10 * 60 * 1_000;
-/// A job at which so many different workers failed has failed, and one at which a worker failed so often that was asked
-/// again because no other was there.
+/// A job at which so many different workers failed has failed.
 pub const MAX_FAILURES: usize = 5;
 /// Most workers that a job remembers for having broken the rules at it.
 pub const MAX_BARRED_WORKERS: usize = 256;
@@ -214,6 +227,11 @@ pub const WORKER_LAST_WAIT_MS: u64 = SILENCE_MS;
 pub const PULL_REQUESTS_AHEAD: usize = 4;
 /// A coordinator that sends nothing of a package for so long is not waited for.
 pub const PULL_PATIENCE_MS: u64 = 60_000;
+
+/// A store that closes gives up what it could not write within this time; nothing of that was acknowledged.
+pub const STORE_CLOSE_MS: u64 = 10_000;
+/// A session taken over by another one with the same key within this time is worth a warning: two machines share a key.
+pub const TAKEOVER_MS: u64 = 60_000;
 
 // ---- HTTP ----
 
@@ -312,6 +330,9 @@ const _: () = {
     assert!(3 * HEARTBEAT_MS < SILENCE_MS);
     assert!(SILENCE_MS < LEASE_MIN_MS);
     assert!(HELLO_MS <= SILENCE_MS);
+    // A pause that counts as the workers' is short against what they are given.
+    assert!(TICK_MS < STALL_MS && STALL_MS + 3 * HEARTBEAT_MS < SILENCE_MS);
+    assert!(BEGIN_MS <= LEASE_PULL_MS && PAUSE_MAX_MS < JOB_PATIENCE_MS);
     assert!(LAST_WORD_MS <= GOODBYE_MS);
     // A worker gives up a pull well before its lease does.
     assert!(PULL_PATIENCE_MS < LEASE_PULL_MS);

@@ -164,7 +164,7 @@ async fn serve(config: Config) -> Outcome {
     signals.next().await?;
     println!("going down; everything acknowledged is kept; a second signal ends it at once");
     tokio::select! {
-        () = handle.shutdown() => Ok(()),
+        ended = handle.shutdown() => ended.or_exit(Exit::Failed),
         signal = signals.next() => {
             signal?;
             Err(anyhow!("the shutdown was cut short; everything acknowledged is kept")).or_exit(Exit::DrainForced)

@@ -91,7 +91,7 @@ async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Ve
     story.verifying();
     let verdict = judge(&network, package, &answers, ALTERED_LAYER).await?;
     let summary = summary(&network, &verdict);
-    network.stop().await;
+    network.stop().await?;
     Ok((verdict, summary))
 }
 

@@ -159,13 +159,13 @@ impl Network {
     }
 
     /// Takes everything down.
-    pub async fn stop(self) {
+    pub async fn stop(self) -> Result<()> {
         for mut worker in self.workers {
             worker.handle.abort();
             // That it was aborted, or put out, is no news here.
             let _ = worker.handle.wait().await;
         }
-        self.coordinator.shutdown().await;
+        Ok(self.coordinator.shutdown().await?)
     }
 }
 

@@ -125,14 +125,14 @@ impl Coordinator {
         (response.status().as_u16(), response.body_mut().read_json().expect("JSON"))
     }
 
-    /// The receipt of a job, once it is done.
-    pub fn receipt(&self, job: &str) -> Value {
+    /// The receipt of a job, once it is done. `access` came with the answer to its submission.
+    pub fn receipt(&self, job: &str, access: &str) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let (_, status) = self.get(&format!("/v1/jobs/{job}"));
+            let (_, status) = self.get(&format!("/v1/jobs/{job}?access={access}"));
             let status: Value = serde_json::from_str(&status).expect("JSON");
             if status["status"] == "done" {
-                let (code, receipt) = self.get(&format!("/v1/jobs/{job}/receipt"));
+                let (code, receipt) = self.get(&format!("/v1/jobs/{job}/receipt?access={access}"));
                 assert_eq!(code, 200, "{receipt}");
                 return serde_json::from_str(&receipt).expect("JSON");
             }

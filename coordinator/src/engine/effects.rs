@@ -12,7 +12,7 @@ use lockstep_protocol::receipt::{Receipt, SignedStatement, same_result};
 use super::peer::{Down, Peer};
 use super::{Engine, Live, Submission, SubmitRequest};
 use crate::events::Event;
-use crate::store::Write;
+use crate::store::{Access, Write};
 
 /// Something to do once all writes before it are durable.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) enum Effect {
     Send(Arc<Peer>, Down),
     /// End a session.
     Close(Arc<Peer>),
+    /// End a session because another of its key joined.
+    Replace(Arc<Peer>),
     /// Tell a client how its submission went.
     Reply(JobId, Submission, Box<SubmitRequest>),
     /// The job has an answer.
@@ -70,7 +72,9 @@ impl Engine {
             Record::Drawn { job, auditors, .. } => Event::AuditDrawn { job: *job, auditors: *auditors },
             Record::Settled { job, truth } => Event::Settled { job: *job, recomputed: truth.is_some() },
             Record::Quarantined { node, job, place } => Event::Quarantined { node: *node, job: *job, place: *place },
-            Record::Abandoned { .. } | Record::Finished { .. } | Record::Failed { .. } => return,
+            Record::Tightened { .. } | Record::Abandoned { .. } | Record::Finished { .. } | Record::Failed { .. } => {
+                return;
+            }
         };
         step.effects.push(Effect::Emit(event));
     }
@@ -92,7 +96,12 @@ impl Engine {
             Action::RefuseWorker { node, code } => self.refuse(&node, code, step),
             Action::Quarantine { node, .. } => self.refuse(&node, RefusalCode::Quarantined, step),
             Action::Disconnect { node } => self.close(&node, step),
-            Action::Submitted { job } => reply(job, Submission::Kept, request, step),
+            Action::Submitted { job } => {
+                if let Some(request) = request {
+                    request.owner = true;
+                }
+                reply(job, Submission::Kept, request, step);
+            }
             Action::AlreadyKnown { job, .. } => reply(job, Submission::Known, request, step),
             Action::RefuseJob { job, reason } => reply(job, refusal(reason), request, step),
             Action::Assign { node, epoch, job } => self.send(&node, Down::Assign(epoch, job), step),
@@ -190,6 +199,10 @@ fn refusal(reason: SubmitError) -> Submission {
 
 fn reply(job: JobId, outcome: Submission, request: &mut Option<Box<SubmitRequest>>, step: &mut Step) {
     if let Some(request) = request.take() {
+        if let (Some(digest), Submission::Kept | Submission::Known) = (request.token, &outcome) {
+            let access = if request.owner { Access::Owner } else { Access::WhenEnded };
+            step.writes.push(Write::Access { job, digest, access });
+        }
         step.effects.push(Effect::Reply(job, outcome, request));
     }
 }

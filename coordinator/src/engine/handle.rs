@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId};
+use lockstep_protocol::ids::{JobId, ModelId};
 use lockstep_protocol::machine::table::Stage;
 use lockstep_protocol::machine::{JobSpec, WorkerView};
 use thiserror::Error;
@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{JobEnd, Message, Peer, Submission, SubmitRequest, View};
 use crate::events::Event;
+use crate::store::AccessDigest;
 
 /// The engine has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -34,10 +35,8 @@ pub struct JobStatus {
     pub answered: bool,
     /// On which model.
     pub model: ModelId,
-    /// Its live leases.
-    pub leases: Vec<(LeaseEpoch, NodeId)>,
-    /// How many runs were accepted.
-    pub runs: usize,
+    /// Whether a worker has it.
+    pub leased: bool,
 }
 
 /// A job on its way into the store.
@@ -89,9 +88,24 @@ impl EngineHandle {
     /// # Errors
     /// [`Stopped`].
     pub async fn submit(&self, spec: JobSpec, wait: bool) -> Result<Submitted, Stopped> {
+        self.submit_with(spec, wait, None, true).await
+    }
+
+    /// Submits a job as a client of the network does: `token` opens it from then on. Where the job was submitted
+    /// before and the client is not its `owner`, its end can be waited for, but no answer before that.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn submit_with(
+        &self,
+        spec: JobSpec,
+        wait: bool,
+        token: Option<AccessDigest>,
+        owner: bool,
+    ) -> Result<Submitted, Stopped> {
         let (reply, outcome) = oneshot::channel();
         let (answer, end) = oneshot::channel();
-        let request = SubmitRequest { reply, answer: wait.then_some(answer) };
+        let request = SubmitRequest { reply, answer: wait.then_some(answer), token, owner };
         self.send(Message::Submit(spec, Box::new(request))).await?;
         Ok(Submitted { outcome, end })
     }
@@ -138,8 +152,7 @@ impl EngineHandle {
                 stage: seen.as_ref().map(|seen| seen.stage),
                 answered: live.visible.is_some(),
                 model: live.job.model,
-                runs: seen.as_ref().map_or(0, |seen| seen.runs),
-                leases: seen.map(|seen| seen.leases).unwrap_or_default(),
+                leased: seen.is_some_and(|seen| !seen.leases.is_empty()),
             })
         })
         .await

@@ -11,16 +11,19 @@ mod perform;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lockstep_kernels::backend::Backend;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, NodeId};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH};
+use lockstep_protocol::limits::{
+    MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH, TAKEOVER_MS,
+};
 use lockstep_protocol::machine::{Action, Capabilities, Input, JobSpec, Machine, Record};
 use lockstep_protocol::messages::RefusalCode;
 use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
 
 use self::effects::{Effect, Step};
 pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
@@ -28,7 +31,10 @@ pub use self::peer::{Down, Peer};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
-use crate::store::{Commit, Restored, SECRET_BYTES, SharedStore, Write};
+use crate::store::{AccessDigest, Commit, Restored, SECRET_BYTES, STORE_CLOSE, SharedStore, Write};
+
+/// A key whose sessions replace each other within this time is likely used by two workers.
+const TAKEOVER: Duration = Duration::from_millis(TAKEOVER_MS);
 
 /// What happens to the engine.
 pub enum Message {
@@ -44,8 +50,6 @@ pub enum Message {
     Submit(JobSpec, Box<SubmitRequest>),
     /// A question about the state.
     Ask(Box<dyn FnOnce(&View<'_>) + Send>),
-    /// No more inputs: finish what is pending, say goodbye, end.
-    Stop,
 }
 
 /// The state, to look at.
@@ -65,6 +69,10 @@ pub struct SubmitRequest {
     pub reply: oneshot::Sender<Submission>,
     /// The answer, if the client waits for it.
     pub answer: Option<oneshot::Sender<JobEnd>>,
+    /// The token that opens the job to this client, if it gets one.
+    pub token: Option<AccessDigest>,
+    /// Whether the client has shown a token of whoever submitted the job first.
+    pub owner: bool,
 }
 
 /// How a submission went.
@@ -101,11 +109,18 @@ struct Live {
     /// The same, once it is durable.
     visible: Option<Arc<Receipt>>,
     waiters: Vec<oneshot::Sender<JobEnd>>,
+    /// Those that submitted the same job again without a token of its first submission. A worker could do that to
+    /// have the first run before its audit, so these are answered when the job has ended.
+    late: Vec<oneshot::Sender<JobEnd>>,
 }
 
 impl Live {
+    fn into_waiters(self) -> impl Iterator<Item = oneshot::Sender<JobEnd>> {
+        self.waiters.into_iter().chain(self.late)
+    }
+
     fn new(job: Arc<Job>) -> Self {
-        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new() }
+        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new(), late: Vec::new() }
     }
 }
 
@@ -157,6 +172,7 @@ struct Engine {
     events: broadcast::Sender<Event>,
     inputs: mpsc::Sender<Message>,
     durable: mpsc::UnboundedSender<()>,
+    stop: Arc<Notify>,
 }
 
 /// A started engine.
@@ -164,8 +180,11 @@ struct Engine {
 pub struct Running {
     /// The way to it.
     pub handle: EngineHandle,
-    /// Ends after [`Message::Stop`].
-    pub thread: std::thread::JoinHandle<()>,
+    /// Ends after `stop`, and says whether everything could be written.
+    pub thread: std::thread::JoinHandle<bool>,
+    /// No more inputs: finish what is pending, say goodbye, end. Not a message: those may be held up by a disk that
+    /// refuses everything.
+    pub stop: Arc<Notify>,
 }
 
 /// Restores the machine and starts the engine on a thread of its own.
@@ -177,6 +196,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
     let (durable, done) = mpsc::unbounded_channel();
     let events = broadcast::Sender::new(MAX_EVENT_LAG);
     let handle = EngineHandle::new(inputs.clone(), events.clone());
+    let stop = Arc::new(Notify::new());
     let mut engine = Engine {
         jobs: live_jobs(&restored),
         machine: Machine::restore(restored.records, restored.last_epoch)?,
@@ -194,6 +214,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         events,
         inputs,
         durable,
+        stop: Arc::clone(&stop),
     };
     engine.resume();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -204,7 +225,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         .name("lockstep-engine".into())
         .spawn(move || runtime.block_on(engine.run(messages, done)))
         .map_err(crate::error::StartError::Thread)?;
-    Ok(Running { handle, thread })
+    Ok(Running { handle, thread, stop })
 }
 
 /// What the engine itself knows of unfinished jobs.
@@ -241,19 +262,35 @@ impl Engine {
         self.commit(step);
     }
 
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut done: mpsc::UnboundedReceiver<()>) {
+    /// Runs until the order to stop; says whether everything could be written.
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut done: mpsc::UnboundedReceiver<()>) -> bool {
         let mut batch = Vec::with_capacity(STORE_BATCH);
+        let stop = Arc::clone(&self.stop);
         let mut stopping = false;
         while !stopping {
             let sleep = self.machine.next_wake().map(|at| self.clock.until(at));
             tokio::select! {
                 biased;
                 Some(()) = done.recv() => self.perform_next(),
-                count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING_COMMITS => {
-                    stopping = count == 0 || batch.iter().any(|message| matches!(message, Message::Stop));
-                    self.take(batch.drain(..));
+                () = stop.notified() => {
+                    stopping = true;
+                    // What came before the order.
+                    let waiting: Vec<_> = (0..messages.len()).map_while(|_| messages.try_recv().ok()).collect();
+                    self.take(waiting);
                 }
-                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {
+                count = messages.recv_many(&mut batch, STORE_BATCH), if self.pending.len() < MAX_PENDING_COMMITS => {
+                    stopping = count == 0;
+                    self.take(batch.drain(..));
+                    // Under constant load the branch below never comes to its turn.
+                    if self.machine.next_wake().is_some_and(|at| self.clock.until(at).is_zero()) {
+                        self.take([Message::Own(Input::Tick)]);
+                    }
+                }
+                // Only while messages are taken, and after those that are there: a worker's heartbeat that waits
+                // in the queue must not come after the end of its silence.
+                () = tokio::time::sleep(sleep.unwrap_or_default()),
+                    if sleep.is_some() && self.pending.len() < MAX_PENDING_COMMITS =>
+                {
                     self.take([Message::Own(Input::Tick)]);
                 }
             }
@@ -262,11 +299,25 @@ impl Engine {
                 self.take(own);
             }
         }
-        while !self.pending.is_empty() && done.recv().await.is_some() {
-            self.perform_next();
-        }
+        self.finish(&mut done).await;
         for peer in self.peers.values() {
             peer.send(Down::Shutdown);
+        }
+        self.pending.is_empty()
+    }
+
+    /// Waits until what is pending is written, or the store gives it up: then its channel has no senders any more. A
+    /// disk that does not even fail is not waited for.
+    async fn finish(&mut self, done: &mut mpsc::UnboundedReceiver<()>) {
+        self.store.close();
+        self.durable = mpsc::unbounded_channel().0;
+        let all = async {
+            while !self.pending.is_empty() && done.recv().await.is_some() {
+                self.perform_next();
+            }
+        };
+        if tokio::time::timeout(STORE_CLOSE, all).await.is_err() {
+            tracing::error!("the disk does not answer; what it was given is not acknowledged");
         }
     }
 
@@ -309,7 +360,6 @@ impl Engine {
             Message::Own(input) => self.input(input, None, step),
             Message::Submit(spec, request) => self.input(Input::Submit(spec), Some(request), step),
             Message::Ask(question) => question(&self.view()),
-            Message::Stop => {}
         }
     }
 
@@ -335,7 +385,13 @@ impl Engine {
             macs_per_second: peer.hello.macs_per_second,
         };
         if let Some(old) = self.peers.insert(node, Arc::clone(&peer)) {
-            step.effects.push(Effect::Close(old));
+            if old.age() < TAKEOVER {
+                tracing::warn!(
+                    %node, old = %old.address, new = %peer.address,
+                    "another session with this key joined soon after the last: do two workers use the same key?"
+                );
+            }
+            step.effects.push(Effect::Replace(old));
         }
         let now = self.clock.now();
         let output = self.machine.handle(now, Input::WorkerJoined { node, capabilities });

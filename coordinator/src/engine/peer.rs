@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::job::Job;
@@ -39,6 +41,8 @@ pub struct Peer {
     pub address: SocketAddr,
     outbox: mpsc::Sender<Down>,
     kill: Arc<Notify>,
+    joined: Instant,
+    replaced: AtomicBool,
 }
 
 impl Peer {
@@ -51,7 +55,20 @@ impl Peer {
     ) -> (Arc<Self>, mpsc::Receiver<Down>, Arc<Notify>) {
         let (outbox, messages) = mpsc::channel(MAX_OUTBOX_MESSAGES);
         let kill = Arc::new(Notify::new());
-        (Arc::new(Self { node, session, hello, address, outbox, kill: Arc::clone(&kill) }), messages, kill)
+        (
+            Arc::new(Self {
+                node,
+                session,
+                hello,
+                address,
+                outbox,
+                kill: Arc::clone(&kill),
+                joined: Instant::now(),
+                replaced: AtomicBool::new(false),
+            }),
+            messages,
+            kill,
+        )
     }
 
     /// Queues a message. A worker whose queue is full does not read: its connection ends.
@@ -60,6 +77,22 @@ impl Peer {
             tracing::warn!(node = %self.node, "the worker does not read its messages; disconnecting");
             self.kill();
         }
+    }
+
+    /// Ends the connection because another session of its key joined.
+    pub fn replace(&self) {
+        self.replaced.store(true, Ordering::Release);
+        self.kill();
+    }
+
+    /// Whether another session of its key joined.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    /// How long ago it joined.
+    pub fn age(&self) -> Duration {
+        self.joined.elapsed()
     }
 
     /// Ends the connection.

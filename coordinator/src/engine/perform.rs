@@ -1,5 +1,6 @@
 //! Carrying out effects whose writes are durable.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lockstep_model::rerun::rerun;
@@ -10,7 +11,7 @@ use lockstep_protocol::receipt::Receipt;
 use tokio::sync::oneshot;
 
 use super::effects::Effect;
-use super::{Engine, JobEnd, Message, Submission, SubmitRequest};
+use super::{Engine, JobEnd, Live, Message, Submission, SubmitRequest};
 use crate::events::Event;
 
 impl Engine {
@@ -25,12 +26,13 @@ impl Engine {
         match effect {
             Effect::Send(peer, message) => peer.send(message),
             Effect::Close(peer) => peer.kill(),
+            Effect::Replace(peer) => peer.replace(),
             Effect::Reply(job, outcome, request) => self.reply(job, outcome, *request),
             Effect::Answer(job, receipt) => self.answer(job, &receipt),
             Effect::Done(job, receipt) => self.done(job, &receipt),
             Effect::Failed(job, reason) => {
-                let waiters = self.jobs.remove(&job).map(|live| live.waiters).unwrap_or_default();
-                tell(waiters, &JobEnd::Failed(reason.clone()));
+                let waiters = self.jobs.remove(&job).map(Live::into_waiters);
+                tell(waiters.into_iter().flatten(), &JobEnd::Failed(reason.clone()));
                 self.emit(Event::Failed { job, reason });
             }
             Effect::Draw(job, head, nonce) => {
@@ -49,7 +51,9 @@ impl Engine {
             (outcome, Some(live)) => {
                 // Clients that gave up waiting leave their places.
                 live.waiters.retain(|waiter| !waiter.is_closed());
+                live.late.retain(|waiter| !waiter.is_closed());
                 match (&live.visible, request.answer) {
+                    (_, waiter) if !request.owner => live.late.extend(waiter),
                     (Some(receipt), Some(waiter)) => tell([waiter], &JobEnd::Answer(Arc::clone(receipt))),
                     (None, waiter) => live.waiters.extend(waiter),
                     (Some(_), None) => {}
@@ -69,8 +73,8 @@ impl Engine {
     }
 
     fn done(&mut self, job: JobId, receipt: &Arc<Receipt>) {
-        let waiters = self.jobs.remove(&job).map(|live| live.waiters).unwrap_or_default();
-        tell(waiters, &JobEnd::Answer(Arc::clone(receipt)));
+        let waiters = self.jobs.remove(&job).map(Live::into_waiters);
+        tell(waiters.into_iter().flatten(), &JobEnd::Answer(Arc::clone(receipt)));
         match receipt.check() {
             Ok(standing) => self.emit(Event::Done {
                 job,
@@ -93,7 +97,12 @@ impl Engine {
             let id = job.id();
             let recompute = move || {
                 let model = models.of_job(&job.model).ok_or("the model is not served any more".to_owned())?;
-                rerun(model.package(), &*oracle.0, &job.tokens).map_err(|error| error.to_string())
+                // The file may have been overwritten under its mapping; a verdict must not rest on that.
+                let package = model.package();
+                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
+                let right = rerun(package, &*oracle.0, &job.tokens).map_err(|error| error.to_string())?;
+                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
+                Ok::<_, String>(right)
             };
             let truth = match tokio::task::spawn_blocking(recompute).await {
                 Ok(Ok(right)) => Some(right.roots),

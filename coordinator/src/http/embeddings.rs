@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,12 +17,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::App;
+use super::access::{self, Presented};
 use super::error::{ApiError, KeptJobs};
 use super::prepare::{Prepared, prepare};
 use super::request::Encoding;
 use crate::engine::{JobEnd, Submission};
 use crate::models::Model;
-use crate::store::Stored;
+use crate::store::{Access, AccessDigest, Stored};
 
 /// An answered request, in OpenAI's shape and with our object beside it.
 #[derive(Serialize)]
@@ -59,6 +60,7 @@ struct Extra<'a> {
     model_id: ModelId,
     jobs: Vec<JobId>,
     request_nonces: Vec<Nonce>,
+    access: String,
     receipts: Vec<&'a Receipt>,
 }
 
@@ -80,16 +82,18 @@ struct AcceptedJobs {
 ///
 /// # Errors
 /// What to tell the client.
-pub async fn embeddings(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+pub async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let deadline = Instant::now() + app.http_wait;
     let body = read(body).await?;
     let reader = Arc::clone(&app);
     let prepared = app.blocking(move || prepare(&reader.models, reader.audit, &body)).await??;
+    let (access, token) = access::draw()?;
     let kept = KeptJobs {
         jobs: prepared.jobs.iter().map(|(id, _)| *id).collect(),
         request_nonces: prepared.jobs.iter().map(|(_, spec)| spec.job.nonce).collect(),
+        access,
     };
-    let pending = submit(&app, &prepared).await?;
+    let pending = submit(&app, &prepared, token, Presented::in_headers(&headers)).await?;
     if !prepared.wait {
         let lockstep = AcceptedJobs { model_id: prepared.model.id(), kept };
         return Ok((StatusCode::ACCEPTED, axum::Json(Accepted { object: "lockstep.jobs", lockstep })).into_response());
@@ -133,13 +137,25 @@ enum Pending {
 }
 
 /// Submits all jobs of a request, then waits until all are kept. Jobs that the store has already are not run again.
-async fn submit(app: &Arc<App>, prepared: &Prepared) -> Result<Vec<Pending>, ApiError> {
+async fn submit(
+    app: &Arc<App>,
+    prepared: &Prepared,
+    token: AccessDigest,
+    presented: Presented,
+) -> Result<Vec<Pending>, ApiError> {
     let mut sent = Vec::with_capacity(prepared.jobs.len());
     for (id, spec) in &prepared.jobs {
         let known = if prepared.chosen_nonces { stored(app, *id).await? } else { None };
         sent.push(match known {
-            Some(end) => Err(end),
-            None => Ok(app.engine.submit(spec.clone(), prepared.wait).await.map_err(|_| ApiError::stopping())?),
+            Some(end) => {
+                access::grant(app, *id, token).await?;
+                Err(end)
+            }
+            None => {
+                let owner = presented.to(app, *id).await? == Some(Access::Owner);
+                let sent = app.engine.submit_with(spec.clone(), prepared.wait, Some(token), owner).await;
+                Ok(sent.map_err(|_| ApiError::stopping())?)
+            }
         });
     }
     let mut pending = Vec::with_capacity(sent.len());
@@ -189,7 +205,7 @@ async fn wait(job: JobId, pending: Pending, deadline: Instant) -> Result<Arc<Rec
             Err(_) => {
                 let message = format!(
                     "No worker has answered in time. The job is kept and will be run: see GET /v1/jobs/{job}, and \
-                     GET /v1/jobs/{job}/receipt once it is answered."
+                     GET /v1/jobs/{job}/receipt once it is answered, with lockstep.access as Lockstep-Access."
                 );
                 return Err(ApiError::unavailable("no_answer_yet", message));
             }
@@ -218,6 +234,7 @@ fn answer(prepared: &Prepared, receipts: &[Arc<Receipt>], kept: KeptJobs) -> Res
             model_id: model.id(),
             jobs: kept.jobs,
             request_nonces: kept.request_nonces,
+            access: kept.access,
             receipts: receipts.iter().map(|receipt| &**receipt).collect(),
         },
     };

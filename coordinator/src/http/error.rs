@@ -33,6 +33,8 @@ pub struct KeptJobs {
     pub jobs: Vec<JobId>,
     /// Their nonces, in the same order.
     pub request_nonces: Vec<Nonce>,
+    /// Opens them all: with it, and nothing else, they can be asked about.
+    pub access: String,
 }
 
 impl ApiError {

@@ -10,10 +10,11 @@ use lockstep_protocol::machine::table::Stage;
 use serde_json::{Value, json};
 
 use super::App;
+use super::access::Presented;
 use super::error::ApiError;
 use crate::engine::{JobStatus, WorkerStatus};
 use crate::models::Model;
-use crate::store::Stored;
+use crate::store::{Access, Stored};
 
 /// `GET /v1/models`.
 pub async fn models(State(app): State<Arc<App>>) -> axum::Json<Value> {
@@ -74,14 +75,20 @@ fn worker_json(worker: &WorkerStatus) -> Value {
 }
 
 /// `GET /v1/jobs/{id}`.
-pub async fn job(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<axum::Json<Value>, ApiError> {
+pub async fn job(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    presented: Presented,
+) -> Result<axum::Json<Value>, ApiError> {
     let id = parse(&id)?;
+    let access = presented.to(&app, id).await?.ok_or_else(|| no_job(id))?;
     // The engine first: a job that ends in between is in the store by then.
     let live = app.engine.job(id).await.map_err(|_| ApiError::stopping())?;
     if let Some(job) = live {
-        return Ok(axum::Json(live_json(id, &job)));
+        return Ok(axum::Json(live_json(id, &job, access)));
     }
     let (status, reason) = match stored(&app, id).await? {
+        Stored::Answered(_) if access == Access::WhenEnded => return Ok(axum::Json(unfinished_json(id))),
         Stored::Answered(_) => ("closing", None),
         Stored::Done(_) => ("done", None),
         Stored::Failed(reason) => ("failed", Some(reason)),
@@ -92,42 +99,60 @@ pub async fn job(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<
     ))
 }
 
-fn live_json(id: JobId, job: &JobStatus) -> Value {
+/// All that a client hears that did not submit the job first.
+fn unfinished_json(id: JobId) -> Value {
+    json!({"id": id, "object": "lockstep.job", "status": "unfinished", "answered": false})
+}
+
+fn live_json(id: JobId, job: &JobStatus, access: Access) -> Value {
+    if access == Access::WhenEnded {
+        return unfinished_json(id);
+    }
     let status = match job.stage {
-        Some(Stage::Open) if job.leases.is_empty() => "queued",
+        Some(Stage::Open) if !job.leased => "queued",
         Some(Stage::Open) => "running",
         Some(Stage::Drawing | Stage::Auditing) => "auditing",
         Some(Stage::Settling) => "settling",
         Some(Stage::Closing | Stage::Done | Stage::Failed) | None => "closing",
     };
-    let leases: Vec<_> = job.leases.iter().map(|(epoch, node)| json!({"epoch": epoch, "worker": node})).collect();
     json!({
         "id": id,
         "object": "lockstep.job",
         "status": status,
         "answered": job.answered,
         "model_id": job.model,
-        "runs": job.runs,
-        "leases": leases,
     })
 }
 
 /// `GET /v1/jobs/{id}/receipt`: the receipt and nothing else, as `lockstep verify` takes it.
-pub async fn receipt(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn receipt(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    presented: Presented,
+) -> Result<Response, ApiError> {
     let id = parse(&id)?;
+    let access = presented.to(&app, id).await?.ok_or_else(|| no_job(id))?;
     let live = app.engine.job(id).await.map_err(|_| ApiError::stopping())?;
     match (live, stored(&app, id).await) {
+        (_, Ok(Stored::Answered(_))) if access == Access::WhenEnded => Err(not_yet(id)),
         (_, Ok(Stored::Answered(json) | Stored::Done(json))) => {
             Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
         }
         (_, Ok(Stored::Failed(reason))) => Err(ApiError::not_found(format!("Job {id} failed: {reason}."))),
-        (Some(_), Err(_)) => {
-            let message = format!("Job {id} has no answer yet: see GET /v1/jobs/{id}.");
-            let status = StatusCode::CONFLICT;
-            Err(ApiError::new(status, "invalid_request_error", Some("no_answer_yet"), message))
-        }
+        (Some(_), Err(_)) => Err(not_yet(id)),
         (None, Err(error)) => Err(error),
     }
+}
+
+/// Of a job that has nothing yet that the client may see.
+pub(super) fn not_yet(id: JobId) -> ApiError {
+    let message = format!("Job {id} has no answer yet: see GET /v1/jobs/{id}.");
+    ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some("no_answer_yet"), message)
+}
+
+/// The same for jobs that are not there and for those that the client may not see.
+pub(super) fn no_job(id: JobId) -> ApiError {
+    ApiError::not_found(format!("There is no job {id}, or it needs the access token that its submission returned."))
 }
 
 /// Reads a job's id.
@@ -140,7 +165,7 @@ pub(super) async fn stored(app: &Arc<App>, job: JobId) -> Result<Stored, ApiErro
     let reader = Arc::clone(app);
     let found = app.blocking(move || reader.store.job(&job)).await?;
     let found = found.map_err(|error| ApiError::internal(format!("The store: {error}")))?;
-    found.ok_or_else(|| ApiError::not_found(format!("There is no job {job}.")))
+    found.ok_or_else(|| no_job(job))
 }
 
 /// `GET /livez`: the process answers.

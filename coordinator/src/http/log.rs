@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::ids::JobId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::App;
+use super::access::Presented;
 use super::error::ApiError;
-use super::info::{parse, stored};
-use crate::store::{ProofRequest, Store, StoreError, Stored};
+use super::info::{no_job, not_yet, parse, stored};
+use crate::store::{Access, ProofRequest, Store, StoreError, Stored};
 
 /// `GET /v1/log/head`: a signed head over all that was in the log when it was asked for, and nothing else, as
 /// `lockstep log verify` takes it. Askers wait for their turn, so that they don't make the coordinator sign all the time.
@@ -35,33 +36,37 @@ pub struct ProofQuery {
     size: Option<u64>,
     /// Size of an earlier log that must be shown to be continued.
     from: Option<u64>,
+    /// The access token, which [`Presented`] reads; named here so that it is not unknown.
+    #[serde(rename = "access")]
+    _access: Option<serde::de::IgnoredAny>,
 }
 
-/// `GET /v1/log/proof?job=ID[&size=N][&from=N]`: the entries of a job with their paths.
+/// `GET /v1/log/proof?job=ID[&size=N][&from=N]`: the entries of a job with their paths, for whoever may see its receipt.
 pub async fn proof(
     State(app): State<Arc<App>>,
+    presented: Presented,
     query: Result<Query<ProofQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let job = parse(&query.job)?;
-    let stated_only = visible(&app, job).await?;
+    let access = presented.to(&app, job).await?.ok_or_else(|| no_job(job))?;
+    let stated_only = visible(&app, job, access).await?;
     let request = ProofRequest { job, size: query.size, from: query.from, stated_only };
     let proof = read(&app, move |store| store.log_proof(&request)).await?;
     let proof = proof.ok_or_else(|| ApiError::not_found("There is no such head of the log."))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], proof.to_json()).into_response())
 }
 
-/// Whether only what the receipt so far shows may be told of a job. Of one without an answer nothing is told: its
-/// workers know its id, and must not learn whether others run it.
-async fn visible(app: &Arc<App>, job: JobId) -> Result<bool, ApiError> {
+/// Whether only what the receipt so far shows may be told of a job. Of one without an answer nothing is told, and of one
+/// that has not ended nothing to those who only submitted it again, as its workers could: they must not learn whether
+/// others run it.
+async fn visible(app: &Arc<App>, job: JobId, access: Access) -> Result<bool, ApiError> {
     let live = app.engine.job(job).await.map_err(|_| ApiError::stopping())?;
     match (live, stored(app, job).await) {
         (_, Ok(Stored::Done(_) | Stored::Failed(_))) => Ok(false),
+        (_, Ok(Stored::Answered(_))) if access == Access::WhenEnded => Err(not_yet(job)),
         (_, Ok(Stored::Answered(_))) => Ok(true),
-        (Some(_), Err(_)) => {
-            let message = format!("Job {job} has no answer yet: see GET /v1/jobs/{job}.");
-            Err(ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some("no_answer_yet"), message))
-        }
+        (Some(_), Err(_)) => Err(not_yet(job)),
         (None, Err(error)) => Err(error),
     }
 }

@@ -1,5 +1,6 @@
 //! HTTP for clients: OpenAI's embeddings with receipts beside the answer, and what can be looked at.
 
+mod access;
 mod embeddings;
 mod error;
 mod info;

@@ -31,8 +31,10 @@ pub(super) enum End {
     Refused,
     /// The coordinator goes down.
     Shutdown,
-    /// The engine had enough of it, or another session of its key took over.
+    /// The engine had enough of it.
     Killed,
+    /// Another session of its key took over.
+    Replaced,
 }
 
 impl From<LinkError> for End {
@@ -175,6 +177,7 @@ async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
     hello.models = Vec::new();
     let number = sessions.next_session();
     let (peer, messages, kill) = Peer::new(node, number, hello, address);
+    let told = Arc::clone(&peer);
     let engine = sessions.engine.clone();
     if engine.send(Message::Joined(peer, capabilities)).await.is_err() {
         return close(&connection, Close::Shutdown, "the coordinator goes down");
@@ -194,6 +197,7 @@ async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
         () = kill.notified() => End::Killed,
         _ = connection.closed() => End::Gone,
     };
+    let end = if told.is_replaced() { End::Replaced } else { end };
     leave(&engine, &connection, node, number, end).await;
 }
 
@@ -202,6 +206,7 @@ async fn leave(engine: &EngineHandle, connection: &Connection, node: NodeId, num
         End::Gone => close(connection, Close::Done, "bye"),
         End::Refused => close(connection, Close::Refused, "refused"),
         End::Shutdown => close(connection, Close::Shutdown, "the coordinator goes down"),
+        End::Replaced => close(connection, Close::Refused, "another session with this key joined"),
         End::Killed => close(connection, Close::Protocol, "the coordinator ended this session"),
         End::Protocol(reason) => {
             tracing::warn!(%node, reason, "a worker broke the protocol");

@@ -12,6 +12,7 @@
 //! is 4,450 with one commit waiting at a time and about 30,000 with 64 or more. At the start the log is hashed again at
 //! 450,000 entries a second; an entry takes 250 bytes.
 
+mod access;
 mod log;
 mod schema;
 #[cfg(test)]
@@ -28,13 +29,14 @@ use std::time::Duration;
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
-use lockstep_protocol::limits::{LOG_HEAD_WAIT_MS, STORE_BUSY_MS, STORE_CHECKPOINT_PAGES};
+use lockstep_protocol::limits::{LOG_HEAD_WAIT_MS, STORE_BUSY_MS, STORE_CHECKPOINT_PAGES, STORE_CLOSE_MS};
 use lockstep_protocol::log::{Entry, LogProof, SignedHead};
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
+pub use self::access::{Access, AccessDigest};
 pub use self::log::ProofRequest;
 use self::log::{Found, Log};
 pub use self::schema::SCHEMA_VERSION;
@@ -53,21 +55,32 @@ const AUDIT_SECRET: &str = "audit secret";
 /// Bytes of a secret.
 pub const SECRET_BYTES: usize = 32;
 
+/// How long the last writes of a store that is closed may take.
+pub const STORE_CLOSE: Duration = Duration::from_millis(STORE_CLOSE_MS);
+
 /// Why the store can't be opened, read or written.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// SQLite or the disk.
     #[error("the store: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
     /// The file system.
-    #[error("can't {action} {}: {source}", path.display())]
+    #[error("can't {action} {}: {error}", path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// On which file.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        error: std::io::Error,
+    },
+    /// Others on this machine may read it.
+    #[error("{} has mode {mode:o}, so others can read its secrets: chmod 600 {}", path.display(), path.display())]
+    Mode {
+        /// Which file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
     },
     /// Somebody else is there.
     #[error("another coordinator uses {}: stop it, or choose another data directory", .0.display())]
@@ -93,7 +106,7 @@ pub enum StoreError {
     },
     /// A receipt that does not read.
     #[error("the receipt of a job is damaged: {0}")]
-    Receipt(#[from] ReceiptError),
+    Receipt(ReceiptError),
     /// A value with another length than it must have.
     #[error("the store's {0} is damaged")]
     Value(&'static str),
@@ -109,6 +122,19 @@ pub enum StoreError {
     /// The writer has stopped.
     #[error("the store is closed")]
     Closed,
+}
+
+// By hand, because an error that is written out in a message must not come again as its source.
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<ReceiptError> for StoreError {
+    fn from(error: ReceiptError) -> Self {
+        Self::Receipt(error)
+    }
 }
 
 /// How a job stands in the store.
@@ -158,6 +184,7 @@ impl Store {
         create(dir)?;
         let lock = lock(dir)?;
         let path = dir.join(STORE_FILE);
+        make_private(&path)?;
         let mut connection = Connection::open(&path)?;
         connection.busy_timeout(Duration::from_millis(STORE_BUSY_MS))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -176,6 +203,11 @@ impl Store {
     /// [`StoreError::Closed`].
     pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
         self.writer.submit(commit)
+    }
+
+    /// From now on what can't be written is given up instead of tried again; nothing in it was acknowledged.
+    pub fn close(&self) {
+        self.writer.close();
     }
 
     /// The newest head of the transparency log, and, where the log has grown since, how long it is until the next one
@@ -257,13 +289,21 @@ impl Store {
             Some(_) => Err(StoreError::Value("job status")),
         }
     }
+
+    /// What a token opens of a job; `None` where it opens nothing, or there is no such job. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn access(&self, job: &JobId, digest: &AccessDigest) -> Result<Option<Access>, StoreError> {
+        access::get(&self.reader(), job, digest)
+    }
 }
 
 /// Shared, so that the engine and the HTTP handlers have the same one.
 pub type SharedStore = Arc<Store>;
 
-fn io(action: &'static str, path: &Path, source: std::io::Error) -> StoreError {
-    StoreError::Io { action, path: path.to_path_buf(), source }
+fn io(action: &'static str, path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_path_buf(), error }
 }
 
 /// Makes a store's directory, durably: what is written into it is flushed with it, but its own name is not.
@@ -275,10 +315,33 @@ pub fn create(dir: &Path) -> Result<(), StoreError> {
 }
 
 fn create_new(dir: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(dir)?;
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)?;
     #[cfg(unix)]
     if let Some(parent) = std::path::absolute(dir)?.parent() {
         File::open(parent)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Makes the store's file, for its owner alone, or sees to it that it is one: it holds the secret of audit draws and
+/// what clients asked. SQLite gives its other files the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path).map_err(|source| io("open", path, source))?;
+    #[cfg(unix)]
+    {
+        let metadata = file.metadata().map_err(|source| io("look at", path, source))?;
+        let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(StoreError::Mode { path: path.to_path_buf(), mode });
+        }
     }
     Ok(())
 }

@@ -25,6 +25,15 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE models (id BLOB PRIMARY KEY, name TEXT NOT NULL, path TEXT NOT NULL, added_ms INTEGER NOT NULL);
 ",
     "
+    -- Hashes of the tokens that open a job to clients; with `owner`, before it has ended too.
+    CREATE TABLE access (
+        job BLOB NOT NULL,
+        digest BLOB NOT NULL,
+        owner INTEGER NOT NULL,
+        PRIMARY KEY (job, digest)
+    ) WITHOUT ROWID;
+",
+    "
     -- The transparency log: entries in order from 0, and the hashes of all full subtrees (level 0: the leaves).
     CREATE TABLE log (seq INTEGER PRIMARY KEY, job BLOB NOT NULL, entry BLOB NOT NULL);
     CREATE INDEX log_by_job ON log (job);

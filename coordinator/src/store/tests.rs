@@ -14,6 +14,12 @@ fn keys() -> Keypair {
     Keypair::from_seed([6; 32])
 }
 
+/// A file that something else made, with the mode that the store asks for.
+fn keep_private(path: &Path) {
+    #[cfg(unix)]
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
+
 fn open(dir: &Path) -> (Store, Restored) {
     Store::open(dir, &keys(), 1).unwrap()
 }
@@ -107,7 +113,9 @@ fn a_torn_log_leaves_a_prefix_of_the_commits() {
     for cut in (0..=log.len()).step_by(1_000).chain([log.len()]) {
         let copy = tempfile::tempdir().unwrap();
         std::fs::write(copy.path().join(STORE_FILE), &file).unwrap();
+        keep_private(&copy.path().join(STORE_FILE));
         std::fs::write(copy.path().join("coordinator.db-wal"), &log[..cut]).unwrap();
+        keep_private(&copy.path().join("coordinator.db-wal"));
         let (_, restored) = open(copy.path());
         let count = restored.records.len();
         assert_eq!(count % 2, 0, "half a commit at {cut} bytes");
@@ -133,6 +141,7 @@ fn newer_foreign_and_used_stores_are_refused() {
     let connection = Connection::open(foreign.path().join(STORE_FILE)).unwrap();
     connection.execute_batch("CREATE TABLE x (y)").unwrap();
     drop(connection);
+    keep_private(&foreign.path().join(STORE_FILE));
     assert!(matches!(Store::open(foreign.path(), &keys(), 1), Err(StoreError::NotAStore)));
 }
 
@@ -155,4 +164,30 @@ fn a_refused_write_is_tried_again_until_it_is_durable() {
     assert!(store.is_writable());
     drop(store);
     assert_eq!(open(dir.path()).1.records, [submitted(1)]);
+}
+
+#[cfg(unix)]
+#[test]
+fn nobody_else_reads_the_store() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let (store, _) = open(&data);
+    commit(&store, vec![Write::Record(submitted(1))]);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&data), 0o700);
+    let path = data.join(STORE_FILE);
+    for file in [path.clone(), data.join(format!("{STORE_FILE}-wal"))] {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+    }
+    drop(store);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let refused = Store::open(&data, &keys(), 1).unwrap_err();
+    assert!(refused.to_string().contains("chmod 600"), "{refused}");
+}
+
+#[test]
+fn what_a_message_says_is_not_said_again_by_its_source() {
+    let error = io("open", Path::new("x"), std::io::Error::other("because"));
+    assert!(error.to_string().contains("because") && std::error::Error::source(&error).is_none());
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
@@ -14,12 +14,16 @@ use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
 
 use super::StoreError;
+use super::access::{self, Access, AccessDigest};
 use super::log::Log;
 
 /// Values of `jobs.status`.
 pub(super) const ANSWERED: i64 = 1;
 pub(super) const DONE: i64 = 2;
 pub(super) const FAILED: i64 = 3;
+
+/// How often it is looked whether the writer has ended.
+const JOIN_POLL: Duration = Duration::from_millis(2);
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -52,6 +56,15 @@ pub enum Write {
         reason: String,
         /// When.
         at: Millis,
+    },
+    /// A token opens a job to clients.
+    Access {
+        /// Which job.
+        job: JobId,
+        /// The token's hash.
+        digest: AccessDigest,
+        /// What it opens.
+        access: Access,
     },
     /// The coordinator states something about a receipt of the job; the statement itself is in the receipt.
     Stated {
@@ -103,7 +116,7 @@ pub(super) struct Writer {
 struct State {
     /// Whether the last transaction was written.
     healthy: AtomicBool,
-    /// Whether the store is being dropped, so that what can't be written is given up.
+    /// Whether the store is being closed, so that what can't be written is given up.
     closing: AtomicBool,
 }
 
@@ -115,16 +128,16 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("lockstep-store".into())
             .spawn(move || run(connection, log, &commits, &shared))
-            .map_err(|source| StoreError::Io {
-                action: "start the thread of",
-                path: super::STORE_FILE.into(),
-                source,
-            })?;
+            .map_err(|error| StoreError::Io { action: "start the thread of", path: super::STORE_FILE.into(), error })?;
         Ok(Self { queue: Some(queue), thread: Some(thread), state })
     }
 
     pub fn submit(&self, commit: Commit) -> Result<(), StoreError> {
         self.queue.as_ref().and_then(|queue| queue.send(commit).ok()).ok_or(StoreError::Closed)
+    }
+
+    pub fn close(&self) {
+        self.state.closing.store(true, Ordering::Relaxed);
     }
 
     pub fn is_healthy(&self) -> bool {
@@ -136,9 +149,16 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.state.closing.store(true, Ordering::Relaxed);
         self.queue = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let given_up = Instant::now() + super::STORE_CLOSE;
+        while !thread.is_finished() && Instant::now() < given_up {
+            std::thread::sleep(JOIN_POLL);
+        }
+        if !thread.is_finished() {
+            tracing::error!("the disk does not answer; the store's writer is left behind");
+        } else if thread.join().is_err() {
             tracing::error!("the store's writer had panicked");
         }
     }
@@ -208,6 +228,7 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             put_job(connection, job, FAILED, Some(reason), None, *at)?;
             drop_records(connection, job)?;
         }
+        Write::Access { job, digest, access } => access::put(connection, job, digest, *access)?,
         // What they leave behind is in the log.
         Write::Stated { .. } | Write::Head => {}
         Write::Clock(at) => {

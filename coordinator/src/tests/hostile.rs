@@ -65,7 +65,7 @@ async fn garbage_floods_and_lies_cost_the_connection_and_no_job() {
 
     tokio::spawn(join(&world, 1).await.serve(None));
     assert_eq!(embed(world.handle.http_addr(), &ask("w1")).await.0, 200);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 /// Each has a job and misuses its assignment; an honest worker finishes the job all the same.
@@ -117,7 +117,7 @@ async fn misused_assignments_go_to_others() {
     assert_eq!(status, 200, "{answer}");
     let signer = &answer["lockstep"]["receipts"][0]["worker"]["receipt"]["worker"];
     assert_eq!(signer, &serde_json::json!(super::worker::keys(1).id()));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,5 +126,5 @@ async fn connections_that_say_nothing_are_dropped() {
     let mut client = lockstep_link::Client::new(&super::worker::keys(30), world.handle.node_id());
     let silent = client.connect(world.handle.quic_addr()).await.unwrap();
     tokio::time::timeout(PATIENCE, silent.closed()).await.expect("it is closed");
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }

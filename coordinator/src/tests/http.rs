@@ -6,7 +6,7 @@ use lockstep_protocol::receipt::Receipt;
 use serde_json::{Value, json};
 
 use super::worker::Worker;
-use super::{PATIENCE, World, ask, embed, get, request, world};
+use super::{PATIENCE, World, ask, embed, get, get_job, request, world};
 use crate::{ApiKey, Config};
 
 async fn with_worker(change: impl FnOnce(&mut Config)) -> World {
@@ -52,18 +52,17 @@ async fn embeddings_have_openais_shape_and_a_receipt_that_checks() {
     assert_eq!((status, texts["data"].as_array().unwrap().len()), (200, 2));
 
     // What is kept of it.
-    let id = one["lockstep"]["jobs"][0].as_str().unwrap();
     let kept = tokio::time::timeout(PATIENCE, async {
         loop {
-            let (status, job) = get(http, &format!("/v1/jobs/{id}")).await;
+            let (status, job) = get_job(http, &one, "").await;
             assert_eq!(status, 200);
             if job["status"] == "done" {
-                return get(http, &format!("/v1/jobs/{id}/receipt")).await;
+                return get_job(http, &one, "/receipt").await;
             }
         }
     });
     assert_eq!(kept.await.unwrap(), (200, one["lockstep"]["receipts"][0].clone()));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +98,7 @@ async fn bad_requests_get_openais_errors() {
     assert_eq!(get(http, "/v1/jobs/xyz").await.0, 404);
     assert_eq!(get(http, &format!("/v1/jobs/{}", "0".repeat(64))).await.0, 404);
     assert_eq!(get(http, &format!("/v1/jobs/{}/receipt", "0".repeat(64))).await.0, 404);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,7 +113,7 @@ async fn keys_are_asked_for_where_they_are_set_but_not_by_health_checks() {
     assert_eq!(request(http, "GET /v1/models HTTP/1.1\r\nauthorization: Bearer sesame", b"").await.0, 200);
     assert_eq!(get(http, "/livez").await, (200, json!("ok\n")));
     assert_eq!(get(http, "/readyz").await, (200, json!("ready\n")));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +129,7 @@ async fn models_and_workers_are_listed() {
     assert_eq!(&get(http, &format!("/v1/models/{id}")).await.1, model);
     let (_, workers) = get(http, "/v1/workers").await;
     assert_eq!((&workers["data"][0]["backend"], &workers["data"][0]["models"]), (&json!("reference"), &json!([id])));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +138,7 @@ async fn without_models_a_coordinator_is_not_ready() {
     let http = world.handle.http_addr();
     assert_eq!(get(http, "/readyz").await, (503, json!("not ready: no model is served\n")));
     assert_eq!(get(http, "/livez").await.0, 200);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,15 +149,15 @@ async fn without_a_worker_the_job_is_kept_and_can_be_fetched_later() {
     assert_eq!((status, &error["error"]["code"]), (503, &json!("no_answer_yet")));
     let id = error["lockstep"]["jobs"][0].as_str().unwrap().to_owned();
     assert!(error["error"]["message"].as_str().unwrap().contains(&id));
-    assert_eq!(get(http, &format!("/v1/jobs/{id}")).await.1["status"], "queued");
-    let (status, early) = get(http, &format!("/v1/jobs/{id}/receipt")).await;
+    assert_eq!(get_job(http, &error, "").await.1["status"], "queued");
+    let (status, early) = get_job(http, &error, "/receipt").await;
     assert_eq!((status, &early["error"]["code"]), (409, &json!("no_answer_yet")));
 
     let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
     tokio::spawn(worker.serve(None));
     let receipt = async {
         loop {
-            let (status, receipt) = get(http, &format!("/v1/jobs/{id}/receipt")).await;
+            let (status, receipt) = get_job(http, &error, "/receipt").await;
             if status == 200 {
                 return receipt;
             }
@@ -166,7 +165,7 @@ async fn without_a_worker_the_job_is_kept_and_can_be_fetched_later() {
     };
     let receipt = tokio::time::timeout(PATIENCE, receipt).await.unwrap();
     Receipt::from_json(&receipt.to_string()).unwrap().check().unwrap();
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,7 +184,7 @@ async fn the_same_nonce_is_the_same_job() {
     }
     let (_, other) = embed(http, &body(true, "0b")).await;
     assert_ne!(&other["lockstep"]["jobs"][0], job);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
     let mut submitted = 0;
     while let Ok(event) = events.try_recv() {
         submitted += usize::from(matches!(event, crate::Event::JobSubmitted { .. }));

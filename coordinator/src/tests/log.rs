@@ -9,10 +9,10 @@ use lockstep_protocol::log::{Coverage, Entry, LogError, LogProof, SignedHead, ch
 use lockstep_protocol::machine::Record;
 use lockstep_protocol::receipt::Receipt;
 use rusqlite::Connection;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::worker::Worker;
-use super::{ALWAYS, World, ask, config, embed, get, snapshot, wait_for, world};
+use super::{ALWAYS, World, ask, config, embed, get, get_job, snapshot, wait_for, world};
 use crate::start::KEY_FILE;
 use crate::store::{STORE_FILE, Store};
 use crate::{Coordinator, Event, Handle, StartError};
@@ -34,45 +34,49 @@ async fn proof(handle: &Handle, query: &str) -> LogProof {
     proof
 }
 
-/// Two workers, and one audited job that has ended.
-async fn audited() -> (World, Receipt) {
+/// What names a client's job when it asks for a proof; `answer` is what it was told when it submitted.
+fn query_of(answer: &Value) -> String {
+    let (job, token) = (&answer["lockstep"]["jobs"][0], &answer["lockstep"]["access"]);
+    format!("job={}&access={}", job.as_str().unwrap(), token.as_str().unwrap())
+}
+
+/// Two workers, and one audited job that has ended, with the query for its proof.
+async fn audited() -> (World, Receipt, String) {
     let world = world(|config| config.audit = ALWAYS).await;
     for number in [1, 2] {
         let worker = Worker::connect(number, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
         tokio::spawn(worker.serve(None));
     }
-    let receipt = run(&world, "w1 w2").await;
-    (world, receipt)
+    let (receipt, query) = run(&world, "w1 w2").await;
+    (world, receipt, query)
 }
 
-async fn run(world: &World, text: &str) -> Receipt {
+async fn run(world: &World, text: &str) -> (Receipt, String) {
     let mut events = world.handle.events();
     let (status, answer) = embed(world.handle.http_addr(), &ask(text)).await;
     assert_eq!(status, 200, "{answer}");
     wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
-    let id = answer["lockstep"]["jobs"][0].as_str().unwrap();
-    let (_, receipt) = get(world.handle.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
-    Receipt::from_json(&receipt.to_string()).unwrap()
+    let (_, receipt) = get_job(world.handle.http_addr(), &answer, "/receipt").await;
+    (Receipt::from_json(&receipt.to_string()).unwrap(), query_of(&answer))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_holder_of_a_receipt_gets_its_entries_and_anyone_can_follow_the_log() {
-    let (world, receipt) = audited().await;
-    let job = receipt.job.id();
+    let (world, receipt, query) = audited().await;
     assert_eq!(head(&world.handle).await.head.size, 7, "a head covers what was there when it was asked for");
-    let first = proof(&world.handle, &format!("job={job}")).await;
+    let first = proof(&world.handle, &query).await;
     assert_eq!(first.check_receipt(&receipt), Ok(Coverage::default()));
     let kinds: Vec<_> = first.entries.iter().map(|leaf| to_bytes(&leaf.entry)[0]).collect();
     assert_eq!(kinds, [1, 2, 3, 4, 2, 3, 4], "taken, then assigned, run, stated: by the worker, by the auditor");
 
-    let other = run(&world, "w3").await;
+    let (other, query) = run(&world, "w3").await;
     let from = first.head.head.size;
-    let second = proof(&world.handle, &format!("job={}&from={from}", other.job.id())).await;
+    let second = proof(&world.handle, &format!("{query}&from={from}")).await;
     assert_eq!(second.check_receipt(&other), Ok(Coverage::default()));
     second.check_follows(&first.head).unwrap();
     assert!(matches!(second.check_receipt(&receipt), Err(LogError::Missing { .. })));
     // Against the older head, the newer job is not there yet.
-    let early = proof(&world.handle, &format!("job={}&size={from}", other.job.id())).await;
+    let early = proof(&world.handle, &format!("{query}&size={from}")).await;
     assert_eq!((early.head, early.entries.len()), (first.head, 0));
 
     let newest = head(&world.handle).await;
@@ -83,7 +87,7 @@ async fn the_holder_of_a_receipt_gets_its_entries_and_anyone_can_follow_the_log(
     let path: Vec<Digest> = serde_json::from_value(path["path"].clone()).unwrap();
     assert!(check_consistency(a.size, &a.root, b.size, &b.root, &path));
     first.head.followed_by(&newest, Some(&path)).unwrap();
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,9 +96,12 @@ async fn what_is_not_there_is_refused_and_nothing_is_told_of_unanswered_jobs() {
     let http = world.handle.http_addr();
     let body = json!({"model": "tiny", "input": "w1", "lockstep": {"wait": false}});
     let (_, kept) = embed(http, &body).await;
-    let job = kept["lockstep"]["jobs"][0].as_str().unwrap().to_owned();
+    let (job, query) = (kept["lockstep"]["jobs"][0].as_str().unwrap(), query_of(&kept));
     for (path, status) in [
-        (format!("proof?job={job}"), 409),
+        (format!("proof?{query}"), 409),
+        (format!("proof?job={job}"), 404),
+        (format!("proof?job={job}&access=00"), 404),
+        (format!("proof?{query}&other=1"), 400),
         (format!("proof?job={}", "0".repeat(64)), 404),
         ("proof?job=xyz".to_owned(), 404),
         ("proof".to_owned(), 400),
@@ -109,16 +116,18 @@ async fn what_is_not_there_is_refused_and_nothing_is_told_of_unanswered_jobs() {
     }
     let mut worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
     let (assigned, epoch) = worker.assignment().await;
-    assert_eq!(get(http, &format!("/v1/log/proof?job={job}")).await.0, 409, "its worker knows the id");
+    assert_eq!(get(http, &format!("/v1/log/proof?job={job}")).await.0, 404, "its worker knows the id");
+    assert_eq!(get(http, &format!("/v1/log/proof?{query}")).await.0, 409, "it has no answer");
     let mut events = world.handle.events();
     let result = worker.run(&assigned, epoch, None);
     worker.stream(&assigned, epoch, result).await;
     wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
-    assert_eq!(proof(&world.handle, &format!("job={job}")).await.entries.len(), 4);
-    for query in [format!("job={job}&size=3999"), format!("job={job}&from=3999")] {
+    assert_eq!(proof(&world.handle, &query).await.entries.len(), 4);
+    assert_eq!(get(http, &format!("/v1/log/proof?job={job}")).await.0, 404, "the log is opened to its client alone");
+    for query in [format!("{query}&size=3999"), format!("{query}&from=3999")] {
         assert_eq!(get(http, &format!("/v1/log/proof?{query}")).await.0, 404, "{query}");
     }
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 /// An answer that is still being audited: the log shows what its receipt shows, and no audit.
@@ -128,11 +137,16 @@ async fn a_pending_audit_is_told_to_nobody() {
     let mut events = world.handle.events();
     let worker = Worker::connect(1, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
     tokio::spawn(worker.serve(None));
-    let (_, answer) = embed(world.handle.http_addr(), &ask("w1")).await;
+    let http = world.handle.http_addr();
+    let body = |wait: bool| {
+        let nonce = "0e".repeat(32);
+        json!({"model": "tiny", "input": "w1", "lockstep": {"nonce": nonce, "wait": wait}})
+    };
+    let (_, answer) = embed(http, &body(true)).await;
     let receipt = Receipt::from_json(&answer["lockstep"]["receipts"][0].to_string()).unwrap();
     let mut auditor = Worker::connect(2, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
-    auditor.assignment().await;
-    let pending = proof(&world.handle, &format!("job={}", receipt.job.id())).await;
+    let (job, epoch) = auditor.assignment().await;
+    let pending = proof(&world.handle, &query_of(&answer)).await;
     assert_eq!(pending.entries.len(), 4);
     assert_eq!(pending.check_receipt(&receipt), Ok(Coverage::default()));
     let assigned = |event| match event {
@@ -144,7 +158,17 @@ async fn a_pending_audit_is_told_to_nobody() {
     assert!(
         pending.entries.iter().all(|leaf| !matches!(leaf.entry, Entry::Assigned { worker, .. } if worker == audit))
     );
-    world.handle.shutdown().await;
+
+    // The auditor can submit the same again, and learns no more from the token that it gets.
+    let (status, mine) = embed(http, &body(false)).await;
+    assert_eq!(status, 202, "{mine}");
+    let path = format!("/v1/log/proof?{}", query_of(&mine));
+    assert_eq!(get(http, &path).await.0, 409);
+    let result = auditor.run(&job, epoch, None);
+    auditor.stream(&job, epoch, result).await;
+    wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
+    assert_eq!(proof(&world.handle, &query_of(&mine)).await.entries.len(), 7);
+    world.handle.shutdown().await.unwrap();
 }
 
 fn entries(dir: &Path) -> Vec<Entry> {
@@ -157,7 +181,7 @@ fn entries(dir: &Path) -> Vec<Entry> {
 /// Killed at any instant, the log has exactly what the records and receipts have.
 #[tokio::test(flavor = "multi_thread")]
 async fn after_every_crash_the_log_equals_the_records() {
-    let (world, _) = audited().await;
+    let (world, ..) = audited().await;
     let before = head(&world.handle).await;
     for round in 0..8 {
         for number in 0..5 {
@@ -179,21 +203,21 @@ async fn after_every_crash_the_log_equals_the_records() {
         assert!(from_records.into_iter().eq(&unfinished), "round {round}");
         assert_eq!(stated.len(), restored.answered.values().map(|receipt| receipt.statements.len()).sum::<usize>());
     }
-    let last = run(&world, "w9").await;
+    let (_, query) = run(&world, "w9").await;
     let from = before.head.size;
-    let after = proof(&world.handle, &format!("job={}&from={from}", last.job.id())).await;
+    let after = proof(&world.handle, &format!("{query}&from={from}")).await;
     after.check_follows(&before).unwrap();
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 /// Changes a stopped coordinator's store, and gives what it says when it is started.
 async fn restart_after(change: &str) -> String {
-    let (world, _) = audited().await;
+    let (world, ..) = audited().await;
     head(&world.handle).await;
     let (data, package) = (world.dir.path().join("data"), world.package.clone());
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
     // Signs what is not signed yet.
-    Coordinator::start(config(&data, &package)).await.unwrap().shutdown().await;
+    Coordinator::start(config(&data, &package)).await.unwrap().shutdown().await.unwrap();
     let connection = Connection::open(data.join(STORE_FILE)).unwrap();
     connection.execute_batch(change).unwrap();
     drop(connection);
@@ -242,7 +266,7 @@ async fn a_store_without_a_log_gets_one() {
     connection
         .execute_batch(
             "DROP TABLE log; DROP TABLE log_nodes; DROP TABLE log_heads; DELETE FROM meta WHERE key = 'log secret';
-             DELETE FROM migrations WHERE version = 2; PRAGMA user_version = 1",
+             DELETE FROM migrations WHERE version = 3; PRAGMA user_version = 2",
         )
         .unwrap();
     drop(connection);

@@ -1,5 +1,6 @@
 //! A coordinator as a whole: over HTTP on one side and QUIC on the other.
 
+mod access;
 mod hostile;
 mod http;
 mod log;
@@ -88,6 +89,20 @@ async fn request(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) 
 async fn get(address: SocketAddr, path: &str) -> (u16, Value) {
     let (status, body) = request(address, &format!("GET {path} HTTP/1.1"), b"").await;
     (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+/// What a client sees of one of its jobs; `answer` is what it was told when it submitted.
+async fn get_job(address: SocketAddr, answer: &Value, rest: &str) -> (u16, Value) {
+    let (id, token) = (answer["lockstep"]["jobs"][0].as_str().unwrap(), answer["lockstep"]["access"].as_str().unwrap());
+    get(address, &format!("/v1/jobs/{id}{rest}?access={token}")).await
+}
+
+/// Submits the same again, with the token of the first submission.
+async fn embed_again(address: SocketAddr, body: &Value, first: &Value) -> (u16, Value) {
+    let token = first["lockstep"]["access"].as_str().unwrap();
+    let head = format!("POST /v1/embeddings HTTP/1.1\r\nlockstep-access: {token}");
+    let (status, body) = request(address, &head, body.to_string().as_bytes()).await;
+    (status, serde_json::from_str(&body).unwrap())
 }
 
 async fn embed(address: SocketAddr, body: &Value) -> (u16, Value) {

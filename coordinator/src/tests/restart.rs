@@ -9,7 +9,7 @@ use lockstep_protocol::receipt::Receipt;
 use serde_json::json;
 
 use super::worker::{Worker, keys};
-use super::{ALWAYS, config, embed, get, snapshot, wait_for, world};
+use super::{ALWAYS, config, embed, embed_again, get_job, snapshot, wait_for, world};
 use crate::start::KEY_FILE;
 use crate::store::{Store, Stored};
 use crate::{Config, Coordinator, Event, StartError};
@@ -21,7 +21,6 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     let body = json!({"model": "tiny", "input": "w1 w2", "lockstep": {"wait": false}});
     let (status, kept) = embed(world.handle.http_addr(), &body).await;
     assert_eq!(status, 202);
-    let id = kept["lockstep"]["jobs"][0].as_str().unwrap();
     let (_, epoch) = worker.assignment().await;
 
     let copy = world.dir.path().join("copy");
@@ -29,7 +28,7 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     // The packages are not even named at the next start: the job still needs its model.
     let second = Coordinator::start(Config { packages: Vec::new(), ..config(&copy, &world.package) }).await.unwrap();
     assert_eq!(second.node_id(), world.handle.node_id());
-    assert_eq!(get(second.http_addr(), &format!("/v1/jobs/{id}")).await.1["status"], "queued");
+    assert_eq!(get_job(second.http_addr(), &kept, "").await.1["status"], "queued");
     let mut events = second.events();
     let mut other = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;
     let (job, later) = other.assignment().await;
@@ -37,11 +36,11 @@ async fn a_job_in_the_middle_of_its_run_is_finished_after_a_crash() {
     let result = other.run(&job, later, None);
     other.stream(&job, later, result).await;
     wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
-    let (status, receipt) = get(second.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    let (status, receipt) = get_job(second.http_addr(), &kept, "/receipt").await;
     assert_eq!(status, 200);
     Receipt::from_json(&receipt.to_string()).unwrap().check().unwrap();
-    second.shutdown().await;
-    world.handle.shutdown().await;
+    second.shutdown().await.unwrap();
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +57,7 @@ async fn an_answer_and_its_pending_audit_survive_a_crash() {
     snapshot(&world.dir.path().join("data"), &copy);
     let second = Coordinator::start(config(&copy, &world.package)).await.unwrap();
     // The client that never heard the answer asks again, and gets the same one.
-    let (status, again) = embed(second.http_addr(), &body).await;
+    let (status, again) = embed_again(second.http_addr(), &body, &answer).await;
     assert_eq!((status, &again["lockstep"]["receipts"]), (200, &answer["lockstep"]["receipts"]));
     let mut events = second.events();
     let auditor = Worker::connect(2, second.node_id(), second.quic_addr(), &world.package).await;
@@ -75,8 +74,8 @@ async fn an_answer_and_its_pending_audit_survive_a_crash() {
     // The audit's statement follows the one that the client has already.
     let first = &answer["lockstep"]["receipts"][0]["statements"][0];
     assert_eq!(&ended["lockstep"]["receipts"][0]["statements"][0], first);
-    second.shutdown().await;
-    world.handle.shutdown().await;
+    second.shutdown().await.unwrap();
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,14 +88,14 @@ async fn an_ended_job_is_not_run_again_after_a_restart() {
     let mut events = world.handle.events();
     let (_, answer) = embed(world.handle.http_addr(), &body).await;
     wait_for(&mut events, |event| matches!(event, Event::Done { .. }).then_some(())).await;
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
     serving.await.unwrap();
 
     // Nobody is there to run it, and nobody has to.
     let second = Coordinator::start(config(&data, &package)).await.unwrap();
     let (status, again) = embed(second.http_addr(), &body).await;
     assert_eq!((status, &again["lockstep"]["receipts"]), (200, &answer["lockstep"]["receipts"]));
-    second.shutdown().await;
+    second.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +120,7 @@ async fn what_can_not_be_served_is_refused_at_the_start() {
     let taken = Coordinator::start(taken).await.unwrap_err();
     assert!(matches!(taken, StartError::Bind { what: "HTTP", .. }), "{taken}");
     assert_eq!(embed(world.handle.http_addr(), &json!({})).await.0, 400);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 /// While jobs come in, are run, audited and end, the files are copied again and again: each copy has every job that was
@@ -152,5 +151,18 @@ async fn whatever_was_acknowledged_is_in_every_later_crash() {
         }
         Machine::restore(restored.records, restored.last_epoch).unwrap();
     }
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
+}
+
+/// A disk that refuses everything holds up no shutdown, and what it refused was acknowledged to nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_whose_disk_refuses_everything_still_ends() {
+    let world = world(|_| {}).await;
+    let data = world.dir.path().join("data");
+    let other = rusqlite::Connection::open(data.join(crate::store::STORE_FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let submitted = world.handle.engine().submit(crate::testing::spec(1), false).await.unwrap();
+    let ended = tokio::time::timeout(super::PATIENCE, world.handle.shutdown()).await.expect("it ends");
+    assert_eq!(ended, Err(crate::ShutdownError::NotWritten));
+    assert!(submitted.outcome().await.is_err(), "it was not acknowledged");
 }

@@ -40,7 +40,7 @@ async fn an_audited_job_has_both_runs_in_its_receipt() {
     });
     assert!(matched.await);
     assert_eq!(streamed, 2 * 3);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 /// The first worker lies; the client still gets the right answer, and the liar is out.
@@ -90,7 +90,7 @@ async fn a_lie_is_found_settled_and_punished_before_the_client_is_answered() {
     assert_eq!(told, RefusalCode::Quarantined);
     let again = join(&world, 1).await.next().await;
     assert!(matches!(again, ToWorker::Refused { code: RefusalCode::Quarantined, .. }), "{again:?}");
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,12 +106,11 @@ async fn an_answer_that_was_given_before_its_audit_is_refuted_in_the_receipt() {
         _ => None,
     });
     assert_eq!(worker.await, keys(2).id());
-    let id = answer["lockstep"]["jobs"][0].as_str().unwrap();
-    let (_, later) = super::get(world.handle.http_addr(), &format!("/v1/jobs/{id}/receipt")).await;
+    let (_, later) = super::get_job(world.handle.http_addr(), &answer, "/receipt").await;
     let later = Receipt::from_json(&later.to_string()).unwrap();
     later.check().unwrap();
     assert_eq!((later.worker.receipt.worker, later.audits.len()), (keys(2).id(), 1));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +132,7 @@ async fn a_worker_that_goes_loses_its_lease_at_once_and_another_finishes() {
     second.stream(&job, later, result).await;
     let (status, answer) = asked.await.unwrap();
     assert_eq!((status, receipt(&answer).worker.receipt.epoch), (200, later));
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,11 +142,12 @@ async fn a_second_session_of_a_key_takes_over() {
     first.welcome().await;
     let mut second = join(&world, 1).await;
     second.welcome().await;
-    first.connection.closed().await;
+    let quinn::ConnectionError::ApplicationClosed(closed) = first.connection.closed().await else { panic!("lost") };
+    assert_eq!(&closed.reason[..], b"another session with this key joined");
     tokio::spawn(second.serve(None));
     assert_eq!(embed(world.handle.http_addr(), &ask("w1")).await.0, 200);
     assert_eq!(world.handle.engine().workers().await.unwrap().len(), 1);
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn only_listed_keys_come_in() {
     let refused = join(&world, 1).await.next().await;
     assert!(matches!(refused, ToWorker::Refused { code: RefusalCode::NotAllowed, .. }), "{refused:?}");
     join(&world, 2).await.welcome().await;
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,5 +191,5 @@ async fn a_package_is_served_in_verified_parts() {
         send(&mut up, &request).await.unwrap();
         assert_eq!(replies.next().await.unwrap(), Some(PackageReply::NotFound));
     }
-    world.handle.shutdown().await;
+    world.handle.shutdown().await.unwrap();
 }

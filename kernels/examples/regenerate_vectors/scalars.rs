@@ -77,12 +77,12 @@ fn rescale() -> Object {
             rows.push(vec![quoted(a), m.to_string(), s.to_string(), quoted(fixed::rescale(a, m, s))]);
         }
     }
-    function("rescale", "3.4", "a, m, s, result", &rows)
+    function("rescale", "3.2", "a, m, s, result", &rows)
 }
 
 fn recip() -> Object {
     let row = |v: u64| vec![quoted(v), fixed::recip(v).to_string()];
-    function("recip", "3.5", "v, r", &wide("recip", 64).into_iter().map(row).collect::<Vec<_>>())
+    function("recip", "3.4", "v, r", &wide("recip", 64).into_iter().map(row).collect::<Vec<_>>())
 }
 
 fn rsqrt() -> Object {
@@ -90,13 +90,13 @@ fn rsqrt() -> Object {
         let (r, p) = fixed::rsqrt(v);
         vec![quoted(v), r.to_string(), p.to_string()]
     };
-    function("rsqrt", "3.6", "v, r, p", &wide("rsqrt", 64).into_iter().map(row).collect::<Vec<_>>())
+    function("rsqrt", "3.5", "v, r, p", &wide("rsqrt", 64).into_iter().map(row).collect::<Vec<_>>())
 }
 
 fn exp2() -> Object {
     let fractions = wide("exp2", 20).into_iter().filter(|f| *f < 1 << 20);
     let row = |f: u64| vec![f.to_string(), fixed::exp2_neg_fraction(f as u32).to_string()];
-    function("exp2_neg_fraction", "3.7", "f, result", &fractions.map(row).collect::<Vec<_>>())
+    function("exp2_neg_fraction", "3.6", "f, result", &fractions.map(row).collect::<Vec<_>>())
 }
 
 fn softmax_weight() -> Object {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Executor};
 use crate::program::{
     DType, EmbedIndex, Layer, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
@@ -84,7 +84,11 @@ impl Case {
     /// Whatever the backend refuses.
     pub fn run(&self, backend: &dyn Backend) -> Result<Outcome, BackendError> {
         let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&self.params);
-        let mut executor = backend.load(Arc::clone(&self.program), params)?;
+        self.run_on(backend.load(Arc::clone(&self.program), params)?.as_mut())
+    }
+
+    /// Runs the case on an executor that has the program loaded and may have run other batches.
+    pub(super) fn run_on(&self, executor: &mut dyn Executor) -> Result<Outcome, BackendError> {
         executor.begin(&self.batch)?;
         let mut outcome = Outcome { tensors: vec![], saturations: vec![] };
         for (l, layer) in self.program.layers.iter().enumerate() {

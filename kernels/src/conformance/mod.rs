@@ -13,6 +13,8 @@ use crate::value::Value;
 
 mod case;
 mod data;
+mod edges;
+mod long;
 mod models;
 mod ops;
 
@@ -128,7 +130,11 @@ pub fn run(backend: &dyn Backend, level: Level, progress: &mut dyn FnMut(Progres
         Ok(())
     };
     ops::visit(level, &mut visit)?;
+    edges::visit(level, &mut visit)?;
     models::visit(level, &mut visit)?;
+    if level == Level::Full {
+        summary.elements += long::attention(backend)?;
+    }
     summary.elements += models::invariance(backend)?;
     Ok(summary)
 }

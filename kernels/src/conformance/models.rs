@@ -206,6 +206,37 @@ pub(super) fn invariance(backend: &dyn Backend) -> Result<u64, Divergence> {
     let (taken, given): ([&dyn Backend; 2], [&dyn Backend; 2]) = ([&Reference, backend], [backend, &Reference]);
     elements += verdict("taken over from the oracle at every layer", output(&case, &taken, &case.batch, backend)?)?;
     elements += verdict("handed to the oracle at every layer", output(&case, &given, &case.batch, backend)?)?;
+    elements += reuse(backend, &case)?;
+    Ok(elements)
+}
+
+/// One executor over a large batch, a small one, and the large one again: nothing of one shows in the next.
+fn reuse(backend: &dyn Backend, case: &Case) -> Result<u64, Divergence> {
+    let fail = |difference| Divergence {
+        backend: backend.name(),
+        op: "model",
+        case: "one executor for one batch after the other".into(),
+        difference,
+    };
+    let failed = |e: BackendError| fail(Difference::Failed { error: e.to_string() });
+    let small = Batch::single(case.batch.sequences[0][..2].to_vec());
+    let params: Arc<dyn Params> = Arc::<super::OwnedParams>::clone(&case.params);
+    let mut executor = backend.load(Arc::clone(&case.program), params).map_err(failed)?;
+    let mut elements = 0;
+    for batch in [&case.batch, &small, &case.batch] {
+        let again = Case { batch: batch.clone(), ..case.clone() };
+        let expected = again.run(&Reference).map_err(failed)?;
+        let got = again.run_on(executor.as_mut()).map_err(failed)?;
+        for ((_, id, expected), (_, _, got)) in expected.tensors.iter().zip(&got.tensors) {
+            let tensor = case.program.tensor(*id);
+            elements += compare(&tensor.name, tensor.cols as usize, expected, got).map_err(fail)?;
+        }
+        for (layer, (expected, got)) in expected.saturations.iter().zip(&got.saturations).enumerate() {
+            if expected != got {
+                return Err(fail(Difference::Saturations { layer, expected: *expected, got: *got }));
+            }
+        }
+    }
     Ok(elements)
 }
 

@@ -254,9 +254,9 @@ fn product(rows: usize, n: usize, k: usize, pattern: Pattern, wide: bool, kind: 
 }
 
 /// Query heads, key heads, head size, sequence lengths.
-type Shape = (usize, usize, usize, &'static [usize]);
+pub(super) type Shape<'a> = (usize, usize, usize, &'a [usize]);
 
-fn attention_shapes(level: Level) -> &'static [Shape] {
+fn attention_shapes(level: Level) -> &'static [Shape<'static>] {
     pick(
         level,
         &[(2, 1, 17, &[33, 1, 4]), (1, 1, 8, &[257])],
@@ -288,11 +288,17 @@ fn attention(level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
             }
         }
     }
+    if level == Level::Full {
+        // More blocks than a kernel may hold at once. The oracle takes the square of the length.
+        for (length, causal) in [(2_049, false), (2_049, true), (4_097, true)] {
+            visit(heads((1, 1, 2, &[length]), Pattern::Mixed, causal))?;
+        }
+    }
     Ok(())
 }
 
 /// Queries, keys and values are cut out of the input by products with a matrix of ones and zeros.
-fn heads((heads, kv_heads, dim, lengths): Shape, pattern: Pattern, causal: bool) -> Case {
+pub(super) fn heads((heads, kv_heads, dim, lengths): Shape<'_>, pattern: Pattern, causal: bool) -> Case {
     let masked = if causal { "causal " } else { "" };
     let name = format!("{heads}/{kv_heads} heads of {dim} over {lengths:?} {masked}{}", pattern.name());
     let mut rng = SplitMix::named(&format!("attention {name}"));
@@ -334,16 +340,27 @@ fn heads((heads, kv_heads, dim, lengths): Shape, pattern: Pattern, causal: bool)
 fn pool(op: &'static str, level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
     for &(rows, cols) in shapes(level) {
         for &pattern in patterns(level) {
-            let lengths = [rows, 1, rows.div_ceil(2)];
-            let name = format!("{lengths:?}x{cols} {}", pattern.name());
-            let mut rng = SplitMix::named(&format!("{op} {name}"));
-            let (mut b, input) = Builder::with_input(rows, cols);
-            let out = b.tensor("pooled", Rows::Sequence, cols, TensorKind::I32);
-            let pool = if op == "mean_pool" { Op::MeanPool { input, out } } else { Op::FirstPool { input, out } };
-            b.layer(vec![pool], out);
-            let input = pattern.i32s(&mut rng, lengths.iter().sum(), cols);
-            visit(b.case(op, name, &lengths, Some(input)))?;
+            visit(pooled(op, &[rows, 1, rows.div_ceil(2)], cols, pattern))?;
+        }
+    }
+    if level == Level::Full {
+        // Up to the longest sequence there is, beside a short one.
+        for (rows, cols) in [(2_048, 3), (4_097, 2), (65_537, 1), (131_072, 2)] {
+            for pattern in [Pattern::Lowest, Pattern::Highest, Pattern::Full] {
+                visit(pooled(op, &[rows, 3], cols, pattern))?;
+            }
         }
     }
     Ok(())
+}
+
+fn pooled(op: &'static str, lengths: &[usize], cols: usize, pattern: Pattern) -> Case {
+    let name = format!("{lengths:?}x{cols} {}", pattern.name());
+    let mut rng = SplitMix::named(&format!("{op} {name}"));
+    let (mut b, input) = Builder::with_input(lengths.iter().copied().max().unwrap_or(1), cols);
+    let out = b.tensor("pooled", Rows::Sequence, cols, TensorKind::I32);
+    let pool = if op == "mean_pool" { Op::MeanPool { input, out } } else { Op::FirstPool { input, out } };
+    b.layer(vec![pool], out);
+    let input = pattern.i32s(&mut rng, lengths.iter().sum(), cols);
+    b.case(op, name, lengths, Some(input))
 }

@@ -14,6 +14,8 @@ pub const MAX_NORM_COLS: u32 = 1 << 15;
 pub const MAX_HEAD_DIM: u16 = 512;
 /// Widest activation row.
 pub const MAX_COLS: u32 = 1 << 18;
+/// Widest committed row, that is, the widest output of a layer: 256 KiB.
+pub const MAX_OUTPUT_COLS: u32 = 1 << 16;
 const MAX_ITEMS: usize = u16::MAX as usize;
 const MAX_LAYERS: usize = 512;
 const MAX_OPS: usize = 256;
@@ -65,7 +67,8 @@ impl Program {
                     let t = self.tensor(layer.output);
                     ensure(t.kind == TensorKind::I32 && (last || t.rows == Rows::Position), || {
                         "the output must be an i32 tensor with a row per position".into()
-                    })
+                    })?;
+                    ensure(t.cols <= MAX_OUTPUT_COLS, || format!("an output row is at most {MAX_OUTPUT_COLS} wide"))
                 })
                 .map_err(at(format!("layer {l}")))?;
             previous = Some(layer.output);
@@ -243,6 +246,5 @@ fn check_tensor(t: &Tensor) -> Check {
 
 fn check_param(p: &Param) -> Check {
     ensure(!p.is_empty(), || "it has no elements".into())?;
-    let bytes = u64::from(p.rows) * u64::from(p.cols) * p.dtype.size() as u64;
-    ensure(bytes <= 1 << 40, || "it is larger than 1 TiB".into())
+    ensure(p.bytes().is_some_and(|bytes| bytes <= 1 << 40), || "it is larger than 1 TiB".into())
 }

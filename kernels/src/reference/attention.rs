@@ -23,18 +23,15 @@ struct Partial {
 
 /// `out[t, h*D + c]`, the weighted mean of the values that row `t` sees. Returns the number of clamped scores.
 pub fn attention(args: AttentionArgs<'_>, out: &mut [i32]) -> u64 {
-    let heads = args.heads;
-    let dim = usize::from(heads.head_dim);
-    let mut saturations = 0;
-    for span in args.spans {
-        for t in span.clone() {
-            for h in 0..usize::from(heads.heads) {
-                let at = (t * usize::from(heads.heads) + h) * dim;
-                saturations += row(&args, span, t, h, &mut out[at..at + dim]);
-            }
-        }
-    }
-    saturations
+    let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
+    let rows = args.spans.iter().flat_map(|span| span.clone().map(move |t| (span, t)));
+    rows.map(|(span, t)| position(&args, span, t, &mut out[t * width..(t + 1) * width])).sum()
+}
+
+/// All heads of row `t`, which lies in the sequence `span`: `out[h*D + c]`. Returns the number of clamped scores.
+pub fn position(args: &AttentionArgs<'_>, span: &Range<usize>, t: usize, out: &mut [i32]) -> u64 {
+    let heads = out.chunks_exact_mut(usize::from(args.heads.head_dim)).enumerate();
+    heads.map(|(h, out)| row(args, span, t, h, out)).sum()
 }
 
 fn row(args: &AttentionArgs<'_>, span: &Range<usize>, t: usize, h: usize, out: &mut [i32]) -> u64 {

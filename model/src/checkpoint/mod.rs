@@ -61,8 +61,10 @@ impl Folder<'_> {
         self.dir.join(name)
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.path(name).exists()
+    /// Whether there is such a file; an error where that can't be told, since a file that is passed over may matter.
+    fn has(&self, name: &str) -> Result<bool, ModelError> {
+        let path = self.path(name);
+        path.try_exists().map_err(ModelError::io("look for", &path))
     }
 
     /// Opens a regular file, so that a pipe or device can't stall the import.
@@ -77,6 +79,12 @@ impl Folder<'_> {
     }
 
     fn bytes(&mut self, name: &str, cap: u64) -> Result<Vec<u8>, ModelError> {
+        let bytes = self.read(name, cap)?;
+        self.remember(name, &bytes);
+        Ok(bytes)
+    }
+
+    fn read(&self, name: &str, cap: u64) -> Result<Vec<u8>, ModelError> {
         let (file, _) = self.open(name)?;
         let path = self.path(name);
         let mut bytes = Vec::new();
@@ -84,13 +92,21 @@ impl Folder<'_> {
         if bytes.len() as u64 > cap {
             return Err(ModelError::checkpoint(&path, format!("is longer than {cap} bytes")));
         }
-        self.remember(name, &bytes);
         Ok(bytes)
     }
 
     fn json<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ModelError> {
         let bytes = self.bytes(name, MAX_CHECKPOINT_JSON_BYTES)?;
-        serde_json::from_slice(&bytes).map_err(|e| ModelError::checkpoint(&self.path(name), e.to_string()))
+        self.parse(name, &bytes)
+    }
+
+    /// A file that is only checked: it is not remembered as a source.
+    fn aside<T: DeserializeOwned>(&self, name: &str) -> Result<T, ModelError> {
+        self.parse(name, &self.read(name, MAX_CHECKPOINT_JSON_BYTES)?)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, name: &str, bytes: &[u8]) -> Result<T, ModelError> {
+        serde_json::from_slice(bytes).map_err(|e| ModelError::checkpoint(&self.path(name), e.to_string()))
     }
 
     fn remember(&mut self, name: &str, bytes: &[u8]) {

@@ -8,6 +8,7 @@ use crate::error::ModelError;
 
 const MODULES: &str = "modules.json";
 const SENTENCE: &str = "sentence_bert_config.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
 
 /// How the rows of a sequence become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,7 @@ struct SentenceConfig {
 }
 
 pub(super) fn read(folder: &mut Folder<'_>, hidden_size: u32) -> Result<Postprocessing, ModelError> {
-    if !folder.has(MODULES) {
+    if !folder.has(MODULES)? {
         let reason = "is missing, so the pooling is unknown: a sentence-transformers folder is expected";
         return Err(ModelError::checkpoint(&folder.path(MODULES), reason));
     }
@@ -58,12 +59,13 @@ pub(super) fn read(folder: &mut Folder<'_>, hidden_size: u32) -> Result<Postproc
         return Err(ModelError::Unsupported(format!("a Transformer module in the folder {:?}", modules[0].path)));
     }
     check_sentence_config(folder)?;
+    check_prompts(folder)?;
     Ok(Postprocessing { pooling: read_pooling(folder, &modules[1].path, hidden_size)?, normalize })
 }
 
 /// Lower-casing in front of the tokenizer would be lost: `tokenizer.json` is all that a package keeps.
 fn check_sentence_config(folder: &mut Folder<'_>) -> Result<(), ModelError> {
-    if !folder.has(SENTENCE) {
+    if !folder.has(SENTENCE)? {
         return Ok(());
     }
     let config: SentenceConfig = folder.json(SENTENCE)?;
@@ -71,6 +73,22 @@ fn check_sentence_config(folder: &mut Folder<'_>) -> Result<(), ModelError> {
         return Err(ModelError::Unsupported(format!("do_lower_case in {SENTENCE}")));
     }
     Ok(())
+}
+
+/// A prompt in front of every text would be lost. Prompts that a caller asks for by name are no default, and stay the
+/// caller's. The file does not define the model otherwise, so it is no source.
+fn check_prompts(folder: &mut Folder<'_>) -> Result<(), ModelError> {
+    if !folder.has(PROMPTS)? {
+        return Ok(());
+    }
+    let config: Map<String, Value> = folder.aside(PROMPTS)?;
+    let Some(name) = config.get("default_prompt_name").filter(|n| !n.is_null()) else { return Ok(()) };
+    let prompt = name.as_str().and_then(|n| config.get("prompts").and_then(|p| p.get(n)));
+    // An empty prompt changes nothing.
+    if prompt.and_then(Value::as_str) == Some("") {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported(format!("default_prompt_name {name} in {PROMPTS}: it would be put before every text")))
 }
 
 fn read_pooling(folder: &mut Folder<'_>, module: &str, hidden_size: u32) -> Result<Pooling, ModelError> {

@@ -30,7 +30,7 @@ struct Entry {
 
 pub(super) fn open(folder: &mut Folder<'_>) -> Result<Weights, ModelError> {
     let path = folder.path(FILE);
-    if !folder.has(FILE) && folder.has(INDEX) {
+    if !folder.has(FILE)? && folder.has(INDEX)? {
         return Err(ModelError::Unsupported(format!("sharded weights ({INDEX}): merge them into {FILE}")));
     }
     let (file, length) = folder.open(FILE)?;

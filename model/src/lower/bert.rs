@@ -119,7 +119,8 @@ fn check_names(checkpoint: &Checkpoint) -> Result<Vec<String>, ModelError> {
         if let Some(rest) = name.strip_prefix("encoder.layer.") {
             let Some((l, part)) = rest.split_once('.') else { return false };
             let part = part.strip_suffix(".weight").or(part.strip_suffix(".bias")).unwrap_or_default();
-            let exists = |l: u32| l < checkpoint.config.num_hidden_layers;
+            // `+0` and `00` parse too, and nobody would read such a tensor.
+            let exists = |n: u32| n < checkpoint.config.num_hidden_layers && n.to_string() == l;
             return l.parse().is_ok_and(exists) && LAYER_PARTS.contains(&part);
         }
         matches!(

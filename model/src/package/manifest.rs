@@ -155,8 +155,9 @@ impl Manifest {
         self.program.validate()?;
         ensure(self.params.len() == self.program.params.len(), "parameters and blobs differ in number")?;
         let fits = |(blob, param): (&BlobInfo, &lockstep_kernels::program::Param)| {
-            let bytes = u64::from(param.rows) * u64::from(param.cols) * param.dtype.size() as u64;
-            blob.bytes == bytes && bytes <= MAX_BLOB_BYTES
+            // Two 32-bit sides fit in 64 bits; times the size of an element they may not.
+            let bytes = (u64::from(param.rows) * u64::from(param.cols)).checked_mul(param.dtype.size() as u64);
+            bytes == Some(blob.bytes) && blob.bytes <= MAX_BLOB_BYTES
         };
         ensure(self.params.iter().zip(&self.program.params).all(fits), "a blob's length is not its parameter's")?;
         let output = self.program.layers.last().map(|l| self.program.tensor(l.output).rows);

@@ -40,11 +40,16 @@ impl Package {
     /// # Errors
     /// What is wrong with the file.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let regular = |metadata: std::fs::Metadata| {
+            if metadata.is_file() && metadata.len() > 0 {
+                return Ok(());
+            }
+            Err(ModelError::Package("is empty or not a regular file".into()))
+        };
+        // Before, since opening a pipe waits for its other end; and after, since the name may have changed meanwhile.
+        regular(std::fs::metadata(path).map_err(ModelError::io("open", path))?)?;
         let file = File::open(path).map_err(ModelError::io("open", path))?;
-        let metadata = file.metadata().map_err(ModelError::io("open", path))?;
-        if !metadata.is_file() || metadata.len() == 0 {
-            return Err(ModelError::Package("is empty or not a regular file".into()));
-        }
+        regular(file.metadata().map_err(ModelError::io("open", path))?)?;
         // SAFETY: the mapping is read-only. Packages are written beside their name and renamed, never changed in
         // place, so no well-behaved process shortens or alters the file under the mapping.
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", path))?;

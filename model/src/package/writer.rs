@@ -1,6 +1,7 @@
 //! Writes a package: beside its final name, flushed, then renamed, so that a name never holds half a package.
 
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -19,9 +20,8 @@ pub fn write(path: &Path, manifest: &Manifest, blob: impl Fn(usize) -> Vec<u8>) 
     let bytes = manifest.bytes();
     let layout = Layout::of(manifest, bytes.len())?;
     let head = header(bytes.len())?;
-    let temporary = Temporary(beside(path, &format!("tmp-{}", std::process::id())));
+    let (file, temporary) = create_beside(path)?;
     let io = || ModelError::io("write", &temporary.0);
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0).map_err(io())?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     out.write_all(&head).and_then(|()| out.write_all(&bytes)).map_err(io())?;
     let mut at = layout.manifest.end;
@@ -38,6 +38,16 @@ pub fn write(path: &Path, manifest: &Manifest, blob: impl Fn(usize) -> Vec<u8>) 
     let file = out.into_inner().map_err(|e| io()(e.into_error()))?;
     publish(file, &temporary.0, path)?;
     Ok(Manifest::model_id(&bytes))
+}
+
+/// A new file beside `path`, under a name that nobody foresees. A name that exists, be it a link, is never opened.
+fn create_beside(path: &Path) -> Result<(File, Temporary), ModelError> {
+    // The standard library seeds each state with random keys.
+    let suffix = RandomState::new().hash_one(std::process::id());
+    let temporary = beside(path, &format!("tmp-{suffix:016x}"));
+    let file = OpenOptions::new().write(true).create_new(true).open(&temporary);
+    let file = file.map_err(ModelError::io("create", &temporary))?;
+    Ok((file, Temporary(temporary)))
 }
 
 /// Makes a finished file durable under its final name.

@@ -81,6 +81,7 @@ impl Entry {
             }
             Record::Quarantined { node, place, .. } => Some(Self::Refuted { job, worker: *node, place: *place }),
             Record::Drawn { .. }
+            | Record::Tightened { .. }
             | Record::Settled { .. }
             | Record::Abandoned { .. }
             | Record::Finished { .. }

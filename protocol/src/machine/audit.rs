@@ -24,6 +24,17 @@ impl AuditPolicy {
     }
 }
 
+impl AuditPolicy {
+    /// What satisfies both policies.
+    pub fn stricter(self, other: Self) -> Self {
+        Self {
+            per_mille: self.per_mille.max(other.per_mille),
+            auditors: self.auditors.max(other.auditors),
+            hold: self.hold || other.hold,
+        }
+    }
+}
+
 impl Canonical for AuditPolicy {
     const MIN_BYTES: usize = 4;
     fn encode(&self, writer: &mut Writer) {

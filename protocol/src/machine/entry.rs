@@ -7,11 +7,12 @@ use thiserror::Error;
 use crate::commitment::{Difference, Geometry};
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root};
 use crate::job::JobHeader;
-use crate::limits::{MAX_AUDITORS, MAX_BARRED_WORKERS, MAX_FAILURES};
-use crate::machine::audit::AuditDraw;
+use crate::limits::{JOB_PATIENCE_MS, MAX_AUDITORS, MAX_BARRED_WORKERS, MAX_FAILURES};
+use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::record::{JobFailure, Record};
 use crate::machine::table::{Event, Stage, next};
 use crate::machine::types::{JobSpec, Outcome, RejectReason, SubmitError};
+use crate::machine::workers::pause_ms;
 use crate::messages::JobResult;
 use crate::receipt::{Refutation, same_result};
 
@@ -62,7 +63,12 @@ pub enum ReplayError {
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     pub node: NodeId,
+    /// When it ends unless there is progress before.
     pub deadline: Millis,
+    /// When it ends at the latest.
+    pub last_deadline: Millis,
+    /// What each step may take: the beginning counts as one, and every root.
+    pub step_ms: u64,
     /// When the worker said that it began.
     pub began: Option<Millis>,
     /// What was streamed so far.
@@ -87,7 +93,13 @@ pub(super) struct Entry {
     // Live.
     pub leases: BTreeMap<LeaseEpoch, Lease>,
     /// Who failed at the job's stage, and how often.
-    pub failures: BTreeMap<NodeId, usize>,
+    pub failures: BTreeMap<NodeId, u32>,
+    /// When the first failure was at the job's stage.
+    pub failing_since: Option<Millis>,
+    /// Who failed is not asked again before.
+    pub retry_at: Millis,
+    /// Whether it waits for `retry_at` outside of the queues.
+    pub parked: bool,
     /// Who broke the rules at this job. Not asked again.
     pub barred: BTreeSet<NodeId>,
     /// When the search for auditors ends, while it is on.
@@ -119,6 +131,9 @@ impl Entry {
             truth: None,
             leases: BTreeMap::new(),
             failures: BTreeMap::new(),
+            failing_since: None,
+            retry_at: Millis(0),
+            parked: false,
             barred: BTreeSet::new(),
             patience: None,
         })
@@ -126,6 +141,10 @@ impl Entry {
 
     /// Takes one record into the durable state; the only way in which that changes.
     pub fn apply(&mut self, record: &Record) -> Result<(), ReplayError> {
+        if let Record::Tightened { policy, .. } = record {
+            self.tighten(*policy);
+            return Ok(());
+        }
         let Some(event) = self.event(record)? else {
             return Ok(());
         };
@@ -142,9 +161,20 @@ impl Entry {
         }
         if stage != self.stage {
             self.failures.clear();
+            self.failing_since = None;
+            self.retry_at = Millis(0);
+            self.parked = false;
         }
         self.stage = stage;
         Ok(())
+    }
+
+    /// Takes a stricter policy. A draw that is made already is read again under it.
+    fn tighten(&mut self, policy: AuditPolicy) {
+        self.spec.policy = policy;
+        if let (Some(draw), Stage::Auditing) = (&self.draw, self.stage) {
+            self.auditors = self.auditors.max(draw.auditors(&policy));
+        }
     }
 
     /// What a record means for this job at its stage; `None` where it does not concern its stage.
@@ -178,7 +208,7 @@ impl Entry {
             Record::Abandoned { .. } => Event::Abandoned,
             Record::Finished { .. } => Event::Finished,
             Record::Failed { .. } => Event::GaveUp,
-            Record::Quarantined { .. } => return Ok(None),
+            Record::Quarantined { .. } | Record::Tightened { .. } => return Ok(None),
         }))
     }
 
@@ -221,11 +251,16 @@ impl Entry {
             || self.leases.values().any(|lease| lease.node == *node)
     }
 
-    /// Counts a worker's failure; says whether the job is to be given up.
-    pub fn fail(&mut self, node: NodeId) -> bool {
-        let times = self.failures.entry(node).or_default();
-        *times += 1;
-        *times >= MAX_FAILURES || self.failures.len() >= MAX_FAILURES
+    /// Counts a worker's failure; says whether the job is to be given up. Where the worker could only not
+    /// get the model (`counts` is false), it is no failure of the job; the patience runs all the same.
+    pub fn fail(&mut self, node: NodeId, counts: bool, now: Millis) -> bool {
+        let since = *self.failing_since.get_or_insert(now);
+        if counts {
+            let times = self.failures.entry(node).or_default();
+            *times = times.saturating_add(1);
+            self.retry_at = now.plus(pause_ms(*times));
+        }
+        self.failures.len() >= MAX_FAILURES || now.since(since) >= JOB_PATIENCE_MS
     }
 
     /// Keeps a worker that broke the rules away from the job.

@@ -2,9 +2,10 @@
 
 use super::{Action, AuditDraw, JobFailure, Machine, Output, Record};
 use crate::ids::{JobId, Root};
-use crate::limits::AUDIT_PATIENCE_MS;
+use crate::limits::{AUDIT_PATIENCE_MS, DEFAULT_MACS_PER_MS, LEASE_MAX_MS};
 use crate::machine::schedule::Timer;
 use crate::machine::table::Stage;
+use crate::machine::workers::run_ms;
 
 impl Machine {
     /// Does what a job's stage asks for. Called whenever the stage may have changed, and once for
@@ -100,10 +101,15 @@ impl Machine {
     }
 
     pub(super) fn arm_patience(&mut self, job: JobId) {
-        let at = self.now.plus(AUDIT_PATIENCE_MS);
         if let Some(entry) = self.jobs.get_mut(&job) {
+            let at = self.now.plus(audit_ms(entry.spec.work_units));
             entry.patience = Some(at);
             self.timers.insert((at, Timer::Patience(job)));
         }
     }
+}
+
+/// How long all audits of a job may take together.
+fn audit_ms(work_units: u64) -> u64 {
+    AUDIT_PATIENCE_MS.saturating_add(run_ms(work_units, DEFAULT_MACS_PER_MS)).min(LEASE_MAX_MS)
 }

@@ -24,9 +24,19 @@
 //!
 //! # When a job is given up
 //! A worker fails at a job when it gives it back, and when its lease ends. It gets the job again only
-//! when no worker is connected that has not failed at it. The job is given up once [`MAX_FAILURES`]
-//! different workers have failed at it, or one of them as often. So a job that no backend survives
-//! reaches few workers, and one worker alone can't sink a job that others would run.
+//! when no worker is connected, free or busy, that has not failed at it, and then after a pause that
+//! doubles. The job is given up once [`MAX_FAILURES`] different workers have failed at it. Where fewer
+//! are there, it is tried for [`JOB_PATIENCE_MS`] from its first failure, and given up at the next one. So a
+//! job that no backend survives reaches few workers, and one worker alone can't sink a job.
+//!
+//! A worker that can't get a model is not asked for that model until it says that it has it, or a pause
+//! ends. One that failed several times in a row, at whatever jobs, is given nothing for a pause that
+//! doubles until it succeeds; it keeps that record over its sessions. To be busy or draining is no failure.
+//!
+//! # Deadlines
+//! A lease ends when its worker does not begin in time, streams no root for too long, or takes too long
+//! in all. Until its speed is measured, a worker is taken to be no slower than the default, whatever it says.
+//! Only [`Input::Tick`] lets deadlines pass, and the coordinator's own downtime counts for none of them.
 //!
 //! What breaks the rules does not count: a root out of order, or a result that does not check, ends
 //! its worker's session and bars it from the job, and the job goes on as if it had not been there. Nor
@@ -35,6 +45,7 @@
 //! job by giving it back each time; it can't change its answer.)
 //!
 //! [`MAX_FAILURES`]: crate::limits::MAX_FAILURES
+//! [`JOB_PATIENCE_MS`]: crate::limits::JOB_PATIENCE_MS
 
 mod audit;
 mod entry;
@@ -60,17 +71,23 @@ use self::table::Stage;
 pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
 use self::workers::{Worker, Workers};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
-use crate::limits::{MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_UNFINISHED_TOKENS, MAX_WORKERS};
+use crate::limits::{
+    MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_UNFINISHED_TOKENS, MAX_WORKERS, STALL_MS, TICK_MS,
+};
 use crate::messages::{JobResult, RefusalCode};
 
 /// The job machine. See the [module](self) for the order of calls.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
+    /// Time that was served: the coordinator's own downtime is left out.
     now: Millis,
+    /// The downtime that was left out so far, in milliseconds.
+    lost_ms: u64,
     workers: Workers,
     quarantined: BTreeSet<NodeId>,
     jobs: BTreeMap<JobId, Entry>,
-    ended: BTreeSet<JobId>,
+    /// How each ended job was audited.
+    ended: BTreeMap<JobId, AuditPolicy>,
     /// The same in order of ending, so that the oldest is forgotten first.
     ended_order: VecDeque<JobId>,
     submissions: u64,
@@ -84,6 +101,8 @@ pub struct Machine {
     auditing: BTreeSet<(u64, JobId)>,
     /// The order at which the next scheduling round goes on in `auditing`.
     audit_cursor: u64,
+    /// Jobs that wait until those who failed at them are asked again, or a new worker comes.
+    parked: BTreeSet<JobId>,
     timers: BTreeSet<(Millis, Timer)>,
 }
 
@@ -154,17 +173,31 @@ impl Machine {
 
     /// Takes one input.
     pub fn handle(&mut self, now: Millis, input: Input) -> Output {
-        self.now = self.now.max(now);
+        self.serve_until(now);
         let mut out = Output::default();
+        let is_tick = input == Input::Tick;
         self.dispatch(input, &mut out);
-        self.fire_timers(&mut out);
+        if is_tick {
+            self.fire_timers(&mut out);
+        }
         self.schedule(&mut out);
         out
     }
 
-    /// When to feed [`Input::Tick`] at the latest.
+    /// When to feed [`Input::Tick`] at the latest: every [`TICK_MS`] while anything is waited for.
     pub fn next_wake(&self) -> Option<Millis> {
-        self.timers.first().map(|(at, _)| *at)
+        let (first, _) = self.timers.first()?;
+        Some((*first).min(self.now.plus(TICK_MS)).plus(self.lost_ms))
+    }
+
+    /// Lets time go on. A gap that is too long to be a pause between two calls was the coordinator's own
+    /// downtime: what workers sent meanwhile is not read yet, so all deadlines move by it.
+    fn serve_until(&mut self, now: Millis) {
+        let gap = now.since(self.now.plus(self.lost_ms));
+        if gap > STALL_MS && !self.timers.is_empty() {
+            self.lost_ms += gap - TICK_MS;
+        }
+        self.now = self.now.max(Millis(now.0.saturating_sub(self.lost_ms)));
     }
 
     /// How many jobs have not ended.
@@ -213,6 +246,7 @@ impl Machine {
             Input::WorkerLeft { node } => self.left(node),
             Input::Heartbeat { node } => self.touch(&node),
             Input::ModelHeld { node, model } => self.workers.update(&node, |worker| {
+                worker.unfit.remove(&model);
                 if worker.models.len() < MAX_HELD_MODELS {
                     worker.models.insert(model);
                 }
@@ -249,6 +283,11 @@ impl Machine {
         let worker = Worker::new(capabilities, self.now);
         self.timers.insert((worker.silence_at, Timer::Silence(node)));
         self.workers.insert(node, worker);
+        self.rest(&node);
+        // It may be the one that can do what the others could not.
+        for job in std::mem::take(&mut self.parked) {
+            self.unpark(job);
+        }
     }
 
     /// Ends a worker's session. Its leases are over, and that is nobody's failure.
@@ -257,6 +296,7 @@ impl Machine {
             return;
         };
         self.timers.remove(&(worker.silence_at, Timer::Silence(node)));
+        self.timers.remove(&(worker.conduct.rest_until, Timer::Rest(node)));
         for (job, epoch) in worker.leases {
             self.drop_lease(job, epoch);
             self.queue(job);
@@ -270,9 +310,21 @@ impl Machine {
 
     fn submit(&mut self, spec: JobSpec, out: &mut Output) {
         let job = spec.job.id();
-        let ended = self.ended.contains(&job);
-        if ended || self.jobs.contains_key(&job) {
-            out.actions.push(Action::AlreadyKnown { job, ended });
+        if let Some(policy) = self.ended.get(&job) {
+            out.actions.push(Action::AlreadyKnown { job, ended: true, policy: *policy });
+            return;
+        }
+        if let Some(known) = self.jobs.get(&job).map(|entry| entry.spec.policy) {
+            if !spec.policy.is_valid() {
+                out.actions.push(Action::RefuseJob { job, reason: SubmitError::Policy });
+                return;
+            }
+            let policy = known.stricter(spec.policy);
+            if policy != known {
+                self.record(Record::Tightened { job, policy }, out);
+                self.queue(job);
+            }
+            out.actions.push(Action::AlreadyKnown { job, ended: false, policy });
             return;
         }
         let tokens = self.held_tokens.saturating_add(spec.job.tokens.len());
@@ -302,7 +354,7 @@ impl Machine {
             Record::Submitted(spec) => {
                 let job = spec.job.id();
                 let refuse = |reason| ReplayError::Submission { job, reason };
-                if self.jobs.contains_key(&job) || self.ended.contains(&job) {
+                if self.jobs.contains_key(&job) || self.ended.contains_key(&job) {
                     return Err(refuse("it is there already".to_owned()));
                 }
                 let entry = Entry::new(spec.clone(), self.submissions).map_err(|error| refuse(error.to_string()))?;
@@ -321,17 +373,18 @@ impl Machine {
                     self.last_epoch = self.last_epoch.max(*epoch);
                 }
                 if record.ends_job() {
+                    let policy = entry.spec.policy;
                     self.held_tokens -= entry.spec.job.tokens.len();
                     self.jobs.remove(&job);
-                    self.remember(job);
+                    self.remember(job, policy);
                 }
             }
         }
         Ok(())
     }
 
-    fn remember(&mut self, job: JobId) {
-        self.ended.insert(job);
+    fn remember(&mut self, job: JobId, policy: AuditPolicy) {
+        self.ended.insert(job, policy);
         self.ended_order.push_back(job);
         if self.ended_order.len() > MAX_REMEMBERED_JOBS
             && let Some(oldest) = self.ended_order.pop_front()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root};
 use crate::limits::MAX_RECEIPT_ROOTS;
-use crate::machine::audit::AuditDraw;
+use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::types::JobSpec;
 use crate::messages::JobResult;
 
@@ -96,6 +96,13 @@ pub enum Record {
         /// Why.
         reason: JobFailure,
     },
+    /// The job was submitted again, under a stricter policy.
+    Tightened {
+        /// Which.
+        job: JobId,
+        /// What satisfies all its submissions.
+        policy: AuditPolicy,
+    },
     /// A worker was found wrong.
     Quarantined {
         /// Which.
@@ -119,6 +126,7 @@ impl Record {
             | Self::Drawn { job, .. }
             | Self::Settled { job, .. }
             | Self::Abandoned { job }
+            | Self::Tightened { job, .. }
             | Self::Finished { job }
             | Self::Failed { job, .. }
             | Self::Quarantined { job, .. } => *job,
@@ -212,6 +220,11 @@ impl Canonical for Record {
                 job.encode(writer);
                 place.encode(writer);
             }
+            Self::Tightened { job, policy } => {
+                writer.u16(10);
+                job.encode(writer);
+                policy.encode(writer);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -227,6 +240,7 @@ impl Canonical for Record {
             7 => Self::Finished { job: reader.value()? },
             8 => Self::Failed { job: reader.value()?, reason: reader.value()? },
             9 => Self::Quarantined { node: reader.value()?, job: reader.value()?, place: reader.value()? },
+            10 => Self::Tightened { job: reader.value()?, policy: reader.value()? },
             tag => return Err(DecodeError::InvalidTag { what: "record", tag: tag.into() }),
         })
     }

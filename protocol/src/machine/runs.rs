@@ -3,6 +3,7 @@
 use super::{Action, Input, Machine, Output, Record, RejectReason};
 use crate::ids::NodeId;
 use crate::ids::{JobId, LeaseEpoch, Place, Root};
+use crate::limits::PAUSE_MIN_MS;
 use crate::machine::entry::Lease;
 use crate::machine::table::Stage;
 use crate::messages::{FailureCode, JobResult};
@@ -25,8 +26,11 @@ impl Machine {
 
     pub(super) fn began(&mut self, node: NodeId, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         let now = self.now;
-        if let Some(lease) = self.lease((node, job, epoch), out) {
-            lease.began.get_or_insert(now);
+        if let Some(lease) = self.lease((node, job, epoch), out)
+            && lease.began.is_none()
+        {
+            lease.began = Some(now);
+            self.extend(job, epoch);
         }
     }
 
@@ -43,6 +47,7 @@ impl Machine {
         }
         let differs = entry.differs_at(index, &root);
         entry.leases.get_mut(&epoch).expect("it is live").roots.push(root);
+        self.extend(job, epoch);
         out.actions.push(Action::Committed { node, job, epoch, place, root, differs });
     }
 
@@ -67,6 +72,7 @@ impl Machine {
         if let Some(began) = self.drop_lease(job, epoch).and_then(|lease| lease.began) {
             self.workers.update(&node, |worker| worker.measure(work_units, now.since(began)));
         }
+        self.workers.update(&node, |worker| worker.conduct.failures = 0);
         self.record(Record::Ran { job, result: result.clone() }, out);
         out.actions.push(Action::Accepted { node, job, epoch });
         self.report_run(job, result, out);
@@ -83,11 +89,24 @@ impl Machine {
         if live.is_none_or(|lease| lease.node != node) {
             return;
         }
-        if code == FailureCode::Draining {
-            self.drop_lease(job, epoch);
-            self.queue(job);
-        } else {
-            self.fail_lease(job, epoch, out);
+        match code {
+            FailureCode::Draining => {
+                self.drop_lease(job, epoch);
+                self.queue(job);
+            }
+            FailureCode::Busy => {
+                // No failure, but without a pause it would be asked again at once.
+                self.drop_lease(job, epoch);
+                self.rest_until(&node, self.now.plus(PAUSE_MIN_MS));
+                self.queue(job);
+            }
+            FailureCode::ModelUnavailable | FailureCode::ModelRefused => {
+                let model = self.jobs[&job].header.model;
+                let now = self.now;
+                self.workers.update(&node, |worker| worker.lacks(model, now));
+                self.fail_lease(job, epoch, false, out);
+            }
+            _ => self.fail_lease(job, epoch, true, out),
         }
     }
 

@@ -1,10 +1,11 @@
 //! Leases: who gets which job, for how long, and what ends them.
 
 use super::{Action, Machine, Output, Record};
-use crate::ids::{JobId, LeaseEpoch, NodeId};
-use crate::limits::{MAX_STUCK_JOBS_TRIED, SILENCE_MS};
-use crate::machine::entry::Lease;
+use crate::ids::{JobId, LeaseEpoch, Millis, NodeId};
+use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, SILENCE_MS};
+use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::Stage;
+use crate::machine::workers::{Worker, pause_ms};
 
 /// What a point in time is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,8 +14,12 @@ pub(super) enum Timer {
     Lease(JobId, LeaseEpoch),
     /// The end of patience with a silent worker.
     Silence(NodeId),
-    /// The end of the search for auditors.
+    /// The end of the audit.
     Patience(JobId),
+    /// The end of a worker's pause.
+    Rest(NodeId),
+    /// The end of a job's pause.
+    Retry(JobId),
 }
 
 impl Machine {
@@ -64,13 +69,25 @@ impl Machine {
             (Some(draw), Stage::Auditing) => self.workers.pick_auditor(model, draw, barred),
             _ => self.workers.pick(model, barred),
         };
-        let is_fresh = |node: &NodeId| !entry.excludes(node) && !entry.failures.contains_key(node);
+        let may_have = |worker: &Worker| worker.may_have(model, self.now);
+        let may_run = |node: &NodeId| !entry.excludes(node) && self.workers.get(node).is_some_and(may_have);
+        let is_fresh = |node: &NodeId| may_run(node) && !entry.failures.contains_key(node);
         let fresh = pick(&|node| !is_fresh(node));
         if fresh.is_some() || entry.failures.is_empty() {
             return fresh;
         }
-        let waits = self.workers.iter().any(|(node, worker)| !worker.draining && is_fresh(node));
-        if waits { None } else { pick(&|node| entry.excludes(node)) }
+        let waits = entry.retry_at > self.now || self.has_fresh(entry);
+        if waits { None } else { pick(&|node| !may_run(node)) }
+    }
+
+    /// Whether a worker is connected, free or busy, that may still run the job and has not failed at it.
+    fn has_fresh(&self, entry: &Entry) -> bool {
+        self.workers.iter().any(|(node, worker)| {
+            !worker.draining
+                && worker.may_have(&entry.header.model, self.now)
+                && !entry.failures.contains_key(node)
+                && !entry.excludes(node)
+        })
     }
 
     fn assign(&mut self, job: JobId, node: NodeId, out: &mut Output) {
@@ -79,8 +96,10 @@ impl Machine {
         let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
         let (model, work_units) = (entry.header.model, entry.spec.work_units);
         let worker = self.workers.get(&node).expect("the chosen worker is connected");
-        let deadline = self.now.plus(worker.lease_ms(work_units, &model));
-        entry.leases.insert(epoch, Lease { node, deadline, began: None, roots: Vec::new() });
+        let times = worker.lease_times(work_units, entry.geometry.len(), &model);
+        let (deadline, last_deadline) = (self.now.plus(times.begin), self.now.plus(times.whole));
+        let lease = Lease { node, deadline, last_deadline, step_ms: times.step, began: None, roots: Vec::new() };
+        entry.leases.insert(epoch, lease);
         let action = Action::Assign { node, epoch, job: entry.spec.job.clone() };
         self.timers.insert((deadline, Timer::Lease(job, epoch)));
         self.workers.update(&node, |worker| {
@@ -95,7 +114,7 @@ impl Machine {
         let Some(entry) = self.jobs.get(&job) else {
             return;
         };
-        let (key, stage, wanted) = ((entry.order, job), entry.stage, entry.wanted_leases() > 0);
+        let (key, stage, wanted) = ((entry.order, job), entry.stage, entry.wanted_leases() > 0 && !entry.parked);
         for (queue, of) in [(&mut self.open, Stage::Open), (&mut self.auditing, Stage::Auditing)] {
             if wanted && stage == of {
                 queue.insert(key);
@@ -111,6 +130,8 @@ impl Machine {
             return;
         };
         let key = (entry.order, job);
+        self.parked.remove(&job);
+        self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
         if let Some(at) = entry.patience.take() {
             self.timers.remove(&(at, Timer::Patience(job)));
         }
@@ -128,16 +149,87 @@ impl Machine {
         Some(lease)
     }
 
-    /// Ends a lease whose worker failed at it. A job at which too many failed is given up.
-    pub(super) fn fail_lease(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
+    /// Gives a lease the time for one more step, because there was progress.
+    pub(super) fn extend(&mut self, job: JobId, epoch: LeaseEpoch) {
+        let now = self.now;
+        if let Some(lease) = self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)) {
+            self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
+            lease.deadline = now.plus(lease.step_ms).min(lease.last_deadline);
+            self.timers.insert((lease.deadline, Timer::Lease(job, epoch)));
+        }
+    }
+
+    /// Gives a worker nothing until then.
+    pub(super) fn rest_until(&mut self, node: &NodeId, until: Millis) {
+        if let Some(before) = self.workers.get(node).map(|worker| worker.conduct.rest_until) {
+            self.timers.remove(&(before, Timer::Rest(*node)));
+            self.workers.update(node, |worker| worker.conduct.rest_until = before.max(until));
+            self.rest(node);
+        }
+    }
+
+    /// Starts or ends a worker's pause, as its conduct has it.
+    pub(super) fn rest(&mut self, node: &NodeId) {
+        let now = self.now;
+        let mut until = None;
+        self.workers.update(node, |worker| {
+            worker.resting = worker.conduct.rest_until > now;
+            until = worker.resting.then_some(worker.conduct.rest_until);
+        });
+        self.timers.extend(until.map(|at| (at, Timer::Rest(*node))));
+    }
+
+    /// Lets a job be tried again.
+    pub(super) fn unpark(&mut self, job: JobId) {
+        self.parked.remove(&job);
+        if let Some(entry) = self.jobs.get_mut(&job) {
+            entry.parked = false;
+            self.queue(job);
+        }
+    }
+
+    /// Keeps a job out of the queues until its pause ends, where all who are there have failed at it: jobs
+    /// that nobody can run must not hold up the rest.
+    fn park(&mut self, job: JobId) {
+        let retry_at = self.jobs[&job].retry_at;
+        if retry_at > self.now {
+            self.timers.insert((retry_at, Timer::Retry(job)));
+            if !self.has_fresh(&self.jobs[&job]) {
+                self.jobs.get_mut(&job).expect("it was there").parked = true;
+                self.parked.insert(job);
+            }
+        }
+    }
+
+    /// Counts a failure of a worker, and lets it rest after too many in a row.
+    fn blame(&mut self, node: &NodeId) {
+        let mut failures = 0;
+        self.workers.update(node, |worker| {
+            worker.conduct.failures = worker.conduct.failures.saturating_add(1);
+            failures = worker.conduct.failures;
+        });
+        if failures >= FORGIVEN_FAILURES {
+            self.rest_until(node, self.now.plus(pause_ms(failures - FORGIVEN_FAILURES + 1)));
+        }
+    }
+
+    /// Ends a lease whose worker failed at it. A job at which too many failed is given up. `counts` is
+    /// false where the worker only could not get the model.
+    pub(super) fn fail_lease(&mut self, job: JobId, epoch: LeaseEpoch, counts: bool, out: &mut Output) {
         let Some(lease) = self.drop_lease(job, epoch) else {
             return;
         };
+        if counts {
+            self.blame(&lease.node);
+        }
+        let now = self.now;
         let entry = self.jobs.get_mut(&job).expect("it had the lease");
-        if entry.fail(lease.node) {
+        self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
+        if entry.fail(lease.node, counts, now) {
             let record = entry.give_up();
             self.give_up(record, out);
         } else {
+            self.park(job);
             self.queue(job);
         }
     }
@@ -161,6 +253,8 @@ impl Machine {
                 Timer::Lease(job, epoch) => self.lease_ended(job, epoch, out),
                 Timer::Silence(node) => self.silence_ended(node, out),
                 Timer::Patience(job) => self.patience_ended(job, out),
+                Timer::Rest(node) => self.rest(&node),
+                Timer::Retry(job) => self.unpark(job),
             }
         }
     }
@@ -168,7 +262,7 @@ impl Machine {
     fn lease_ended(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         if let Some(lease) = self.jobs.get(&job).and_then(|entry| entry.leases.get(&epoch)) {
             out.actions.push(Action::Cancel { node: lease.node, job, epoch });
-            self.fail_lease(job, epoch, out);
+            self.fail_lease(job, epoch, true, out);
         }
     }
 
@@ -194,11 +288,7 @@ impl Machine {
         if entry.stage != Stage::Auditing {
             return;
         }
-        if entry.leases.is_empty() {
-            let record = entry.give_up();
-            self.give_up(record, out);
-        } else {
-            self.arm_patience(job);
-        }
+        let record = entry.give_up();
+        self.give_up(record, out);
     }
 }

@@ -167,12 +167,15 @@ pub enum Action {
         /// Which job.
         job: JobId,
     },
-    /// The job was submitted before; nothing new is started.
+    /// The job was submitted before; no second one is started.
     AlreadyKnown {
         /// Which job.
         job: JobId,
         /// Whether it has ended.
         ended: bool,
+        /// How it is audited, or was. Of an unfinished job that is what satisfies this submission and
+        /// all before; an ended one may have been audited less than this submission asks for.
+        policy: AuditPolicy,
     },
     /// Refuse a submission.
     RefuseJob {

@@ -5,14 +5,43 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::limits::{
-    DEFAULT_MACS_PER_MS, LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS, MAX_IN_FLIGHT,
-    MAX_MACS_PER_MS, SILENCE_MS,
+    BEGIN_MS, DEFAULT_MACS_PER_MS, LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS,
+    MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS,
 };
 use crate::machine::audit::AuditDraw;
 use crate::machine::types::Capabilities;
 
 /// A new measurement counts for one part in so many.
 const SPEED_WEIGHT: u64 = 4;
+
+/// What is remembered of a worker over its sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Conduct {
+    /// Failures since its last success, at any jobs.
+    pub failures: u32,
+    /// The end of its pause.
+    pub rest_until: Millis,
+}
+
+/// The pause after so many failures: it doubles with each, up to a limit.
+pub(super) fn pause_ms(failures: u32) -> u64 {
+    (PAUSE_MIN_MS << failures.saturating_sub(1).min(20)).min(PAUSE_MAX_MS)
+}
+
+/// How long a run may take at a speed in multiply-accumulates a millisecond.
+pub(super) fn run_ms(work_units: u64, speed: u64) -> u64 {
+    (work_units / speed.max(1)).saturating_mul(LEASE_FACTOR)
+}
+
+/// What a new lease allows, in milliseconds.
+pub(super) struct LeaseTimes {
+    /// Until the worker begins.
+    pub begin: u64,
+    /// From step to step after that.
+    pub step: u64,
+    /// In all.
+    pub whole: u64,
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Worker {
@@ -22,6 +51,13 @@ pub(super) struct Worker {
     pub models: BTreeSet<ModelId>,
     pub leases: BTreeSet<(JobId, LeaseEpoch)>,
     pub draining: bool,
+    /// Whether the speed is the coordinator's own measurement.
+    pub measured: bool,
+    /// Models that it could not get: until when it is not asked for them, and how often it was in vain.
+    pub unfit: BTreeMap<ModelId, (Millis, u32)>,
+    pub conduct: Conduct,
+    /// Whether it gets nothing before the end of its pause.
+    pub resting: bool,
     pub heard: Millis,
     /// When its silence timer fires next: at or before [`Worker::heard`] and the allowed silence.
     pub silence_at: Millis,
@@ -39,6 +75,10 @@ impl Worker {
             models: capabilities.models.into_iter().take(MAX_HELD_MODELS).collect(),
             leases: BTreeSet::new(),
             draining: false,
+            measured: false,
+            unfit: BTreeMap::new(),
+            conduct: Conduct::default(),
+            resting: false,
             heard: now,
             silence_at: now.plus(SILENCE_MS),
         }
@@ -47,21 +87,44 @@ impl Worker {
     /// Takes the time of one run into the speed: an exponentially weighted mean, in integers.
     pub fn measure(&mut self, work_units: u64, milliseconds: u64) {
         let measured = (work_units / milliseconds.max(1)).clamp(1, MAX_MACS_PER_MS);
+        self.measured = true;
         self.speed = ((SPEED_WEIGHT - 1) * self.speed + measured) / SPEED_WEIGHT;
         self.speed = self.speed.max(1);
     }
 
-    /// How long a new lease lasts: several times what the work should take in the worker's queue,
-    /// and more where it has to fetch the model.
-    pub fn lease_ms(&self, work_units: u64, model: &ModelId) -> u64 {
-        let queue = self.leases.len() as u64 + 1;
-        let run = (work_units / self.speed).saturating_mul(LEASE_FACTOR).saturating_mul(queue);
-        let pull = if self.models.contains(model) { 0 } else { LEASE_PULL_MS };
-        LEASE_MIN_MS.saturating_add(run).saturating_add(pull).min(LEASE_MAX_MS)
+    /// How long a new lease lasts, from what the work should take in the worker's queue. A slow speed that
+    /// is only declared buys no time.
+    pub fn lease_times(&self, work_units: u64, steps: usize, model: &ModelId) -> LeaseTimes {
+        let speed = if self.measured { self.speed } else { self.speed.max(DEFAULT_MACS_PER_MS) };
+        let run = run_ms(work_units, speed);
+        let ahead = run.saturating_mul(self.leases.len() as u64);
+        let places = run.saturating_mul(self.max_in_flight as u64);
+        let start = if self.models.contains(model) { BEGIN_MS } else { LEASE_PULL_MS };
+        let begin = start.saturating_add(ahead).min(LEASE_MAX_MS);
+        let step = LEASE_MIN_MS.saturating_add(places / steps.max(1) as u64).min(LEASE_MAX_MS);
+        let whole = begin.saturating_add(LEASE_MIN_MS).saturating_add(places).min(LEASE_MAX_MS);
+        LeaseTimes { begin, step, whole }
+    }
+
+    /// Remembers that it could not get a model.
+    pub fn lacks(&mut self, model: ModelId, now: Millis) {
+        self.models.remove(&model);
+        if self.unfit.len() >= MAX_HELD_MODELS && !self.unfit.contains_key(&model) {
+            self.unfit.pop_first();
+        }
+        let (until, times) = self.unfit.entry(model).or_default();
+        *times = times.saturating_add(1);
+        // A package that could not be had or does not fit seldom does a second later.
+        *until = now.plus(pause_ms(times.saturating_add(4)));
+    }
+
+    /// Whether it may be asked for a model.
+    pub fn may_have(&self, model: &ModelId, now: Millis) -> bool {
+        self.unfit.get(model).is_none_or(|(until, _)| *until <= now)
     }
 
     fn free_key(&self, node: NodeId) -> Option<(usize, Reverse<u64>, NodeId)> {
-        let free = !self.draining && self.leases.len() < self.max_in_flight;
+        let free = !self.draining && !self.resting && self.leases.len() < self.max_in_flight;
         free.then_some((self.leases.len(), Reverse(self.speed), node))
     }
 }
@@ -71,6 +134,8 @@ impl Worker {
 pub(super) struct Workers {
     all: BTreeMap<NodeId, Worker>,
     free: BTreeSet<(usize, Reverse<u64>, NodeId)>,
+    /// Of workers that left after failures, so that to come again is no pardon.
+    conducts: BTreeMap<NodeId, Conduct>,
 }
 
 impl Workers {
@@ -90,7 +155,8 @@ impl Workers {
         self.all.iter()
     }
 
-    pub fn insert(&mut self, node: NodeId, worker: Worker) {
+    pub fn insert(&mut self, node: NodeId, mut worker: Worker) {
+        worker.conduct = self.conducts.remove(&node).unwrap_or_default();
         self.free.extend(worker.free_key(node));
         self.all.insert(node, worker);
     }
@@ -99,6 +165,12 @@ impl Workers {
         let worker = self.all.remove(node)?;
         if let Some(key) = worker.free_key(*node) {
             self.free.remove(&key);
+        }
+        if worker.conduct.failures > 0 {
+            if self.conducts.len() >= MAX_WORKERS {
+                self.conducts.pop_first();
+            }
+            self.conducts.insert(*node, worker.conduct);
         }
         Some(worker)
     }

@@ -74,6 +74,12 @@ pub enum ReceiptError {
     /// The chain over the roots ends elsewhere.
     #[error("the chain head is not that of the job, epoch and roots")]
     ChainHead,
+    /// No output, or one that is too long: it is refused also where the output is not at hand.
+    #[error("an output of {found} values is not allowed")]
+    OutputRange {
+        /// How many values the worker signed.
+        found: u32,
+    },
     /// The output has another length.
     #[error("the output has {found} values, not {expected}")]
     OutputCount {
@@ -391,6 +397,8 @@ pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
         && a.output_root == b.output_root
         && a.output_count == b.output_count
         && a.finish == b.finish
+        && a.work_units == b.work_units
+        && a.saturations == b.saturations
 }
 
 /// A run that recomputing the job found wrong.

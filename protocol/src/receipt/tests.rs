@@ -216,3 +216,19 @@ fn a_refuted_answer_says_so() {
     receipt.add_refutation(&refutation, &keys(100), Millis(0));
     assert_eq!(receipt.check().unwrap().refuted, Some(refutation.place));
 }
+
+#[test]
+fn runs_that_differ_in_work_or_saturations_are_not_the_same() {
+    let run = run(&keys(1), &job(1), LeaseEpoch(1)).receipt.receipt;
+    assert!(same_result(&run, &run.clone()));
+    assert!(!same_result(&run, &WorkerReceipt { work_units: run.work_units + 1, ..run.clone() }));
+    assert!(!same_result(&run, &WorkerReceipt { saturations: run.saturations + 1, ..run.clone() }));
+}
+
+#[test]
+fn a_signed_audit_without_an_output_is_refused() {
+    let mut receipt = run(&keys(1), &job(1), LeaseEpoch(1)).receipt.receipt;
+    receipt.output_count = 0;
+    let refused = receipt.sign(&keys(1)).check(&job(1).header(), None);
+    assert_eq!(refused, Err(ReceiptError::OutputRange { found: 0 }));
+}

@@ -228,6 +228,9 @@ impl SignedReceipt {
 
     fn check_roots(&self, job: &JobHeader) -> Result<(), ReceiptError> {
         let receipt = &self.receipt;
+        if receipt.output_count == 0 || receipt.output_count as usize > MAX_OUTPUT_VALUES {
+            return Err(ReceiptError::OutputRange { found: receipt.output_count });
+        }
         if receipt.epoch.0 == 0 {
             return Err(ReceiptError::EpochZero);
         }

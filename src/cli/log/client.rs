@@ -23,17 +23,20 @@ pub struct Address {
 }
 
 impl Address {
-    /// The text at a path below `/v1`, of at most `limit` bytes.
+    /// The text at a path below `/v1`, of at most `limit` bytes; with the access token of what it is about.
     ///
     /// # Errors
     /// The coordinator can't be reached, or says no: its own words.
-    pub fn get(&self, path: &str, limit: usize) -> Result<String, Failure> {
+    pub fn get(&self, path: &str, access: Option<&Secret>, limit: usize) -> Result<String, Failure> {
         let base = self.url.trim_end_matches('/').trim_end_matches("/v1");
         let agent: ureq::Agent =
             ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).http_status_as_error(false).build().into();
         let mut request = agent.get(format!("{base}/v1/{path}"));
         if let Some(key) = &self.api_key {
             request = request.header("authorization", format!("Bearer {}", key.expose()));
+        }
+        if let Some(access) = access {
+            request = request.header("lockstep-access", access.expose());
         }
         let mut response = request.call().with_context(|| format!("cannot ask {base}"))?;
         let status = response.status();

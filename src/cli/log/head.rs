@@ -23,7 +23,7 @@ pub struct HeadArgs {
 
 /// Fetches a head, and checks its signature.
 pub fn run(args: &HeadArgs) -> Outcome {
-    let text = args.address.get("log/head", MAX_LOG_HEAD_JSON_BYTES)?;
+    let text = args.address.get("log/head", None, MAX_LOG_HEAD_JSON_BYTES)?;
     let head = SignedHead::from_json(&text).or_exit(Exit::Refuted)?;
     head.check().or_exit(Exit::Refuted)?;
     Ok(super::write(args.out.as_deref(), &head.to_json())?)

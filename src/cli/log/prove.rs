@@ -8,6 +8,7 @@ use lockstep_protocol::log::LogProof;
 
 use super::client::Address;
 use crate::exit::{Exit, OrExit, Outcome};
+use crate::secret::Secret;
 
 /// Arguments of `lockstep log prove`.
 #[derive(Args)]
@@ -18,6 +19,9 @@ pub struct ProveArgs {
     receipt: PathBuf,
     #[command(flatten)]
     address: Address,
+    /// The access token that the coordinator returned with the answer (`lockstep.access`).
+    #[arg(long, env = "LOCKSTEP_ACCESS_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    access_token: Secret,
     /// A head that was kept (or a proof with one), which the log must continue.
     #[arg(long, value_name = "FILE")]
     old_head: Option<PathBuf>,
@@ -34,7 +38,7 @@ pub fn run(args: &ProveArgs) -> Outcome {
     if let Some(old) = &old {
         path.push_str(&format!("&from={}", old.head.size));
     }
-    let text = args.address.get(&path, MAX_LOG_PROOF_JSON_BYTES)?;
+    let text = args.address.get(&path, Some(&args.access_token), MAX_LOG_PROOF_JSON_BYTES)?;
     let proof = LogProof::from_json(&text).or_exit(Exit::Refuted)?;
     proof.check().or_exit(Exit::Refuted)?;
     super::write(args.out.as_deref(), &proof.to_json())?;

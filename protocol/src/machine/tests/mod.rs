@@ -1,5 +1,6 @@
 //! The job machine under scripted and random events.
 
+mod fairness;
 mod random;
 mod scripted;
 
@@ -63,6 +64,15 @@ impl Shell {
         let output = self.machine.handle(self.now, input);
         self.carry_out(output);
         self.actions[before..].to_vec()
+    }
+
+    /// Lets time go on as a coordinator does that is up all the while.
+    fn wait(&mut self, milliseconds: u64) {
+        let until = self.now.plus(milliseconds);
+        while self.now < until {
+            self.now = self.now.plus(crate::limits::TICK_MS).min(until);
+            self.feed(Input::Tick);
+        }
     }
 
     fn carry_out(&mut self, output: Output) {

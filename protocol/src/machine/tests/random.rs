@@ -120,8 +120,7 @@ impl World {
                 }
             }
             Step::Wait(milliseconds) => {
-                self.shell.now = self.shell.now.plus(*milliseconds);
-                self.shell.feed(Input::Tick);
+                self.shell.wait(*milliseconds);
             }
             Step::Replay(index) => self.replay(*index),
             Step::Crash => {
@@ -232,8 +231,7 @@ impl World {
                 for node in connected {
                     self.shell.feed(Input::Heartbeat { node });
                 }
-                self.shell.now = self.shell.now.plus(SILENCE_MS / 2);
-                self.shell.feed(Input::Tick);
+                self.shell.wait(SILENCE_MS / 2);
             } else {
                 self.run(0);
             }

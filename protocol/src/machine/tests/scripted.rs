@@ -1,5 +1,5 @@
 use super::*;
-use crate::limits::{AUDIT_PATIENCE_MS, LEASE_MAX_MS, LEASE_MIN_MS, MAX_FAILURES, SILENCE_MS};
+use crate::limits::{AUDIT_PATIENCE_MS, LEASE_MAX_MS, LEASE_MIN_MS, MAX_FAILURES, PAUSE_MIN_MS, SILENCE_MS};
 use crate::messages::FailureCode;
 use crate::receipt::Standing;
 
@@ -19,7 +19,7 @@ fn an_unaudited_job_runs_once_and_is_done() {
     assert_eq!((outcome.others.len(), outcome.audits_wanted), (0, 0));
     assert_eq!(shell.machine.unfinished_jobs(), 0);
     let again = shell.feed(Input::Submit(spec(1, NEVER)));
-    assert_eq!(again, [Action::AlreadyKnown { job: job(1).id(), ended: true }]);
+    assert_eq!(again, [Action::AlreadyKnown { job: job(1).id(), ended: true, policy: NEVER }]);
 }
 
 #[test]
@@ -32,12 +32,22 @@ fn the_records_of_an_action_come_with_it() {
 }
 
 #[test]
-fn the_same_job_twice_is_one_job() {
+fn the_same_job_twice_is_one_job_under_the_stricter_policy() {
     let mut shell = Shell::new();
     shell.feed(Input::Submit(spec(1, NEVER)));
     let again = shell.feed(Input::Submit(spec(1, always(1, true))));
-    assert_eq!(again, [Action::AlreadyKnown { job: job(1).id(), ended: false }]);
-    assert_eq!(shell.records.len(), 1);
+    assert_eq!(again, [Action::AlreadyKnown { job: job(1).id(), ended: false, policy: always(1, true) }]);
+    assert!(matches!(shell.records[..], [Record::Submitted(_), Record::Tightened { .. }]));
+    // The laxer policy of a third submission changes nothing, and the audit happens.
+    shell.feed(Input::Submit(spec(1, NEVER)));
+    assert_eq!(shell.records.len(), 2);
+    shell.crash();
+    shell.feed(joined(1, 1));
+    shell.feed(joined(2, 1));
+    shell.run_right(0);
+    assert!(shell.machine.answer(&job(1).id()).is_none(), "it is held");
+    shell.run_right(0);
+    assert_eq!(shell.outcome(job(1).id()).unwrap().audits_wanted, 1);
 }
 
 #[test]
@@ -189,17 +199,19 @@ fn a_lease_ends_at_its_deadline_and_silence_ends_a_session() {
     let deadline = shell.now.plus(LEASE_MAX_MS);
     let mut cancelled = None;
     while cancelled.is_none() && shell.now < deadline {
-        shell.now = shell.now.plus(SILENCE_MS / 2);
-        let actions = shell.feed(Input::Heartbeat { node });
+        let before = shell.actions.len();
+        shell.wait(SILENCE_MS / 2);
+        shell.feed(Input::Heartbeat { node });
+        let actions = shell.actions[before..].to_vec();
         if actions.contains(&Action::Cancel { node, job: job(1).id(), epoch }) {
             cancelled = Some(shell.now);
         }
     }
     assert!(cancelled.unwrap() >= Millis(1_000).plus(LEASE_MIN_MS));
+    shell.wait(PAUSE_MIN_MS);
     assert_eq!(shell.assigned.len(), 1, "it is tried again");
-    shell.now = shell.machine.next_wake().unwrap().plus(SILENCE_MS);
-    let actions = shell.feed(Input::Tick);
-    assert!(actions.contains(&Action::Disconnect { node }));
+    shell.wait(SILENCE_MS);
+    assert!(shell.actions.contains(&Action::Disconnect { node }));
     assert_eq!(shell.machine.workers().count(), 0);
 }
 
@@ -228,15 +240,22 @@ fn a_job_at_which_enough_workers_fail_is_given_up() {
 }
 
 #[test]
-fn where_nobody_else_is_there_a_worker_is_asked_again_and_then_no_more() {
+fn one_worker_alone_is_asked_again_after_pauses_and_does_not_sink_the_job() {
     let mut shell = Shell::new();
     shell.feed(joined(1, 1));
     shell.feed(Input::Submit(spec(1, NEVER)));
-    for _ in 0..MAX_FAILURES {
-        assert_eq!(shell.machine.unfinished_jobs(), 1);
+    let node = keys(1).id();
+    for _ in 0..4 * MAX_FAILURES {
         give_back(&mut shell);
+        assert!(shell.assigned.is_empty(), "there is a pause");
+        while shell.assigned.is_empty() {
+            shell.wait(SILENCE_MS / 2);
+            shell.feed(Input::Heartbeat { node });
+        }
     }
-    assert_eq!(shell.machine.unfinished_jobs(), 0);
+    assert_eq!(shell.machine.unfinished_jobs(), 1);
+    shell.run_right(0);
+    assert!(shell.outcome(job(1).id()).is_some());
 }
 
 #[test]
@@ -299,8 +318,7 @@ fn an_audit_that_nobody_can_make_is_given_up_in_time() {
         shell.feed(Input::Submit(spec(1, always(2, hold))));
         shell.run_right(0);
         assert_eq!(shell.machine.unfinished_jobs(), 1);
-        shell.now = shell.now.plus(AUDIT_PATIENCE_MS);
-        shell.feed(Input::Tick);
+        shell.wait(AUDIT_PATIENCE_MS + 60_000);
         assert_eq!(shell.machine.unfinished_jobs(), 0);
         match shell.outcome(job(1).id()) {
             Some(outcome) => assert!(!hold && outcome.audits_wanted == 2),

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+mod activations;
+
+use activations::Activations;
+
 use crate::backend::{BackendError, Executor, LayerReport};
-use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, Program, Rows, ScaledRows, TensorId, TensorKind};
+use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, Program, ScaledRows, TensorId};
 use crate::value::{Batch, ParamData, Params, Value};
 
 /// Row codes with their scales, resolved.
@@ -104,6 +108,10 @@ pub trait HostOps: Send + Sync {
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]);
 }
 
+/// Most memory that the activations of one batch may need. A failed allocation would end the whole process, so a batch
+/// that might get there is refused before it begins.
+pub const MAX_ACTIVATION_BYTES: u128 = 4 << 30;
+
 /// A program loaded on the host.
 pub struct HostExecutor<K: HostOps> {
     kernels: K,
@@ -111,7 +119,7 @@ pub struct HostExecutor<K: HostOps> {
     params: Arc<dyn Params>,
     /// Prepared codes by parameter, for those that a matrix product reads.
     matrices: Vec<Option<K::Matrix>>,
-    values: Vec<Value>,
+    values: Activations,
     batch: Batch,
     spans: Vec<std::ops::Range<usize>>,
 }
@@ -124,62 +132,30 @@ impl<K: HostOps> HostExecutor<K> {
         for op in program.layers.iter().flat_map(|l| &l.ops) {
             if let Op::MatMul { weight, .. } = op {
                 let cols = program.param(weight.codes).cols as usize;
-                matrices[usize::from(weight.codes.0)] = Some(kernels.prepare(params.param(weight.codes), cols));
+                matrices[usize::from(weight.codes.0)]
+                    .get_or_insert_with(|| kernels.prepare(params.param(weight.codes), cols));
             }
         }
-        let values = program.tensors.iter().map(|_| Value::I32(Vec::new())).collect();
+        let values = Activations::new(Arc::clone(&program));
         Ok(Self { kernels, program, params, matrices, values, batch: Batch::default(), spans: Vec::new() })
     }
 
-    fn rows(&self, rows: Rows) -> usize {
-        match rows {
-            Rows::Position => self.batch.rows(),
-            Rows::Sequence => self.batch.sequences.len(),
-        }
-    }
-
-    /// Takes the tensor's storage out, sized for the batch, so that an op can write it while it reads others.
-    fn take(&mut self, id: TensorId) -> Value {
-        let tensor = self.program.tensor(id);
-        let rows = self.rows(tensor.rows);
-        let len = rows * tensor.cols as usize;
-        let old = std::mem::replace(&mut self.values[usize::from(id.0)], Value::I32(Vec::new()));
-        match (tensor.kind, old) {
-            (TensorKind::I32, Value::I32(mut v)) => {
-                v.resize(len, 0);
-                Value::I32(v)
-            }
-            (TensorKind::I16, Value::I16(mut v)) => {
-                v.resize(len, 0);
-                Value::I16(v)
-            }
-            (TensorKind::Bfp, Value::Bfp { mut codes, mut exponents }) => {
-                codes.resize(len, 0);
-                exponents.resize(rows, 0);
-                Value::Bfp { codes, exponents }
-            }
-            (TensorKind::I32, _) => Value::I32(vec![0; len]),
-            (TensorKind::I16, _) => Value::I16(vec![0; len]),
-            (TensorKind::Bfp, _) => Value::Bfp { codes: vec![0; len], exponents: vec![0; rows] },
-        }
-    }
-
     fn i32s(&self, id: TensorId) -> &[i32] {
-        match &self.values[usize::from(id.0)] {
+        match self.values.slot(id) {
             Value::I32(v) => v,
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
     }
 
     fn i16s(&self, id: TensorId) -> &[i16] {
-        match &self.values[usize::from(id.0)] {
+        match self.values.slot(id) {
             Value::I16(v) => v,
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
     }
 
     fn bfp(&self, id: TensorId) -> BfpRows<'_> {
-        match &self.values[usize::from(id.0)] {
+        match self.values.slot(id) {
             Value::Bfp { codes, exponents } => BfpRows { codes, exponents },
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
@@ -273,6 +249,12 @@ impl<K: HostOps> HostExecutor<K> {
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), BackendError> {
+        let bytes = self.program.activation_bytes(batch.rows() as u64, batch.sequences.len() as u64);
+        if bytes > MAX_ACTIVATION_BYTES {
+            let reason =
+                format!("the batch may need {bytes} bytes of memory; at most {MAX_ACTIVATION_BYTES} are allowed");
+            return Err(BackendError::Batch { sequence: 0, reason });
+        }
         for (sequence, tokens) in batch.sequences.iter().enumerate() {
             let bad = |reason| Err(BackendError::Batch { sequence, reason });
             if tokens.is_empty() || tokens.len() > self.program.max_positions as usize {
@@ -288,44 +270,33 @@ impl<K: HostOps> HostExecutor<K> {
 
 impl<K: HostOps> Executor for HostExecutor<K> {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.check_batch(batch)?;
-        self.batch = batch.clone();
-        self.spans = batch.spans();
-        Ok(())
+        // A batch that is refused leaves nothing behind either.
+        let checked = self.check_batch(batch);
+        self.batch = if checked.is_ok() { batch.clone() } else { Batch::default() };
+        self.spans = self.batch.spans();
+        self.values.begin(self.batch.rows(), self.batch.sequences.len());
+        checked
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
         let program = Arc::clone(&self.program);
         let mut report = LayerReport::default();
         for op in &program.layers[layer].ops {
-            let mut out = self.take(op.out());
+            for input in op.inputs() {
+                self.values.get(input)?;
+            }
+            let mut out = self.values.take(op.out());
             report.saturations += self.run_op(op, &mut out);
-            self.values[usize::from(op.out().0)] = out;
+            self.values.put(op.out(), out);
         }
         Ok(report)
     }
 
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        let value = self.take(tensor);
-        self.values[usize::from(tensor.0)] = value.clone();
-        Ok(value)
+        self.values.get(tensor).cloned()
     }
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        let slot = self.take(tensor);
-        let fits = match (&slot, &value) {
-            (Value::I32(a), Value::I32(b)) => a.len() == b.len(),
-            (Value::I16(a), Value::I16(b)) => a.len() == b.len(),
-            (Value::Bfp { codes: a, exponents: e }, Value::Bfp { codes: b, exponents: f }) => {
-                a.len() == b.len() && e.len() == f.len()
-            }
-            _ => false,
-        };
-        if !fits {
-            self.values[usize::from(tensor.0)] = slot;
-            return Err(BackendError::Value { tensor, reason: "kind or length differs from the declaration".into() });
-        }
-        self.values[usize::from(tensor.0)] = value;
-        Ok(())
+        self.values.set(tensor, value)
     }
 }

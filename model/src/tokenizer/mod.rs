@@ -1,7 +1,11 @@
 //! Text to token ids, from the `tokenizer.json` inside a package.
 
-use tokenizers::PostProcessor;
-use tokenizers::tokenizer::{PaddingParams, TruncationDirection, TruncationParams};
+mod inspect;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokenizers::tokenizer::TruncationDirection;
+use tokenizers::{PostProcessor, PostProcessorWrapper};
 
 use crate::error::ModelError;
 
@@ -37,27 +41,40 @@ pub enum TokenizeError {
 /// A loaded tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
+    /// Without its post-processor.
     inner: tokenizers::Tokenizer,
+    post_processor: Option<PostProcessorWrapper>,
+    /// How many times the post-processor repeats the text.
+    copies: usize,
     limit: usize,
     vocab_size: u32,
+}
+
+/// The library's failures and panics alike.
+fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(_) => Err("the tokenizers library panicked".into()),
+    }
 }
 
 impl Tokenizer {
     /// Loads `tokenizer.json`. Its own truncation and padding are dropped: the limit is the model's.
     ///
     /// # Errors
-    /// When it does not load, or has tokens outside the model's vocabulary.
+    /// When it names a component that is not supported, does not load, or has tokens outside the model's vocabulary.
     pub fn from_json(json: &[u8], max_positions: u32, vocab_size: u32) -> Result<Self, ModelError> {
-        let bad = |e: tokenizers::Error| ModelError::Tokenizer(e.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(bad)?;
-        inner.with_truncation(None::<TruncationParams>).map_err(bad)?;
-        inner.with_padding(None::<PaddingParams>);
+        let checked = inspect::inspect(json, vocab_size).map_err(ModelError::Tokenizer)?;
+        let load = || tokenizers::Tokenizer::from_bytes(&checked.json);
+        let mut inner = caught(load).map_err(ModelError::Tokenizer)?;
         // The order of this map is random, and the maximum does not depend on it.
         let outside = inner.get_vocab(true).into_iter().filter(|(_, id)| *id >= vocab_size).max_by_key(|(_, id)| *id);
         if let Some((token, id)) = outside {
             return Err(ModelError::Tokenizer(format!("token {token:?} is {id}; the model has {vocab_size} tokens")));
         }
-        Ok(Self { inner, limit: max_positions as usize, vocab_size })
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        Ok(Self { inner, post_processor, copies: checked.copies, limit: max_positions as usize, vocab_size })
     }
 
     /// Most tokens of a text, special ones included.
@@ -70,14 +87,7 @@ impl Tokenizer {
     /// # Errors
     /// See [`TokenizeError`].
     pub fn encode(&self, text: &str, too_long: TooLong) -> Result<Vec<u32>, TokenizeError> {
-        let failed = |e: tokenizers::Error| TokenizeError::Failed(e.to_string());
-        let mut plain = self.inner.encode_fast(text, false).map_err(failed)?;
-        if too_long == TooLong::Truncate {
-            let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
-            plain.truncate(self.limit.saturating_sub(special), 0, TruncationDirection::Right);
-        }
-        let whole = self.inner.post_process(plain, None, true).map_err(failed)?;
-        let ids = whole.get_ids();
+        let ids = caught(|| self.ids(text, too_long)).map_err(TokenizeError::Failed)?;
         if ids.is_empty() {
             return Err(TokenizeError::Empty);
         }
@@ -87,6 +97,20 @@ impl Tokenizer {
         if let Some(id) = ids.iter().find(|id| **id >= self.vocab_size) {
             return Err(TokenizeError::Failed(format!("token {id} is outside the model's vocabulary")));
         }
-        Ok(ids.to_vec())
+        Ok(ids)
+    }
+
+    fn ids(&self, text: &str, too_long: TooLong) -> tokenizers::Result<Vec<u32>> {
+        let mut plain = self.inner.encode_fast(text, false)?;
+        if too_long == TooLong::Truncate {
+            let special = self.post_processor.as_ref().map_or(0, |p| p.added_tokens(false));
+            let room = self.limit.saturating_sub(special) / self.copies;
+            plain.truncate(room, 0, TruncationDirection::Right);
+        }
+        let whole = match &self.post_processor {
+            Some(processor) => processor.process(plain, None, true)?,
+            None => plain,
+        };
+        Ok(whole.get_ids().to_vec())
     }
 }

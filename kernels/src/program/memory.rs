@@ -1,0 +1,85 @@
+//! How much memory a batch takes, known before it runs.
+
+use super::{Heads, MAX_REDUCTION, Op, Program, Rows, TensorKind};
+use crate::reference::attention::BLOCK;
+
+/// Threads that the bound allows for. A host with more adds scratch in proportion, which matters for attention over
+/// very long sequences only.
+pub const BOUND_THREADS: u64 = 64;
+
+/// Bytes to whose multiple a committed row is padded.
+const ROW_PADDING: u128 = 1_024;
+/// Query rows in one piece of attention, at most.
+const PIECE_ROWS: u128 = 16;
+/// Padding of packed operands in both directions, at most.
+const PADDING: u128 = 16;
+/// Bookkeeping of one piece of work.
+const PIECE_BYTES: u128 = 256;
+
+/// Sums, products and scratch of a few rows, for each thread, besides what grows with the sequence.
+const THREAD_BYTES: u128 = 16 * 8 * MAX_REDUCTION as u128;
+
+impl Program {
+    /// Upper bound of the host memory, in bytes, that a batch of `sequences` sequences with `positions` positions in
+    /// all takes while it runs on up to [`BOUND_THREADS`] threads: every tensor with its exponents, the scratch of the
+    /// op that needs most, and the copies of the layer output that is largest, once as read and once as padded rows.
+    /// Parameters and what a caller keeps longer (the rows of every layer, say) are not in it. Saturates.
+    ///
+    /// For a validated program. Whoever takes work from outside compares this with its budget before
+    /// [`begin`](crate::backend::Executor::begin), and refuses what does not fit:
+    /// `program.activation_bytes(tokens.len() as u64, 1) <= budget`. An executor keeps storage of up to four times what
+    /// the last batch needed, plus 1 MiB for each tensor, where an earlier batch was larger.
+    pub fn activation_bytes(&self, positions: u64, sequences: u64) -> u128 {
+        let (positions, sequences) = (u128::from(positions), u128::from(sequences));
+        let rows = |rows: Rows| if rows == Rows::Position { positions } else { sequences };
+        let tensors = self.tensors.iter().fold(0_u128, |sum, t| {
+            let (cols, rows) = (u128::from(t.cols), rows(t.rows));
+            let row = match t.kind {
+                TensorKind::I32 => 4 * cols,
+                TensorKind::I16 => 2 * cols,
+                TensorKind::Bfp => 2 * cols + 4,
+            };
+            sum.saturating_add(rows.saturating_mul(row))
+        });
+        let outputs = self.layers.iter().map(|l| {
+            let tensor = self.tensor(l.output);
+            let row = 4 * u128::from(tensor.cols);
+            rows(tensor.rows).saturating_mul(row + row.next_multiple_of(ROW_PADDING))
+        });
+        let scratch = self.layers.iter().flat_map(|l| &l.ops).map(|op| op_scratch(op, positions, sequences));
+        // Token ids, and the row range of each sequence.
+        let batch = positions.saturating_mul(4).saturating_add(sequences.saturating_mul(64));
+        [tensors, outputs.max().unwrap_or(0), scratch.max().unwrap_or(0), batch]
+            .into_iter()
+            .fold(u128::from(BOUND_THREADS) * THREAD_BYTES, u128::saturating_add)
+    }
+}
+
+fn op_scratch(op: &Op, positions: u128, sequences: u128) -> u128 {
+    match op {
+        Op::Embed { tables, .. } => positions.saturating_mul(4 * tables.len() as u128),
+        Op::Attention { heads, .. } => attention(heads, positions, sequences),
+        Op::MeanPool { .. } | Op::FirstPool { .. } => sequences.saturating_mul(PIECE_BYTES),
+        // Pieces of at least one row.
+        _ => positions.saturating_add(sequences).saturating_mul(PIECE_BYTES),
+    }
+}
+
+/// Packed keys and values of all sequences, and the blocks of one piece for each thread.
+fn attention(heads: &Heads, positions: u128, sequences: u128) -> u128 {
+    let dim = u128::from(heads.head_dim) + PADDING;
+    let block = BLOCK as u128;
+    let blocks_of_all = (positions / block).saturating_add(sequences);
+    // Two digits of every code, in blocks and tiles that are padded, and an i64 beside every packed column.
+    let padded = positions.saturating_add(sequences.saturating_mul(PADDING));
+    let keys = padded.saturating_mul(2 * dim + 8);
+    let values = padded.saturating_mul(2 * dim).saturating_add(blocks_of_all.saturating_mul(8 * dim + PIECE_BYTES));
+    let packed = keys.saturating_add(values).saturating_mul(u128::from(heads.kv_heads));
+    // All of the positions may be one sequence. Blocks are pushed one by one, so their storage doubles as it grows, and
+    // while it moves the old half is still there.
+    let blocks = positions.div_ceil(block);
+    let piece = blocks.saturating_mul(3 * PIECE_ROWS * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
+    let pieces = (positions / PIECE_ROWS).saturating_add(sequences);
+    let running = piece.saturating_mul(pieces.min(u128::from(BOUND_THREADS)));
+    packed.saturating_add(running).saturating_add(pieces.saturating_mul(PIECE_BYTES))
+}
