@@ -246,9 +246,11 @@ pub const MAX_HTTP_CONNECTIONS: usize = 2 * MAX_HTTP_REQUESTS;
 /// Pieces of tokenising, hashing and reading that go on at a time for clients, for each core.
 pub const HTTP_WORK_PER_CORE: usize = 2;
 /// How long a client may take to send a request's head, or be idle.
-pub const HTTP_HEAD_MS: u64 = 30_000;
+pub const HTTP_HEAD_MS: u64 = 10_000;
 /// How long a client may take to send a request's body.
 pub const HTTP_BODY_MS: u64 = 30_000;
+/// How long a client may leave an answer unread before its connection is closed.
+pub const HTTP_WRITE_MS: u64 = 30_000;
 /// How long requests that are being answered may go on after the order to stop.
 pub const HTTP_GRACE_MS: u64 = 10_000;
 /// Pause after the system refused a connection, for want of file descriptors say.

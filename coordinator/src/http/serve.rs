@@ -1,4 +1,4 @@
-//! Connections: bounded in number, patient with nobody's headers, ended gracefully.
+//! Connections: bounded in number, patient with nobody who sends no head or reads no answer, ended gracefully.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,10 +7,13 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use lockstep_protocol::limits::{HTTP_ACCEPT_PAUSE_MS, HTTP_GRACE_MS, HTTP_HEAD_MS, MAX_HTTP_CONNECTIONS};
+use lockstep_protocol::limits::{
+    HTTP_ACCEPT_PAUSE_MS, HTTP_GRACE_MS, HTTP_HEAD_MS, HTTP_WRITE_MS, MAX_HTTP_CONNECTIONS,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 
 /// Serves until `stop` turns true, then lets requests end.
 pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
@@ -29,7 +32,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
                 Ok((stream, _)) => {
                     let (router, stop) = (router.clone(), stop.clone());
                     connections.spawn(async move {
-                        connection(stream, router, stop).await;
+                        connection(stream, router, stop, Duration::from_millis(HTTP_WRITE_MS)).await;
                         drop(permit);
                     });
                 }
@@ -47,15 +50,18 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>) {
+/// `unread` is how long the client may leave what was written unread.
+async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver<bool>, unread: Duration) {
     // Small answers go out at once.
     let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(unread));
     let service = TowerToHyperService::new(router);
     let mut connection = std::pin::pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS))
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(Box::pin(stream)), service)
     );
     let result = tokio::select! {
         result = connection.as_mut() => result,
@@ -72,4 +78,29 @@ async fn connection(stream: TcpStream, router: Router, mut stop: watch::Receiver
 /// Waits for the order to stop; a coordinator that is gone gives it too.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// More than the sockets of both sides hold.
+    const ANSWER_BYTES: usize = 64 << 20;
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("a request");
+        let (stream, _) = listener.accept().await.expect("the client");
+        let router = Router::new().route("/", get(|| async { vec![0_u8; ANSWER_BYTES] }));
+        let (_stop, stopped) = watch::channel(false);
+        let served = connection(stream, router, stopped, Duration::from_millis(100));
+        let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
+        assert!(ended.is_ok(), "the connection is still open");
+        drop(client);
+    }
 }
