@@ -56,6 +56,12 @@ pub fn bit_length(v: u64) -> u32 {
     64 - v.leading_zeros()
 }
 
+/// The largest magnitude, 0 of nothing.
+#[inline]
+pub fn magnitude(x: impl Iterator<Item = i32>) -> u32 {
+    x.map(i32::unsigned_abs).max().unwrap_or(0)
+}
+
 /// Row exponent of a block floating point row with largest magnitude `max` (SPEC 3.3): the smallest `e >= 0` for
 /// which `max / 2^e`, rounded half up, is at most [`CODE_MAX`].
 #[inline]

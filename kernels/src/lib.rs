@@ -7,10 +7,12 @@
 //! - [`fixed`], [`tables`]: the scalar arithmetic that the ops share, clause by clause.
 //! - [`reference`]: the oracle. Scalar, slow, obviously right, one file per op.
 //! - [`cpu`]: the fast twin of each op, with instruction-set paths chosen at run time.
+//! - [`steps`]: the dispute view of a layer, in which one element is recomputed from at most 64 KiB.
 //! - [`backend`], [`host`]: the trait that every backend implements, and the executor that both host backends share.
 //! - [`conformance`]: the suite that any backend is put through, byte for byte.
 //!
-//! One op has one basename everywhere: `layer_norm.rs` in `reference` and `cpu`, `layer_norm.json` in `vectors`.
+//! One op has one basename everywhere: `layer_norm.rs` in `reference`, `cpu` and `steps`, `layer_norm.json` in
+//! `vectors`.
 #![deny(clippy::float_arithmetic)]
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
@@ -24,5 +26,6 @@ pub mod fixed;
 pub mod host;
 pub mod program;
 pub mod reference;
+pub mod steps;
 pub mod tables;
 pub mod value;

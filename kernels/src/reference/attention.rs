@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::matmul::dot;
 use crate::fixed::{SCORE_FRAC, bit_length, recip, round_shift, sat32, softmax_weight};
 use crate::host::AttentionArgs;
 
@@ -16,7 +17,7 @@ struct Partial {
     /// `ceil(max score)` in whole log2 units.
     reference: i64,
     /// Sum of weights.
-    weight: u64,
+    weight: i64,
     /// Sum of weight * value, one per element of the head.
     values: Vec<i64>,
 }
@@ -41,50 +42,75 @@ fn row(args: &AttentionArgs<'_>, span: &Range<usize>, t: usize, h: usize, out: &
     for start in (span.start..end).step_by(BLOCK) {
         let keys = start..end.min(start + BLOCK);
         let scores = keys.clone().map(|j| {
-            let (score, clamped) = score(args, t, j, h);
+            let (score, clamped) = score_of(args, t, j, h);
             saturations += u64::from(clamped);
             score
         });
         let scores: Vec<i32> = scores.collect();
         partials.push(partial(args, keys, &scores, h));
     }
-    combine(&partials, u32::from(args.heads.value_shift[h]), out);
+    combine(&partials, args.heads.value_shift[h], out);
     saturations
 }
 
-/// The score of key `j` for row `t`, in Q20 log2 units.
-fn score(args: &AttentionArgs<'_>, t: usize, j: usize, h: usize) -> (i32, bool) {
+/// The score of key `j` for row `t`.
+fn score_of(args: &AttentionArgs<'_>, t: usize, j: usize, h: usize) -> (i32, bool) {
     let (q, k) = (head(args.q, args.heads.heads, t, h, args), head(args.k, args.heads.kv_heads, j, kv(args, h), args));
-    let dot = q.iter().zip(k).map(|(q, k)| i64::from(*q) * i64::from(*k)).sum();
-    sat32(round_shift(dot, u32::from(args.heads.score_shift[h])))
+    score(q.iter().copied(), k.iter().copied(), args.heads.score_shift[h])
+}
+
+/// The score of a key for a query, in Q20 log2 units, and whether it was clamped.
+pub fn score(q: impl Iterator<Item = i16>, k: impl Iterator<Item = i16>, shift: u8) -> (i32, bool) {
+    sat32(round_shift(dot(q.map(i64::from), k.map(i64::from)), shift.into()))
+}
+
+/// `ceil(max score)` of a block in whole log2 units.
+pub fn block_reference(scores: impl Iterator<Item = i32>) -> i64 {
+    let max = i64::from(scores.max().unwrap_or(0));
+    (max + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC
+}
+
+/// The softmax weight of a score against a block's reference; a score above it, which no block has, weighs nothing.
+pub fn weight(reference: i64, score: i32) -> u16 {
+    let distance = (reference << SCORE_FRAC) - i64::from(score);
+    u64::try_from(distance).map_or(0, softmax_weight)
 }
 
 fn partial(args: &AttentionArgs<'_>, keys: Range<usize>, scores: &[i32], h: usize) -> Partial {
-    let max = i64::from(*scores.iter().max().expect("a block has at least one key"));
-    let reference = (max + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC;
+    let reference = block_reference(scores.iter().copied());
     let mut values = vec![0_i64; usize::from(args.heads.head_dim)];
-    let mut weight = 0;
+    let mut total = 0;
     for (j, score) in keys.zip(scores) {
-        let w = softmax_weight(((reference << SCORE_FRAC) - i64::from(*score)) as u64);
-        weight += u64::from(w);
+        let w = weight(reference, *score);
+        total += i64::from(w);
         for (sum, v) in values.iter_mut().zip(head(args.v, args.heads.kv_heads, j, kv(args, h), args)) {
             *sum += i64::from(w) * i64::from(*v);
         }
     }
-    Partial { reference, weight, values }
+    Partial { reference, weight: total, values }
 }
 
 /// Brings all blocks to the largest reference, sums them exactly, and divides once.
-fn combine(partials: &[Partial], value_shift: u32, out: &mut [i32]) {
+fn combine(partials: &[Partial], value_shift: u8, out: &mut [i32]) {
     let reference = partials.iter().map(|p| p.reference).max().expect("a row sees at least one block");
-    let scaled = |p: &Partial, v: i64| round_shift(v << GUARD, (reference - p.reference) as u32);
-    let weight: i64 = partials.iter().map(|p| scaled(p, p.weight as i64)).sum();
-    let (r, bits) = (i64::from(recip(weight as u64)), bit_length(weight as u64));
+    let weight: i64 = partials.iter().map(|p| aligned(p.weight, reference - p.reference)).sum();
     for (c, y) in out.iter_mut().enumerate() {
-        let sum: i64 = partials.iter().map(|p| scaled(p, p.values[c])).sum();
-        // The largest score of its block weighs more than 2^14, so `weight` has at least 23 bits.
-        *y = sat32(round_shift(round_shift(sum, bits - 16) * r, 31 + value_shift)).0;
+        let sum: i64 = partials.iter().map(|p| aligned(p.values[c], reference - p.reference)).sum();
+        *y = mean(sum, weight, value_shift);
     }
+}
+
+/// A block's sum with guard bits, brought from its own reference to one that is `distance >= 0` above.
+pub fn aligned(sum: i64, distance: i64) -> i64 {
+    round_shift(sum << GUARD, distance.min(63) as u32)
+}
+
+/// The mean, from the sums of weighted values and of weights over all blocks. The largest score of its block weighs
+/// more than 2^14, so `weight` has at least 23 bits; for other weights the products wrap.
+pub fn mean(sum: i64, weight: i64, value_shift: u8) -> i32 {
+    let (r, bits) = (i64::from(recip(weight as u64)), bit_length(weight as u64));
+    let quotient = round_shift(sum, bits.saturating_sub(16)).wrapping_mul(r);
+    sat32(round_shift(quotient, 31 + u32::from(value_shift))).0
 }
 
 /// The key and value head that query head `h` reads.

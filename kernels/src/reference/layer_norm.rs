@@ -1,7 +1,7 @@
 //! LayerNorm (SPEC 5.5).
 
-use super::normalize::{divide_by_root, scale_row, scaled_epsilon, sum_of_squares};
-use crate::fixed::{round_shift, sat32};
+use super::normalize::{divide_by_root, gain, mean, scale_row, scaled_epsilon, sum_of_squares};
+use crate::fixed::sat32;
 use crate::host::NormArgs;
 
 /// For each row: centre it, divide by the root of the sum of squares plus epsilon, scale, add the bias. Returns the
@@ -11,23 +11,16 @@ pub fn layer_norm(input: &[i32], args: NormArgs<'_>, bias: &[i32], out: &mut [i3
     let mut saturations = 0;
     for (x, y) in input.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
         let row = scale_row(x);
-        let mean = mean(&row.z);
+        let mean = mean(row.z.iter().sum(), cols as i64);
         let centred: Vec<i64> = row.z.iter().map(|z| z - mean).collect();
         let epsilon = scaled_epsilon(args.norm.epsilon_mantissa, args.norm.epsilon_shift, row.scale);
         let unit = divide_by_root(&centred, sum_of_squares(&centred) + epsilon);
         for (i, y) in y.iter_mut().enumerate() {
-            let scaled = round_shift(unit[i] * i64::from(args.scale[i]), u32::from(args.norm.shift));
+            let scaled = gain(unit[i], args.scale[i], args.norm.shift);
             let (v, clamped) = sat32(scaled + i64::from(bias[i]));
             *y = v;
             saturations += u64::from(clamped);
         }
     }
     saturations
-}
-
-/// `floor((2*sum + d) / (2*d))`: the mean, rounded half up.
-fn mean(z: &[i64]) -> i64 {
-    let d = z.len() as i64;
-    let sum: i64 = z.iter().sum();
-    (2 * sum + d).div_euclid(2 * d)
 }

@@ -11,9 +11,8 @@ pub fn matmul(x: BfpRows<'_>, w: Scaled<'_>, bias: Option<&[i32]>, mut out: MatM
     let mut saturations = 0;
     for (t, (row, exponent)) in x.codes.chunks_exact(w.cols).zip(x.exponents).enumerate() {
         for n in 0..rows {
-            let a = dot(row, w.codes, n * w.cols);
-            let shift = i64::from(w.shift[n]) - i64::from(*exponent);
-            let y = rescale(a, w.mantissa[n], shift) + i64::from(bias.map_or(0, |b| b[n]));
+            let a = row_dot(row, w.codes, n * w.cols);
+            let y = scaled(a, w.mantissa[n], w.shift[n], *exponent, bias.map_or(0, |b| b[n]));
             let clamped = match &mut out {
                 MatMulOut::I32(out) => {
                     let (y, clamped) = sat32(y);
@@ -33,11 +32,22 @@ pub fn matmul(x: BfpRows<'_>, w: Scaled<'_>, bias: Option<&[i32]>, mut out: MatM
 }
 
 /// The exact dot product of a row of activations with the weight row that starts at `start`.
-fn dot(x: &[i16], codes: ParamData<'_>, start: usize) -> i64 {
+fn row_dot(x: &[i16], codes: ParamData<'_>, start: usize) -> i64 {
     let range = start..start + x.len();
+    let x = x.iter().map(|x| i64::from(*x));
     match codes {
-        ParamData::I8(w) => x.iter().zip(&w[range]).map(|(x, w)| i64::from(*x) * i64::from(*w)).sum(),
-        ParamData::I16(w) => x.iter().zip(&w[range]).map(|(x, w)| i64::from(*x) * i64::from(*w)).sum(),
+        ParamData::I8(w) => dot(x, w[range].iter().map(|w| i64::from(*w))),
+        ParamData::I16(w) => dot(x, w[range].iter().map(|w| i64::from(*w))),
         _ => unreachable!("validation: weight codes are i8 or i16"),
     }
+}
+
+/// The exact dot product of codes.
+pub fn dot(x: impl Iterator<Item = i64>, w: impl Iterator<Item = i64>) -> i64 {
+    x.zip(w).map(|(x, w)| x * w).sum()
+}
+
+/// The output before it saturates, from the exact product `a`.
+pub fn scaled(a: i64, mantissa: u16, shift: i16, exponent: i32, bias: i32) -> i64 {
+    rescale(a, mantissa, i64::from(shift) - i64::from(exponent)) + i64::from(bias)
 }

@@ -8,7 +8,12 @@ pub fn mean_pool(input: &[i32], cols: usize, spans: &[Range<usize>], out: &mut [
         let n = span.len() as i64;
         for (i, y) in y.iter_mut().enumerate() {
             let sum: i64 = span.clone().map(|t| i64::from(input[t * cols + i])).sum();
-            *y = (2 * sum + n).div_euclid(2 * n) as i32;
+            *y = mean(sum, n) as i32;
         }
     }
+}
+
+/// `floor((2*sum + n) / (2*n))` for `n >= 1`, an `i32` for the sum of as many. Sums beyond 2^62 wrap.
+pub fn mean(sum: i64, n: i64) -> i64 {
+    sum.wrapping_mul(2).wrapping_add(n).div_euclid(2 * n)
 }

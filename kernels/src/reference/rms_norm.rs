@@ -1,7 +1,7 @@
 //! RMSNorm (SPEC 5.6).
 
-use super::normalize::{divide_by_root, scale_row, scaled_epsilon, sum_of_squares};
-use crate::fixed::{round_shift, sat32};
+use super::normalize::{divide_by_root, gain, scale_row, scaled_epsilon, sum_of_squares};
+use crate::fixed::sat32;
 use crate::host::NormArgs;
 
 /// For each row: divide by the root of the sum of squares plus epsilon, and scale. Returns the number of clamped
@@ -14,8 +14,7 @@ pub fn rms_norm(input: &[i32], args: NormArgs<'_>, out: &mut [i32]) -> u64 {
         let epsilon = scaled_epsilon(args.norm.epsilon_mantissa, args.norm.epsilon_shift, row.scale);
         let unit = divide_by_root(&row.z, sum_of_squares(&row.z) + epsilon);
         for (i, y) in y.iter_mut().enumerate() {
-            let scaled = round_shift(unit[i] * i64::from(args.scale[i]), u32::from(args.norm.shift));
-            let (v, clamped) = sat32(scaled);
+            let (v, clamped) = sat32(gain(unit[i], args.scale[i], args.norm.shift));
             *y = v;
             saturations += u64::from(clamped);
         }

@@ -1,0 +1,36 @@
+//! Saturating sum (SPEC 24.10).
+
+use std::sync::Arc;
+
+use super::lower::Lowering;
+use super::view::{Activation, Data, View};
+use super::{At, Lowered, Part, PlanError, Read, Width};
+use crate::fixed::sat32;
+
+#[derive(Debug)]
+struct Add {
+    inputs: [View; 2],
+}
+
+pub(super) fn lower(
+    lowering: &mut Lowering<'_>,
+    inputs: [View; 2],
+    cols: u64,
+) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
+    let out = lowering.rows(Part::Out, cols, Width::I32)?;
+    Ok((Activation::Plain(out), Arc::new(Add { inputs })))
+}
+
+impl Lowered for Add {
+    fn reads(&self, _: Part, at: At) -> Vec<Read> {
+        self.inputs.map(|input| input.one(at.row, at.col)).into()
+    }
+
+    fn evaluate(&self, _: Part, _: At, data: Data<'_>) -> i64 {
+        sat32(i64::from(data.i32(0)) + i64::from(data.i32(1))).0.into()
+    }
+
+    fn chunks(&self, _: Part) -> u64 {
+        self.inputs.iter().map(|input| input.chunks(1)).sum()
+    }
+}

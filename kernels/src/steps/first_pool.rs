@@ -1,0 +1,35 @@
+//! The first position (SPEC 24.14).
+
+use std::sync::Arc;
+
+use super::lower::Lowering;
+use super::view::{Activation, Data, View};
+use super::{At, Lowered, Part, PlanError, Read, Width};
+
+#[derive(Debug)]
+struct FirstPool {
+    input: View,
+}
+
+pub(super) fn lower(
+    lowering: &mut Lowering<'_>,
+    input: View,
+    cols: u64,
+) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
+    let out = lowering.rows(Part::Out, cols, Width::I32)?;
+    Ok((Activation::Plain(out), Arc::new(FirstPool { input })))
+}
+
+impl Lowered for FirstPool {
+    fn reads(&self, _: Part, at: At) -> Vec<Read> {
+        vec![self.input.one(0, at.col)]
+    }
+
+    fn evaluate(&self, _: Part, _: At, data: Data<'_>) -> i64 {
+        data.i32(0).into()
+    }
+
+    fn chunks(&self, _: Part) -> u64 {
+        self.input.chunks(1)
+    }
+}
