@@ -419,6 +419,8 @@ mod tests {
             let _ = from_bytes::<crate::messages::JobMessage>(&bytes);
             let _ = from_bytes::<crate::messages::PackageReply>(&bytes);
             let _ = from_bytes::<crate::machine::Record>(&bytes);
+            let _ = from_bytes::<crate::log::Entry>(&bytes);
+            let _ = from_bytes::<crate::receipt::SignedStatement>(&bytes);
         }
     }
 }

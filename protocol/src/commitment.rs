@@ -3,11 +3,29 @@
 use crate::canonical::{Canonical, Writer};
 use crate::domain::Domain;
 use crate::hex::byte_newtype;
-use crate::ids::{JobId, LeaseEpoch, Place, Root};
+use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
 
 byte_newtype! {
     /// The value of a commitment chain after some of its steps.
     ChainHead, 32
+}
+
+byte_newtype! {
+    /// What binds a worker to the roots of a run before anybody sees its result.
+    RunCommitment, 32
+}
+
+impl RunCommitment {
+    /// The commitment of a worker to all roots of a run, hidden by a salt (SPEC.md 12.5).
+    pub fn of(job: JobId, epoch: LeaseEpoch, worker: NodeId, salt: &Salt, roots: &[Root]) -> Self {
+        let mut writer = Writer::new();
+        job.encode(&mut writer);
+        epoch.encode(&mut writer);
+        worker.encode(&mut writer);
+        salt.encode(&mut writer);
+        writer.seq(roots);
+        Self(*Domain::RunCommitment.hash(&writer.into_bytes()).as_bytes())
+    }
 }
 
 /// The places at which a job commits, in stream order: each point with layers 1 to L + 1. Made by
@@ -143,6 +161,25 @@ mod tests {
             let short = geometry.first_difference(&a, &a[..index]).unwrap();
             assert_eq!((Some(short.place), short.b), (geometry.place(index), None));
         }
+    }
+
+    #[test]
+    fn a_run_commitment_binds_everything_that_it_is_made_of() {
+        let of = |job: u8, epoch, worker: u8, salt: u8, roots: &[Root]| {
+            let (job, worker) = (JobId::from_bytes([job; 32]), NodeId::from_bytes([worker; 32]));
+            RunCommitment::of(job, LeaseEpoch(epoch), worker, &Salt::from_bytes([salt; 32]), roots)
+        };
+        let roots = [root(1), root(2)];
+        let base = of(1, 2, 3, 4, &roots);
+        assert_eq!(base, of(1, 2, 3, 4, &roots));
+        let others = [
+            of(9, 2, 3, 4, &roots),
+            of(1, 9, 3, 4, &roots),
+            of(1, 2, 9, 4, &roots),
+            of(1, 2, 3, 9, &roots),
+            of(1, 2, 3, 4, &roots[..1]),
+        ];
+        assert!(others.iter().all(|other| *other != base));
     }
 
     #[test]

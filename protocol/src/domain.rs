@@ -16,10 +16,16 @@ pub enum Domain {
     ChainStep,
     /// A worker's receipt: its digest, and what the worker signs.
     WorkerReceipt,
+    /// What binds a worker to a run before it shows the run.
+    RunCommitment,
     /// A coordinator's statement: its digest, and what the coordinator signs.
     Statement,
     /// The draw that decides whether and by whom a job is audited.
     AuditDraw,
+    /// The draw that decides, before a job starts, whether and by whom it is audited side by side.
+    LockstepDraw,
+    /// A secret of a chain of draws to the one that is used before it.
+    DrawChain,
     /// The rank of a worker among the possible auditors of a job.
     AuditorRank,
     /// The blind of a leaf of the transparency log.
@@ -30,23 +36,47 @@ pub enum Domain {
     LogNode,
     /// A head of the transparency log: what the coordinator signs.
     LogHead,
+    /// What a worker signs that has followed the transparency log to a head.
+    LogCosignature,
+    /// Postings of the ledger to what the transparency log says of them.
+    LedgerBatch,
+    /// A run that was stopped early: what its worker signs.
+    PartialRun,
+    /// The terms of a dispute to its id.
+    Dispute,
+    /// A move of a dispute: its digest, and what a side signs.
+    DisputeMove,
+    /// A round of a dispute to what the next moves are bound to.
+    DisputeRound,
+    /// An entry of a dispute's transcript: its digest, and what the coordinator signs.
+    DisputeEntry,
 }
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 22] = [
         Self::JobId,
         Self::Request,
         Self::ChainStart,
         Self::ChainStep,
         Self::WorkerReceipt,
+        Self::RunCommitment,
         Self::Statement,
         Self::AuditDraw,
+        Self::LockstepDraw,
+        Self::DrawChain,
         Self::AuditorRank,
         Self::LogBlind,
         Self::LogLeaf,
         Self::LogNode,
         Self::LogHead,
+        Self::LogCosignature,
+        Self::LedgerBatch,
+        Self::PartialRun,
+        Self::Dispute,
+        Self::DisputeMove,
+        Self::DisputeRound,
+        Self::DisputeEntry,
     ];
 
     /// The context string.
@@ -57,13 +87,23 @@ impl Domain {
             Self::ChainStart => "lockstep 2026-11 v1 chain start",
             Self::ChainStep => "lockstep 2026-11 v1 chain step",
             Self::WorkerReceipt => "lockstep 2026-11 v1 worker receipt",
+            Self::RunCommitment => "lockstep 2026-11 v1 run commitment",
             Self::Statement => "lockstep 2026-11 v1 coordinator statement",
             Self::AuditDraw => "lockstep 2026-11 v1 audit draw",
+            Self::LockstepDraw => "lockstep 2026-11 v1 lockstep draw",
+            Self::DrawChain => "lockstep 2026-11 v1 draw chain",
             Self::AuditorRank => "lockstep 2026-11 v1 auditor rank",
             Self::LogBlind => "lockstep 2026-11 v1 log blind",
             Self::LogLeaf => "lockstep 2026-11 v1 log leaf",
             Self::LogNode => "lockstep 2026-11 v1 log node",
             Self::LogHead => "lockstep 2026-11 v1 log head",
+            Self::LogCosignature => "lockstep 2026-11 v1 log cosignature",
+            Self::LedgerBatch => "lockstep 2026-11 v1 ledger batch",
+            Self::PartialRun => "lockstep 2026-11 v1 partial run",
+            Self::Dispute => "lockstep 2026-11 v1 dispute",
+            Self::DisputeMove => "lockstep 2026-11 v1 dispute move",
+            Self::DisputeRound => "lockstep 2026-11 v1 dispute round",
+            Self::DisputeEntry => "lockstep 2026-11 v1 dispute entry",
         }
     }
 

@@ -34,6 +34,14 @@ byte_newtype! {
     Seed, 32
 }
 byte_newtype! {
+    /// What hides a run in its commitment ([`crate::commitment::RunCommitment`]): drawn by the worker for each run.
+    Salt, 32
+}
+byte_newtype! {
+    /// The hash of a dispute's terms.
+    DisputeId, 32
+}
+byte_newtype! {
     /// The client's secret nonce of a job: makes the job id unguessable.
     Nonce, 32
 }
@@ -88,6 +96,12 @@ number_newtype! {
     Millis, u64
 }
 
+impl LeaseEpoch {
+    /// The epoch of no assignment: a run that is signed with it was made to challenge others, and its key agrees to play
+    /// for it.
+    pub const CHALLENGE: Self = Self(u64::MAX);
+}
+
 impl Millis {
     /// This time and so many milliseconds, saturating.
     pub const fn plus(self, milliseconds: u64) -> Self {
@@ -97,6 +111,33 @@ impl Millis {
     /// Milliseconds since `earlier`, 0 if that is later.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// How a dispute was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictKind {
+    /// Anybody can check from the transcript that the loser was wrong.
+    Proven,
+    /// The loser was silent, as far as the coordinator saw.
+    Timeout,
+}
+
+impl Canonical for VerdictKind {
+    const MIN_BYTES: usize = 2;
+    fn encode(&self, writer: &mut Writer) {
+        writer.u16(match self {
+            Self::Proven => 1,
+            Self::Timeout => 2,
+        });
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match reader.u16()? {
+            1 => Ok(Self::Proven),
+            2 => Ok(Self::Timeout),
+            tag => Err(DecodeError::InvalidTag { what: "verdict kind", tag: tag.into() }),
+        }
     }
 }
 

@@ -20,7 +20,9 @@
 //! | [`receipt`] | what worker and coordinator sign, and the check of it all, offline |
 //! | [`messages`] | the wire messages and their frames |
 //! | [`log`] | the transparency log: entries, Merkle tree, signed heads, proofs |
-//! | [`machine`] | the coordinator's job machine: leases, placement, audits, settlements |
+//! | [`ledger`] | integer credits: postings, accounts, prices, and their export |
+//! | [`dispute`] | two runs of a job differ: the game to one element, its referee, players, transcript and file |
+//! | [`machine`] | the coordinator's job machine: leases, placement, audits, draws, bonds |
 //!
 //! # A job's way through the crate
 //!
@@ -30,11 +32,12 @@
 //! 3. The worker runs it. Each layer's root ([`trace::root_of_rows`] or [`trace::RowTree`]) goes out in
 //!    a [`messages::JobMessage::Layer`] while the next layer runs, in the order of
 //!    [`job::JobHeader::geometry`]. At the end the worker signs a [`receipt::WorkerReceipt`] over
-//!    everything, with the [`commitment::ChainHead`] of the streamed roots.
+//!    everything, with the [`commitment::ChainHead`] of the streamed roots, commits to it
+//!    ([`commitment::RunCommitment`]) and shows it when it is told to.
 //! 4. The machine checks it, and asks for a draw ([`machine::audit_draw`]) once it is durable. Drawn
 //!    jobs go to other workers, who are told nothing of it.
-//! 5. Equal roots end the job. Different ones are reported with their first place; the coordinator
-//!    recomputes the job, and the machine quarantines whoever was wrong.
+//! 5. Equal roots end the job. Different ones are reported with their first place; a dispute narrows them
+//!    down to one number, and the machine quarantines whoever was wrong about it.
 //! 6. The shell writes the [`receipt::Receipt`] from [`machine::Outcome::receipt`]. Anybody checks it with
 //!    [`receipt::Receipt::check`], and its roots by running the model.
 #![deny(clippy::float_arithmetic, clippy::disallowed_types, clippy::disallowed_methods)]
@@ -42,12 +45,14 @@
 
 pub mod canonical;
 pub mod commitment;
+pub mod dispute;
 pub mod domain;
 pub mod hex;
 pub mod identity;
 pub mod ids;
 pub mod job;
 mod json;
+pub mod ledger;
 pub mod limits;
 pub mod log;
 pub mod machine;

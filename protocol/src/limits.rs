@@ -171,6 +171,38 @@ pub const PAUSE_MIN_MS: u64 = 1_000;
 pub const PAUSE_MAX_MS: u64 = 5 * 60 * 1_000;
 /// A job that failed for so long, since its first failure, is given up at the next one.
 pub const JOB_PATIENCE_MS: u64 = 24 * 60 * 60 * 1_000;
+/// A worker that was told to reveal a run shows it within this time.
+pub const REVEAL_MS: u64 = 30_000;
+/// Most runs that a worker has committed to and not shown yet, before it is given nothing more.
+pub const MAX_WAITING_RUNS: usize = MAX_IN_FLIGHT as usize;
+/// What each side of a dispute may take for all its moves, on top of the time that its computation takes.
+pub const DISPUTE_BASE_MS: u64 = 120_000;
+/// The longest such time.
+pub const DISPUTE_MAX_MS: u64 = LEASE_MAX_MS;
+/// Workers that were halted in a lockstep audit sign what they streamed within this time.
+pub const HALT_MS: u64 = 60_000;
+/// How long after its end a job may be challenged.
+pub const CHALLENGE_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
+/// Most challenges that are played at a time.
+pub const MAX_CHALLENGES: usize = 128;
+/// Most of them about one job.
+pub const MAX_CHALLENGES_PER_JOB: usize = 8;
+/// Most of them in which one key is the claimant: it has to play them all in time.
+pub const MAX_CHALLENGES_PER_CLAIMANT: usize = 4;
+/// A worker that took a run back is given nothing for so long: time to test its machine.
+pub const FAULTY_MS: u64 = 10 * 60 * 1_000;
+/// So many runs of a worker are accepted before it may take one back again.
+pub const RETRACT_JOBS: u32 = 1_000;
+/// Credits that a new worker gets where the operator says nothing else: the bonds of some hundred leases of large jobs.
+pub const DEFAULT_GRANT_CREDITS: u64 = 1_000_000_000_000;
+/// Most new workers that get their first credits in an hour: keys cost nothing, and every account is kept for ever.
+pub const MAX_GRANTS_PER_HOUR: u32 = 1_024;
+/// Most accounts that a coordinator opens by itself; they all fit into one export of the ledger.
+pub const MAX_GRANTED_ACCOUNTS: usize = MAX_LEDGER_LINES / 2;
+/// How often it is looked for somebody who could make a missing audit.
+pub const ABSENCE_LOOK_MS: u64 = 10_000;
+/// Where so many looks in a row found nobody, the missing audits are given up: after half a minute.
+pub const ABSENCE_LOOKS: u32 = 3;
 /// How long an audit may take as a whole, on top of the time for its run, before it is given up.
 pub const AUDIT_PATIENCE_MS: u64 = 10 * 60 * 1_000;
 /// A job at which so many different workers failed has failed.
@@ -194,8 +226,6 @@ pub const MAX_ENGINE_INPUTS: usize = 4_096;
 pub const MAX_PENDING_COMMITS: usize = 64;
 /// Events that a slow watcher may lag behind before it loses some.
 pub const MAX_EVENT_LAG: usize = 16_384;
-/// Jobs that are recomputed at a time.
-pub const MAX_SETTLEMENTS: usize = 1;
 /// Most writes that wait for the store.
 pub const STORE_QUEUE: usize = 4_096;
 /// Most writes that go into one durable commit.
@@ -217,10 +247,30 @@ pub const MAX_RECORD_BYTES: usize = 2 << 20;
 pub const WORKER_LOADED_MODELS: usize = 2;
 /// Layers that may wait to be hashed; then the computation waits.
 pub const WORKER_LAYERS_AHEAD: usize = 2;
+/// Finished runs that a worker keeps until they are acknowledged; of more, those of the oldest leases are dropped.
+pub const WORKER_KEPT_RESULTS: usize = MAX_WAITING_RUNS + MAX_IN_FLIGHT as usize;
 /// Messages that wait for a worker's control stream; then whoever has more to say waits.
 pub const WORKER_OUTBOX_MESSAGES: usize = 64;
 /// Events that a slow watcher of a worker may lag behind before it loses some.
 pub const WORKER_EVENT_LAG: usize = 4_096;
+/// Runs whose roots a worker remembers, so that it can sign them when it is told to halt.
+pub const WORKER_STREAMS: usize = 2 * WORKER_KEPT_RESULTS;
+/// Disputes that a worker plays at a time.
+pub const WORKER_DISPUTES: usize = 64;
+/// Disputed runs that a worker keeps from one round to the next.
+pub const WORKER_TRACES: usize = 4;
+/// Most memory of all of them, in bytes, as far as programs bound it; one may take more.
+pub const WORKER_TRACE_BYTES: u64 = 4 << 30;
+/// Disputed runs that nobody asked about for so long are dropped, and made again where somebody asks after all.
+pub const WORKER_TRACE_IDLE_MS: u64 = 10 * 60 * 1_000;
+/// Disputes whose moves and entries a worker keeps on its disk.
+pub const WORKER_DISPUTES_KEPT: usize = 1_024;
+/// A dispute without a verdict is forgotten after so long, where room is needed.
+pub const WORKER_DISPUTE_KEEP_MS: u64 = 90 * 24 * 60 * 60 * 1_000;
+/// The pause after a move that could not be made; each further one is twice as long.
+pub const WORKER_DISPUTE_PAUSE_MIN_MS: u64 = 1_000;
+/// The longest such pause.
+pub const WORKER_DISPUTE_PAUSE_MAX_MS: u64 = 30_000;
 /// How long a drained worker waits for the acknowledgement of its last results.
 pub const WORKER_LAST_WAIT_MS: u64 = SILENCE_MS;
 /// Parts of a package that a worker asks for before the first of them has come.
@@ -261,23 +311,95 @@ pub const HTTP_RETRY_AFTER_SECONDS: u64 = 1;
 pub const HTTP_WAIT_MS: u64 = 120_000;
 /// Most bytes of a receipt in JSON.
 pub const MAX_RECEIPT_JSON_BYTES: usize = 16 << 20;
-/// Most statements about one receipt: accepted, then audited and refuted for each run.
+/// Most statements about one receipt: accepted, then for each run audited, and refuted or withdrawn.
 pub const MAX_STATEMENTS: usize = 1 + 2 * (MAX_AUDITORS + 1);
 
 // ---- transparency log ----
 
 /// Most hashes of one path: a log has fewer than 2^64 entries, and a consistency path one hash more than levels.
 pub const MAX_LOG_PATH: usize = 65;
-/// Most entries of one proof; a job has a handful.
-pub const MAX_LOG_ENTRIES: usize = 1_024;
+/// Most entries of one proof. A job has a handful, and some dozens more for each dispute about it.
+pub const MAX_LOG_ENTRIES: usize = 4_096;
+/// Most cosignatures of a head in one proof.
+pub const MAX_COSIGNATURES: usize = 256;
 /// Most bytes of a signed head in JSON.
 pub const MAX_LOG_HEAD_JSON_BYTES: usize = 4 << 10;
 /// Most bytes of a proof in JSON.
-pub const MAX_LOG_PROOF_JSON_BYTES: usize = 8 << 20;
+pub const MAX_LOG_PROOF_JSON_BYTES: usize = 32 << 20;
 /// How long writes may go on without a new head.
 pub const LOG_HEAD_MS: u64 = 1_000;
+/// A worker is asked to cosign a head of the log at most so often.
+pub const COSIGN_MS: u64 = 5_000;
 /// How long a client waits for a head that covers what it asked for.
 pub const LOG_HEAD_WAIT_MS: u64 = 5_000;
+
+// ---- ledger and draws ----
+
+/// Multiply-accumulates that cost one credit.
+pub const MACS_PER_CREDIT: u64 = 1_000_000;
+/// Most awards out of forfeited credits: all who ran the job, and the sides of its disputes.
+pub const MAX_AWARDS: usize = 64;
+/// Most accounts, postings or batches in one export of the ledger.
+pub const MAX_LEDGER_LINES: usize = 65_536;
+/// Most bytes of an export of the ledger in JSON.
+pub const MAX_LEDGER_JSON_BYTES: usize = 256 << 20;
+/// Draws of one chain of secrets; then the next chain begins, with an anchor of its own.
+pub const DRAWS_PER_CHAIN: u32 = 1 << 20;
+/// Secrets of a chain between two that are kept: the most hashes that a draw takes.
+pub const DRAW_CHECKPOINT: u32 = 1_024;
+
+// ---- disputes ----
+
+/// Most steps of a disputed row: at most eight for each op of a layer, and those of layer 0 go with layer 1.
+pub const MAX_STEPS: usize = 2 * MAX_LAYER_OPS * 8;
+/// Most chaining values of one move: at least one for each step.
+pub const MAX_MOVE_VALUES: usize = MAX_STEPS;
+/// Most levels of a tree that one round descends.
+pub const DESCENT_LEVELS: u32 = 8;
+/// Most chaining values of one step's frontier.
+pub const MAX_STEP_VALUES: u64 = 64;
+/// Most bytes that one element reads, counted in whole chunks.
+pub const MAX_READ_BYTES: usize = 64 << 10;
+/// Most ranges that one element reads.
+pub const MAX_READS: usize = MAX_READ_BYTES / CHUNK_BYTES;
+/// Most bytes of one signed move.
+pub const MAX_MOVE_BYTES: usize = 256 << 10;
+/// Most bytes of one signed entry of a transcript.
+pub const MAX_DISPUTE_ENTRY_BYTES: usize = MAX_MOVE_BYTES + 1_024;
+/// Most rounds: the row, the ops, the chunk, its reveal, the openings.
+pub const MAX_ROUNDS: usize = 4 + 1 + 3 + 1 + 1;
+/// So many times the coordinator's own downtime is credited in one dispute.
+pub const MAX_CREDITS: usize = 512;
+/// Most entries of a transcript: begin and end, each side's move and notice in each round, an equivocation, credits.
+pub const MAX_DISPUTE_ENTRIES: usize = 3 + 4 * MAX_ROUNDS + MAX_CREDITS;
+/// Most bytes of a dispute's file.
+pub const MAX_DISPUTE_FILE_BYTES: usize = MAX_MANIFEST_BYTES + (4 << 20);
+/// Whatever a side has used up, for each of its moves it has so long.
+pub const MOVE_MIN_MS: u64 = 10_000;
+/// After its clock has run out a side may still move for so long, through anybody.
+pub const GRACE_MS: u64 = 30_000;
+/// So many moves of a side are refused with a reason; then what is not legal is ignored.
+pub const MAX_REFUSED_MOVES: u32 = 8;
+/// How often at least a coordinator writes down that it runs, while it has disputes.
+pub const DISPUTE_HEARTBEAT_MS: u64 = 2_000;
+/// While a side's clock runs, the coordinator asks it again this often.
+pub const ASK_AGAIN_MS: u64 = 10_000;
+/// Most verdicts that a worker is told once more when it connects.
+pub const MAX_TOLD_VERDICTS: usize = 64;
+/// Moves that may come at once over HTTP from one address, and how many a second go on coming.
+pub const HTTP_MOVE_BURST: u64 = 32;
+/// See [`HTTP_MOVE_BURST`].
+pub const HTTP_MOVES_PER_SECOND: u64 = 4;
+/// So many addresses' moves are measured one by one; more share one measure.
+pub const MAX_MOVE_ADDRESSES: usize = 4_096;
+/// Moves of disputes that a worker may bring at once.
+pub const MOVE_BURST: u64 = 2 * MAX_DISPUTES as u64;
+/// Moves that it may go on bringing.
+pub const MOVES_PER_SECOND: u64 = 16;
+/// Most disputes that are listed at a time.
+pub const MAX_LISTED_DISPUTES: usize = 100;
+/// Most disputes of one coordinator that go on at a time, and most that have ended and are remembered.
+pub const MAX_DISPUTES: usize = 256;
 
 // ---- relations ----
 
@@ -285,6 +407,15 @@ pub const LOG_HEAD_WAIT_MS: u64 = 5_000;
 const JOB_FIXED_BYTES: usize = 256;
 /// Upper bound of a worker's receipt apart from its roots.
 const RECEIPT_FIXED_BYTES: usize = 512;
+/// Upper bound of what stands around a move's values in a message or entry.
+const DISPUTE_FIXED_BYTES: usize = 512;
+/// Upper bound of the terms of a dispute.
+const TERMS_BYTES: usize = 2 * (MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES) + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
+/// Most levels of the tree of a blob. A range of two chunks or more has two paths, and there are half as many of these.
+const TREE_LEVELS: usize = 30;
+/// Upper bound of all moves but those of the last round: a frontier of every step, all descents, and the revealed chunks.
+const PLAYED_BYTES: usize =
+    2 * (MAX_MOVE_VALUES * 32 + 7 * (1 << DESCENT_LEVELS) * 32 + CHUNK_BYTES + MAX_ROUNDS * DISPUTE_FIXED_BYTES);
 
 const _: () = {
     assert!(MAX_ROW_BYTES.is_multiple_of(CHUNK_BYTES));
@@ -311,9 +442,35 @@ const _: () = {
     assert!(LOG_HEAD_MS + LOG_HEAD_WAIT_MS <= HTTP_GRACE_MS);
     // A proof in JSON: a hash takes 67 characters, an entry with its names far below a KiB.
     assert!(
-        MAX_LOG_ENTRIES * (MAX_LOG_PATH * 67 + 1_024) + MAX_LOG_PATH * 67 + MAX_LOG_HEAD_JSON_BYTES
+        MAX_LOG_ENTRIES * (MAX_LOG_PATH * 67 + 1_024)
+            + MAX_LOG_PATH * 67
+            + MAX_LOG_HEAD_JSON_BYTES
+            + MAX_COSIGNATURES * 512
             <= MAX_LOG_PROOF_JSON_BYTES
     );
+    assert!(DRAWS_PER_CHAIN.is_multiple_of(DRAW_CHECKPOINT));
+    assert!(MAX_AUDITORS < MAX_AWARDS);
+    // A move holds a frontier of every step, or all openings with their paths; and it fits where it travels.
+    assert!(1 << DESCENT_LEVELS <= MAX_MOVE_VALUES);
+    assert!(MAX_MOVE_VALUES * 32 + DISPUTE_FIXED_BYTES <= MAX_MOVE_BYTES);
+    assert!(MAX_READ_BYTES + MAX_READS * (TREE_LEVELS * 64 + 64 + 4) + DISPUTE_FIXED_BYTES <= MAX_MOVE_BYTES);
+    assert!(MAX_MOVE_BYTES + DISPUTE_FIXED_BYTES <= MAX_JOB_FRAME_BYTES);
+    assert!(TERMS_BYTES + DISPUTE_FIXED_BYTES <= MAX_DISPUTE_ENTRY_BYTES);
+    // Whoever is asked to move is told the job, the terms and every move before.
+    assert!(
+        MAX_POSITIONS * 4 + JOB_FIXED_BYTES + TERMS_BYTES + PLAYED_BYTES + DISPUTE_FIXED_BYTES
+            <= MAX_CONTROL_DOWN_BYTES
+    );
+    assert!(MAX_DISPUTE_ENTRIES <= u16::MAX as usize);
+    assert!(
+        MAX_DISPUTE_FILE_BYTES
+            >= MAX_MANIFEST_BYTES
+                + TERMS_BYTES
+                + PLAYED_BYTES
+                + 2 * MAX_MOVE_BYTES
+                + MAX_DISPUTE_ENTRIES * DISPUTE_FIXED_BYTES
+    );
+    assert!(MOVE_MIN_MS >= 3 * HEARTBEAT_MS && MOVE_MIN_MS + GRACE_MS < DISPUTE_BASE_MS);
     // Openings start and end at chunk groups when a worker pulls in order.
     assert!((MAX_OPENING_CHUNKS as u64).is_multiple_of(GROUP_CHUNKS));
     // A frame is never larger than what a connection lets in.
@@ -339,6 +496,11 @@ const _: () = {
     // A worker gives up a pull well before its lease does.
     assert!(PULL_PATIENCE_MS < LEASE_PULL_MS);
     assert!(WORKER_OUTBOX_MESSAGES >= MAX_IN_FLIGHT as usize);
+    // What is still played is never forgotten for another dispute, and tried again before its time runs out.
+    assert!(WORKER_DISPUTES < WORKER_DISPUTES_KEPT && WORKER_DISPUTE_KEEP_MS > DISPUTE_MAX_MS);
+    assert!(WORKER_DISPUTE_PAUSE_MAX_MS < DISPUTE_BASE_MS);
+    // All that a worker kept may be offered again at the start of a session.
+    assert!(WORKER_KEPT_RESULTS as u64 <= STRAY_BURST_STREAMS);
     // A client's time to wait covers its upload.
     assert!(HTTP_HEAD_MS + HTTP_BODY_MS <= HTTP_WAIT_MS);
     assert!(MAX_HTTP_REQUESTS <= MAX_HTTP_CONNECTIONS);

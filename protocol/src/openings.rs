@@ -255,8 +255,51 @@ mod tests {
         assert_eq!(open_range(&data, &outboard, range), Err(OpeningError::Data));
     }
 
+    /// What the theory says of an opening of chunks [first, end) below the node over chunks [start, start + len): its
+    /// parents on the way, 64 bytes each, and its chunks. What lies in the range as a whole comes without parents from
+    /// [`GROUP_CHUNKS`] chunks down.
+    fn proof_bytes(bytes: u64, start: u64, len: u64, range: &std::ops::Range<u64>) -> u64 {
+        let end = start + len;
+        if range.end <= start || end <= range.start {
+            return 0;
+        }
+        let is_whole = range.start <= start && end <= range.end;
+        if len == 1 || (is_whole && len <= GROUP_CHUNKS) {
+            return (end * CHUNK_BYTES as u64).min(bytes) - start * CHUNK_BYTES as u64;
+        }
+        let left = len.next_power_of_two() / 2;
+        64 + proof_bytes(bytes, start, left, range) + proof_bytes(bytes, start + left, len - left, range)
+    }
+
+    #[test]
+    fn one_chunk_of_a_full_tree_takes_a_parent_for_each_level() {
+        for levels in 0..11 {
+            let data = data(CHUNK_BYTES << levels);
+            let outboard = Outboard::new(&data).unwrap();
+            for first in [0, (1 << levels) / 3, (1 << levels) - 1] {
+                let opening = open_range(&data, &outboard, ChunkRange { first, count: 1 }).unwrap();
+                assert_eq!(opening.len(), CHUNK_BYTES + 64 * levels);
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn an_opening_has_the_bytes_that_the_theory_says(
+            len in 1_usize..600_000,
+            first in any::<prop::sample::Index>(),
+            count in 1_u32..70,
+        ) {
+            let data = data(len);
+            let chunks = chunk_count(len as u64);
+            let first = first.index(chunks as usize) as u64;
+            let range = ChunkRange { first, count: count.min((chunks - first) as u32) };
+            let opening = open_range(&data, &Outboard::new(&data).unwrap(), range).unwrap();
+            let opened = first..first + u64::from(range.count);
+            prop_assert_eq!(opening.len() as u64, proof_bytes(len as u64, 0, chunks, &opened));
+        }
+
         #[test]
         fn an_opening_holds_for_its_root_and_position_only(
             len in 1_usize..200_000,

@@ -1,7 +1,7 @@
 //! Values for the tests of this crate.
 
 use crate::identity::Keypair;
-use crate::ids::{JobId, LeaseEpoch, ModelId, Nonce, Root, Seed};
+use crate::ids::{JobId, LeaseEpoch, ModelId, Nonce, Root, Salt, Seed};
 use crate::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use crate::messages::JobResult;
 use crate::receipt::{Run, WorkerReceipt};
@@ -13,6 +13,11 @@ pub const OUTPUT: [i32; 4] = [1 << 29, -7, 0, i32::MIN];
 
 pub fn keys(number: u8) -> Keypair {
     Keypair::from_seed([number; 32])
+}
+
+/// The salt of a test's run.
+pub fn salt(number: u8) -> Salt {
+    Salt::from_bytes([number; 32])
 }
 
 pub fn root(value: u8) -> Root {

@@ -3,13 +3,14 @@
 
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{LeaseEpoch, Millis, ModelId, Nonce, Root, Seed};
+use lockstep_protocol::ids::{DisputeId, LeaseEpoch, Millis, ModelId, Nonce, Place, Root, Seed, VerdictKind};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
-use lockstep_protocol::log::{Blind, Entry, LogHead, Tree, leaf_hash};
-use lockstep_protocol::machine::audit_draw;
+use lockstep_protocol::ledger::{Posting, Purpose, batch_digest};
+use lockstep_protocol::log::{Blind, Cosignature, Entry, LogHead, Tree, leaf_hash};
+use lockstep_protocol::machine::{DrawChain, audit_draw, lockstep_draw};
 use lockstep_protocol::messages::{JobResult, PackageRequest, to_frame};
 use lockstep_protocol::openings::ChunkRange;
-use lockstep_protocol::receipt::{FinishReason, Receipt, WorkerReceipt};
+use lockstep_protocol::receipt::{FinishReason, Receipt, Refutation, WorkerReceipt};
 use lockstep_protocol::trace::{RowTree, root_of_rows};
 
 fn job() -> Job {
@@ -109,14 +110,62 @@ fn statements() {
     );
 }
 
+/// The coordinator finds the run of [`statements`] wrong, by a dispute with the id of 32 bytes 0a.
+#[test]
+fn refutations() {
+    let JobResult { receipt: run, output } = result();
+    let keys = Keypair::from_seed([6; 32]);
+    let refutation = Refutation {
+        worker: run.receipt.worker,
+        receipt: run.receipt.digest(),
+        place: Place { point: 2, layer: 1 },
+        dispute: DisputeId::from_bytes([10; 32]),
+        kind: VerdictKind::Proven,
+    };
+    let accepted = Receipt::accepted(job(), run, output, &keys, Millis(1_700_000_000_000));
+    let mut receipt = accepted.clone();
+    receipt.add_refutation(&refutation, &keys, Millis(1_700_000_000_000));
+    assert!(receipt.check().unwrap().refuted.is_some());
+    assert_eq!(
+        receipt.statements[1].statement.digest().to_string(),
+        "439343ec1e858b7303bed31e6d05007c2762cbc7eb8312bbe1113dfa33301a4e"
+    );
+    let mut receipt = accepted;
+    receipt.add_withdrawal(refutation.receipt, &keys, Millis(1_700_000_000_000));
+    assert!(receipt.check().unwrap().withdrawn);
+    assert_eq!(
+        receipt.statements[1].statement.digest().to_string(),
+        "e5675f9fc43d58f4c4831bdd75673096245f737a3678e459eac3e5f0666d728c"
+    );
+}
+
 #[test]
 fn draws() {
     let head = result().receipt.receipt.head;
-    let draw = audit_draw(&[8; 32], &head, &job().nonce);
-    assert_eq!(draw.seed.to_string(), "b52f80096f59dab8a49c5ba4291a48f81cca8ba3fa390453cfde7e9459e9a9f1");
+    let chain = DrawChain::new(&[8; 32], 0);
+    assert_eq!(chain.anchor().to_string(), "35f97b498f3cfc65b381945a89fea43224e49884b72841cbbb8b6a6cc7486bf8");
+    let secret = chain.secret(5).unwrap();
+    assert_eq!(secret.secret.to_string(), "35f1a6b07535d9ec137436add29c3e867fe62f5b863602389b2be121504c14f8");
+    let draw = audit_draw(&secret, &head, &job().nonce);
+    assert_eq!(draw.seed.to_string(), "e2ddadff2244f0ead60aa75c23d511c1e8434080674980d1d1f1cc1cc88ee257");
     assert_eq!(
         draw.rank(&Keypair::from_seed([5; 32]).id()).to_string(),
-        "f2065938e0699aca5fc2d3316d2a7a099c0bdd6de4635e30ac6aa667e62e92ca"
+        "c5f598a5ef76b543c224c765d55463926714422435c8ae5f634ffe85976a207d"
+    );
+    let draw = lockstep_draw(&secret, job().id(), &job().nonce);
+    assert_eq!(draw.seed.to_string(), "0c56439997d26e386e3f9c92ca525d6b7b039cd7806e9537275f25c871f36726");
+}
+
+#[test]
+fn ledger_batches() {
+    let worker = Keypair::from_seed([5; 32]).id();
+    let purpose = Purpose::Lease { job: job().id(), epoch: LeaseEpoch(7) };
+    let postings = [Posting::Issue { to: worker, amount: 5 }, Posting::Hold { from: worker, purpose, amount: 3 }];
+    let bytes: Vec<u8> = postings.iter().flat_map(to_bytes).collect();
+    assert_eq!(bytes.len(), 42 + 84);
+    assert_eq!(
+        batch_digest(0, &postings).to_string(),
+        "1550b4ff30c99dd787ee6ae37e720e405e878a84732e638229ef12d3aa7ca5a0"
     );
 }
 
@@ -164,5 +213,9 @@ fn transparency_log() {
     assert_eq!(
         head.signature.to_string(),
         "e704b4e95d730f53c11057ac104b93e058f54fcd32e465721e9016d6b1e2915b32eeafa2489e88544f1fe66d6144f75447b2fe443329c720e43428d28a534d0f"
+    );
+    assert_eq!(
+        Cosignature::of(&head, &Keypair::from_seed([5; 32])).signature.to_string(),
+        "790b048b2e1702c9a616cc7b9718840e9d025827a985a4e07c58f845597943f48daa016f310543e1ef68d34233f51a17a12dce0512317c8b6a84a1851a096201"
     );
 }

@@ -32,6 +32,11 @@ impl LogHead {
         Self { log, size: tree.size(), root: tree.root(), time }
     }
 
+    /// What a cosignature calls it.
+    pub fn digest(&self) -> Digest {
+        Domain::LogHead.hash(&to_bytes(self))
+    }
+
     /// Signs it. `keys` must be those of [`LogHead::log`].
     pub fn sign(self, keys: &Keypair) -> SignedHead {
         SignedHead { signature: keys.sign(Domain::LogHead, &to_bytes(&self)), head: self }

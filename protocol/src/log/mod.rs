@@ -1,9 +1,12 @@
 //! The transparency log: what a coordinator did, in an order that it can't change any more.
 //!
-//! Every assignment, result, statement and refutation is an [`Entry`], and one leaf of an append-only Merkle tree of
+//! Every assignment, commitment, result, draw, statement, dispute and posting is an [`Entry`], and one leaf of an append-only Merkle tree of
 //! the shape of RFC 9162 (section 2.1), hashed by BLAKE3 in domains of its own. The coordinator signs [`LogHead`]s:
 //! size, root, time. Whoever holds two heads of one log can tell from a few hashes whether the later log continues the
 //! earlier one ([`SignedHead::followed_by`]); where it does not, the two signatures prove it to everybody.
+//!
+//! Workers sign a head only where it continues the last one that they signed, so that a coordinator that shows two
+//! histories needs the workers of both.
 //!
 //! Leaves are blinded ([`Blind`]): nodes and heads show nothing of jobs. Who holds a receipt is given the entries of
 //! its job with their blinds in a [`LogProof`], and checks it offline.
@@ -14,8 +17,12 @@
 //! | `tree.rs` | the tree's shape, its nodes, appending with one hash for each full subtree |
 //! | `paths.rs` | inclusion and consistency paths: made from stored nodes, and checked |
 //! | `head.rs` | signed heads, and what two of them say about the log |
+//! | `cosign.rs` | what a worker signs that has followed the log to a head |
+//! | `draws.rs` | the check of a job's draws against the secrets that were committed to |
 //! | `proof.rs` | the file that a client keeps, checked against head and receipt |
 
+mod cosign;
+mod draws;
 mod entry;
 mod head;
 mod paths;
@@ -26,6 +33,8 @@ mod tree;
 
 use thiserror::Error;
 
+pub use self::cosign::{Cosignature, cosign};
+pub use self::draws::CheckedDraw;
 pub use self::entry::{Blind, Entry, leaf_hash};
 pub use self::head::{LogHead, SignedHead};
 pub use self::paths::{check_consistency, check_inclusion, consistency_path, inclusion_path};
@@ -70,6 +79,32 @@ pub enum LogError {
     /// The root of a log without entries is another one.
     #[error("the head is of an empty log but has another root")]
     EmptyRoot,
+    /// A cosignature of another head.
+    #[error("worker {worker} cosigned another head")]
+    AnotherHead {
+        /// Whose cosignature.
+        worker: NodeId,
+    },
+    /// A cosignature does not fit.
+    #[error("the cosignature of worker {worker} is wrong: {error}")]
+    Cosignature {
+        /// Whose.
+        worker: NodeId,
+        /// Why.
+        error: IdentityError,
+    },
+    /// A worker counts once.
+    #[error("worker {worker} cosigned twice")]
+    CosignedTwice {
+        /// Whose cosignatures.
+        worker: NodeId,
+    },
+    /// A draw with a secret that the coordinator had not committed to, or that it used before.
+    #[error("draw {number} was made with a secret that the coordinator was not bound to")]
+    Draw {
+        /// Which.
+        number: u64,
+    },
     /// Too many entries or hashes.
     #[error("there are {found} {what}; at most {cap} are allowed")]
     TooMany {

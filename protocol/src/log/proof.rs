@@ -1,15 +1,16 @@
 //! The file by which the holder of a receipt shows that it is in the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::cosign::Cosignature;
 use super::entry::{Blind, Entry, leaf_hash};
 use super::paths::check_inclusion;
-use super::{LogError, SignedHead};
+use super::{LogError, LogHead, SignedHead};
 use crate::ids::{Digest, JobId, LeaseEpoch, Place};
 use crate::json;
-use crate::limits::{MAX_LOG_ENTRIES, MAX_LOG_PATH, MAX_LOG_PROOF_JSON_BYTES};
+use crate::limits::{MAX_COSIGNATURES, MAX_LOG_ENTRIES, MAX_LOG_PATH, MAX_LOG_PROOF_JSON_BYTES};
 use crate::receipt::{Receipt, StatementKind, WorkerReceipt};
 
 /// The value of [`LogProof::format`].
@@ -27,6 +28,22 @@ pub struct LeafProof {
     pub entry: Entry,
     /// From the leaf's sibling up; see [`super::inclusion_path`].
     pub path: Vec<Digest>,
+}
+
+impl LeafProof {
+    /// Checks that the entry is in the log of a head where it says. Whoever calls this has checked the head's signature
+    /// and capped the path.
+    ///
+    /// # Errors
+    /// [`LogError::NotIncluded`].
+    pub fn check_in(&self, head: &LogHead) -> Result<(), LogError> {
+        let (index, size, root) = (self.index, head.size, head.root);
+        if check_inclusion(index, size, &leaf_hash(&self.blind, &self.entry), &self.path, &root) {
+            Ok(())
+        } else {
+            Err(LogError::NotIncluded { index, size, root })
+        }
+    }
 }
 
 /// The path from an earlier size of the log to the size of the proof's head.
@@ -49,7 +66,9 @@ pub struct LogProof {
     pub job: JobId,
     /// The head that all paths lead to.
     pub head: SignedHead,
-    /// Its entries, in the order of the log.
+    /// Workers who followed the log to this head, each once; may be empty.
+    pub cosignatures: Vec<Cosignature>,
+    /// Its entries, and those that are about all jobs, in the order of the log.
     pub entries: Vec<LeafProof>,
     /// That the log continues an earlier one, where that was asked for.
     pub consistency: Option<Consistency>,
@@ -62,6 +81,8 @@ pub struct Coverage {
     pub other_statements: usize,
     /// Where the run of the receipt's worker was found wrong.
     pub refuted: Option<Place>,
+    /// Whether the receipt's worker took its run back.
+    pub withdrawn: bool,
 }
 
 impl LogProof {
@@ -87,7 +108,8 @@ impl LogProof {
         Ok(proof)
     }
 
-    /// Checks the head's signature, and that every entry is about the job and in the log where it says.
+    /// Checks the signatures of the head, and that every entry is about the job or about all and in the log where it
+    /// says.
     ///
     /// Whether the log's key is one that the reader trusts is the reader's to decide. A proof shows what is in the log;
     /// it can't show that nothing else about the job is.
@@ -97,20 +119,18 @@ impl LogProof {
     pub fn check(&self) -> Result<(), LogError> {
         self.check_counts()?;
         self.head.check()?;
-        let head = &self.head.head;
+        self.check_cosignatures()?;
         let mut last = None;
-        for LeafProof { index, blind, entry, path } in &self.entries {
-            let index = *index;
-            if entry.job() != self.job {
-                return Err(LogError::AnotherJob { index, job: self.job, found: entry.job() });
+        for leaf in &self.entries {
+            let LeafProof { index, entry, .. } = *leaf;
+            if let Some(found) = entry.job().filter(|found| *found != self.job) {
+                return Err(LogError::AnotherJob { index, job: self.job, found });
             }
             if last.is_some_and(|last| last >= index) {
                 return Err(LogError::Order { index });
             }
             last = Some(index);
-            if !check_inclusion(index, head.size, &leaf_hash(blind, entry), path, &head.root) {
-                return Err(LogError::NotIncluded { index, size: head.size, root: head.root });
-            }
+            leaf.check_in(&self.head.head)?;
         }
         Ok(())
     }
@@ -118,11 +138,26 @@ impl LogProof {
     fn check_counts(&self) -> Result<(), LogError> {
         let paths = self.entries.iter().map(|leaf| &leaf.path).chain(self.consistency.iter().map(|c| &c.path));
         let longest = paths.map(Vec::len).max().unwrap_or_default();
-        let counts = [("entries", self.entries.len(), MAX_LOG_ENTRIES), ("hashes in a path", longest, MAX_LOG_PATH)];
+        let counts = [
+            ("entries", self.entries.len(), MAX_LOG_ENTRIES),
+            ("cosignatures", self.cosignatures.len(), MAX_COSIGNATURES),
+            ("hashes in a path", longest, MAX_LOG_PATH),
+        ];
         match counts.into_iter().find(|(_, found, cap)| found > cap) {
             Some((what, found, cap)) => Err(LogError::TooMany { what, found, cap }),
             None => Ok(()),
         }
+    }
+
+    fn check_cosignatures(&self) -> Result<(), LogError> {
+        let mut workers = BTreeSet::new();
+        for cosignature in &self.cosignatures {
+            cosignature.check(&self.head)?;
+            if !workers.insert(cosignature.worker) {
+                return Err(LogError::CosignedTwice { worker: cosignature.worker });
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the log continues the one of an earlier head.
@@ -158,30 +193,43 @@ impl LogProof {
             Entry::Refuted { worker, place, .. } if worker == receipt.worker.receipt.worker => Some(place),
             _ => None,
         });
-        Ok(Coverage { other_statements: statements.saturating_sub(receipt.statements.len()), refuted })
+        let epoch = receipt.worker.receipt.epoch;
+        let withdrawn = self.entries.iter().any(|leaf| leaf.entry == Entry::Withdrawn { job, epoch });
+        Ok(Coverage { other_statements: statements.saturating_sub(receipt.statements.len()), refuted, withdrawn })
     }
 
-    /// Where the result of a run is; its assignment is between the job and it.
+    /// Where the result of a run is; between the job and it are its assignment, then its commitment.
     fn check_run(&self, job: JobId, submitted: u64, run: &WorkerReceipt) -> Result<u64, LogError> {
         let (epoch, worker, receipt) = (run.epoch, run.worker, run.digest());
-        self.check_epoch(epoch, &[Entry::Assigned { job, epoch, worker }, Entry::Result { job, epoch, receipt }])?;
+        let (given, taken) = (Entry::Assigned { job, epoch, worker }, Entry::Result { job, epoch, receipt });
+        self.check_epoch(epoch, &[given, taken])?;
         let assignment = format!("the assignment of epoch {epoch} to {worker}");
+        let commitment = format!("the commitment of epoch {epoch} by {worker}");
         let result = format!("the result of epoch {epoch} by {worker}");
-        let assigned = self.find(&assignment, |entry| *entry == Entry::Assigned { job, epoch, worker })?;
-        let ran = self.find(&result, |entry| *entry == Entry::Result { job, epoch, receipt })?;
+        let assigned = self.find(&assignment, |entry| *entry == given)?;
+        let is_commitment = |entry: &Entry| matches!(entry, Entry::Committed { epoch: found, .. } if *found == epoch);
+        let committed = self.find(&commitment, is_commitment)?;
+        let ran = self.find(&result, |entry| *entry == taken)?;
         ordered(submitted, assigned, &assignment)?;
-        ordered(assigned, ran, &result)?;
+        ordered(assigned, committed, &commitment)?;
+        ordered(committed, ran, &result)?;
         Ok(ran)
     }
 
-    /// Nothing else is said about a lease: one was given once, to one worker, and had one result.
+    /// Nothing else is said about a lease: one was given once, to one worker, who committed once and had one result.
     fn check_epoch(&self, epoch: LeaseEpoch, allowed: &[Entry]) -> Result<(), LogError> {
-        let about = |entry: &Entry| match entry {
-            Entry::Assigned { epoch: found, .. } | Entry::Result { epoch: found, .. } => *found == epoch,
+        let mut commitments = 0;
+        let mut is_other = |entry: &Entry| match entry {
+            Entry::Assigned { epoch: found, .. } | Entry::Result { epoch: found, .. } => {
+                *found == epoch && !allowed.contains(entry)
+            }
+            Entry::Committed { epoch: found, .. } => {
+                commitments += usize::from(*found == epoch);
+                commitments > 1
+            }
             _ => false,
         };
-        let mut entries = self.entries.iter().map(|leaf| &leaf.entry).filter(|entry| about(entry));
-        if entries.any(|entry| !allowed.contains(entry)) {
+        if self.entries.iter().any(|leaf| is_other(&leaf.entry)) {
             return Err(LogError::Contradiction { epoch });
         }
         Ok(())
@@ -196,7 +244,9 @@ impl LogProof {
             let index = self.find(&what, |entry| *entry == Entry::Statement { job, statement: digest })?;
             let about = match &statement.kind {
                 StatementKind::Accepted {} => &statement.subject,
-                StatementKind::Audited { receipt, .. } | StatementKind::Refuted { receipt, .. } => receipt,
+                StatementKind::Audited { receipt, .. }
+                | StatementKind::Refuted { receipt, .. }
+                | StatementKind::Withdrawn { receipt } => receipt,
             };
             let ran = results.get(about).copied().unwrap_or_default();
             ordered(ran.max(before), index, &what)?;

@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use crate::commitment::{Difference, Geometry};
-use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root};
+use crate::commitment::{Geometry, RunCommitment};
+use crate::dispute::Terms;
+use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root, Salt};
 use crate::job::JobHeader;
-use crate::limits::{JOB_PATIENCE_MS, MAX_AUDITORS, MAX_BARRED_WORKERS, MAX_FAILURES};
+use crate::limits::{JOB_PATIENCE_MS, MAX_BARRED_WORKERS, MAX_FAILURES};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
+use crate::machine::lockstep::Halt;
 use crate::machine::record::{JobFailure, Record};
+use crate::machine::standing::{Fate, Run};
 use crate::machine::table::{Event, Stage, next};
-use crate::machine::types::{JobSpec, Outcome, RejectReason, SubmitError};
+use crate::machine::types::{JobSpec, RejectReason, SubmitError};
 use crate::machine::workers::pause_ms;
 use crate::messages::JobResult;
-use crate::receipt::{Refutation, same_result};
 
 /// A record that can't follow the ones before it. The store was changed by something else, or records
 /// were lost.
@@ -49,6 +51,16 @@ pub enum ReplayError {
         /// The epoch.
         epoch: LeaseEpoch,
     },
+    /// A dispute that begins while another one goes on, or a verdict about another one.
+    #[error("job {0} has a record about a dispute that is not its own")]
+    Dispute(JobId),
+    /// A worker does better that did nothing wrong.
+    #[error("job {0} has a record about the fault of a worker that has none")]
+    Fault(JobId),
+    /// A draw that was made before the job started where it has to be made after the first run, or the other way
+    /// round.
+    #[error("job {0} has the wrong kind of draw")]
+    Draw(JobId),
     /// The highest epoch is stored in the same transaction as its record.
     #[error("the highest lease epoch is stored as {stored}, but {found} was given")]
     LastEpoch {
@@ -63,6 +75,8 @@ pub enum ReplayError {
 #[derive(Clone, Debug)]
 pub(super) struct Lease {
     pub node: NodeId,
+    /// Who runs its worker, where the coordinator knows.
+    pub operator: Option<String>,
     /// When it ends unless there is progress before.
     pub deadline: Millis,
     /// When it ends at the latest.
@@ -73,6 +87,17 @@ pub(super) struct Lease {
     pub began: Option<Millis>,
     /// What was streamed so far.
     pub roots: Vec<Root>,
+    /// What its worker committed to, once all roots are there.
+    pub commitment: Option<RunCommitment>,
+    /// Whether its worker was told to reveal its result. From the commitment until then no deadline runs.
+    pub revealing: bool,
+}
+
+impl Lease {
+    /// Whether it takes one of its worker's places: until the run is over.
+    pub fn is_running(&self) -> bool {
+        self.commitment.is_none()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -86,10 +111,11 @@ pub(super) struct Entry {
     pub order: u64,
     pub stage: Stage,
     pub epoch: LeaseEpoch,
-    pub runs: Vec<JobResult>,
+    pub runs: Vec<Run>,
     pub draw: Option<AuditDraw>,
     pub auditors: u8,
-    pub truth: Option<Vec<Root>>,
+    /// The dispute that is being played.
+    pub dispute: Option<Terms>,
     // Live.
     pub leases: BTreeMap<LeaseEpoch, Lease>,
     /// Who failed at the job's stage, and how often.
@@ -104,6 +130,13 @@ pub(super) struct Entry {
     pub barred: BTreeSet<NodeId>,
     /// When the search for auditors ends, while it is on.
     pub patience: Option<Millis>,
+    /// When it is looked next whether anybody is connected who could audit the job, and how often in a row there was
+    /// nobody.
+    pub absence: Option<(Millis, u32)>,
+    /// Whether the audits that nobody makes yet are given up.
+    pub short: bool,
+    /// Two leases whose roots differ, of a job that is run in lockstep.
+    pub halt: Option<Halt>,
 }
 
 impl Entry {
@@ -117,18 +150,22 @@ impl Entry {
         if !spec.policy.is_valid() {
             return Err(SubmitError::Policy);
         }
+        if let Some(planted) = spec.planted.as_ref().filter(|planted| planted.len() != geometry.len()) {
+            return Err(SubmitError::Planted { expected: geometry.len(), found: planted.len() });
+        }
+        let stage = if spec.policy.lockstep { Stage::Choosing } else { Stage::Open };
         Ok(Self {
             id: header.id(),
             spec,
             header,
             geometry,
             order,
-            stage: Stage::Open,
+            stage,
             epoch: LeaseEpoch(0),
             runs: Vec::new(),
             draw: None,
             auditors: 0,
-            truth: None,
+            dispute: None,
             leases: BTreeMap::new(),
             failures: BTreeMap::new(),
             failing_since: None,
@@ -136,6 +173,9 @@ impl Entry {
             parked: false,
             barred: BTreeSet::new(),
             patience: None,
+            absence: None,
+            short: false,
+            halt: None,
         })
     }
 
@@ -151,12 +191,23 @@ impl Entry {
         let stage = next(self.stage, event).ok_or(ReplayError::Step { job: self.id, stage: self.stage, event })?;
         match record {
             Record::Assigned { epoch, .. } => self.epoch = *epoch,
-            Record::Ran { result, .. } => self.runs.push((**result).clone()),
+            Record::Ran { result, operator, .. } => {
+                self.runs.push(Run { result: (**result).clone(), operator: operator.clone(), fate: Fate::Stands });
+            }
             Record::Drawn { draw, auditors, .. } => {
                 self.draw = Some(*draw);
                 self.auditors = *auditors;
             }
-            Record::Settled { truth, .. } => self.truth.clone_from(truth),
+            Record::Disputed { terms, .. } => self.dispute = Some((**terms).clone()),
+            Record::Judged { dispute, kind, place, losers, .. } => {
+                let fate = Fate::Refuted { place: *place, dispute: *dispute, kind: *kind };
+                losers.iter().for_each(|epoch| self.doom(*epoch, fate));
+                self.dispute = None;
+            }
+            Record::Retracted { epoch, .. } => self.doom(*epoch, Fate::Withdrawn),
+            Record::Refuted { epoch, place, dispute, kind, .. } => {
+                self.doom(*epoch, Fate::Refuted { place: *place, dispute: *dispute, kind: *kind });
+            }
             _ => {}
         }
         if stage != self.stage {
@@ -172,8 +223,14 @@ impl Entry {
     /// Takes a stricter policy. A draw that is made already is read again under it.
     fn tighten(&mut self, policy: AuditPolicy) {
         self.spec.policy = policy;
-        if let (Some(draw), Stage::Auditing) = (&self.draw, self.stage) {
+        if let Some(draw) = &self.draw {
             self.auditors = self.auditors.max(draw.auditors(&policy));
+        }
+    }
+
+    fn doom(&mut self, epoch: LeaseEpoch, fate: Fate) {
+        for run in self.runs.iter_mut().filter(|run| run.epoch() == epoch && run.stands()) {
+            run.fate = fate;
         }
     }
 
@@ -189,65 +246,76 @@ impl Entry {
             Record::Assigned { .. } => Event::Assigned,
             Record::Ran { result, .. } => {
                 let epoch = result.receipt.receipt.epoch;
-                let seen = self.runs.iter().any(|run| run.receipt.receipt.epoch == epoch);
+                let seen = self.runs.iter().any(|run| run.epoch() == epoch);
                 if epoch > self.epoch || seen {
                     return epoch_error(epoch);
                 }
-                self.run_event(result)
+                match self.stage {
+                    Stage::Open => self.first_run_event(),
+                    _ => self.audit_event(&result.receipt.receipt),
+                }
+            }
+            Record::Drawn { draw, .. } if draw.lockstep != (self.stage == Stage::Choosing) => {
+                return Err(ReplayError::Draw(self.id));
             }
             Record::Drawn { auditors: 0, .. } => Event::DrawnNone,
             Record::Drawn { .. } => Event::DrawnSome,
-            Record::Settled { truth: None, .. } => Event::Unsettled,
-            Record::Settled { truth: Some(truth), .. } => {
-                if self.runs.iter().any(|run| self.difference_from(truth, run).is_none()) {
-                    Event::SettledSomeRight
-                } else {
-                    Event::SettledNoneRight
-                }
+            Record::Disputed { .. } if self.dispute.is_some() => return Err(ReplayError::Dispute(self.id)),
+            Record::Disputed { .. } => Event::Disputed,
+            Record::Judged { dispute, .. } if self.dispute.as_ref().map(Terms::id) != Some(*dispute) => {
+                return Err(ReplayError::Dispute(self.id));
             }
-            Record::Abandoned { .. } => Event::Abandoned,
+            Record::Judged { losers, .. } => self.judged_event(losers),
+            Record::Retracted { epoch, .. } | Record::Refuted { epoch, .. } => {
+                if !self.standing().any(|run| run.epoch() == *epoch) {
+                    return epoch_error(*epoch);
+                }
+                self.withdrawn_event(*epoch)
+            }
+            Record::Abandoned { .. } => self.abandoned_event(),
             Record::Finished { .. } => Event::Finished,
             Record::Failed { .. } => Event::GaveUp,
-            Record::Quarantined { .. } | Record::Tightened { .. } => return Ok(None),
+            Record::Diverged { epochs, .. } if epochs.iter().any(|epoch| *epoch > self.epoch) => {
+                return epoch_error(epochs[1]);
+            }
+            Record::Committed { epoch, .. } if *epoch > self.epoch => return epoch_error(*epoch),
+            Record::Committed { .. }
+            | Record::Diverged { .. }
+            | Record::Quarantined { .. }
+            | Record::SetAside { .. }
+            | Record::Redeemed { .. }
+            | Record::Challenged { .. }
+            | Record::ChallengeEnded { .. }
+            | Record::Tightened { .. } => return Ok(None),
         }))
-    }
-
-    fn run_event(&self, result: &JobResult) -> Event {
-        if let Some(truth) = &self.truth {
-            let right = self.difference_from(truth, result).is_none();
-            return if right { Event::RightRun } else { Event::WrongRun };
-        }
-        let Some(first) = self.runs.first() else {
-            return Event::FirstRun;
-        };
-        if !same_result(&first.receipt.receipt, &result.receipt.receipt) {
-            Event::Disagreed
-        } else if self.runs.len() >= usize::from(self.auditors) {
-            // The first run and all audits but this one are there.
-            Event::AgreedLast
-        } else {
-            Event::Agreed
-        }
-    }
-
-    fn difference_from(&self, truth: &[Root], run: &JobResult) -> Option<Difference> {
-        self.geometry.first_difference(&run.receipt.receipt.roots, truth)
     }
 
     /// How many leases the job wants on top of those that it has.
     pub fn wanted_leases(&self) -> usize {
         let wanted = match self.stage {
             Stage::Open => 1,
-            Stage::Auditing => (usize::from(self.auditors) + 1).saturating_sub(self.runs.len()),
+            Stage::Auditing if !self.short && self.halt.is_none() => {
+                self.wanted_runs().saturating_sub(self.standing().count())
+            }
             _ => 0,
         };
         wanted.saturating_sub(self.leases.len())
     }
 
+    /// Whether those who committed to a run may show it: the worker of a first run at once, auditors when everybody
+    /// who is still wanted has committed.
+    pub fn is_time_to_reveal(&self) -> bool {
+        match self.stage {
+            Stage::Open => true,
+            Stage::Auditing => self.wanted_leases() == 0 && self.leases.values().all(|lease| !lease.is_running()),
+            _ => false,
+        }
+    }
+
     /// Whether a worker must not get the job: it has run it, is running it, or broke the rules at it.
     pub fn excludes(&self, node: &NodeId) -> bool {
         self.barred.contains(node)
-            || self.runs.iter().any(|run| run.receipt.receipt.worker == *node)
+            || self.runs.iter().any(|run| run.receipt().worker == *node)
             || self.leases.values().any(|lease| lease.node == *node)
     }
 
@@ -270,57 +338,20 @@ impl Entry {
         }
     }
 
-    /// The runs that differ from the settled truth, each with its first difference.
-    pub fn refutations(&self) -> Vec<Refutation> {
-        let Some(truth) = &self.truth else {
-            return Vec::new();
-        };
-        let refute = |run: &JobResult| {
-            let difference = self.difference_from(truth, run)?;
-            let receipt = &run.receipt.receipt;
-            Some(Refutation {
-                worker: receipt.worker,
-                receipt: receipt.digest(),
-                place: difference.place,
-                claimed: difference.a?,
-                correct: difference.b?,
-            })
-        };
-        self.runs.iter().filter_map(refute).collect()
-    }
-
-    /// The first difference between the first run and the one that came last.
-    pub fn last_difference(&self) -> Option<(Difference, NodeId, NodeId)> {
-        let first = &self.runs.first()?.receipt.receipt;
-        let last = &self.runs.last()?.receipt.receipt;
-        let difference = self.geometry.first_difference(&first.roots, &last.roots)?;
-        Some((difference, first.worker, last.worker))
-    }
-
-    /// Whether an earlier run, or the settled truth, has another root at `index` of the stream.
+    /// Whether the first run that stands has another root at `index` of the stream.
     pub fn differs_at(&self, index: usize, root: &Root) -> bool {
-        let known = self.truth.as_deref().or_else(|| self.runs.first().map(|run| run.receipt.receipt.roots.as_slice()));
-        known.and_then(|roots| roots.get(index)).is_some_and(|known| known != root)
+        let first = self.standing().next();
+        first.and_then(|run| run.receipt().roots.get(index)).is_some_and(|known| known != root)
     }
 
-    /// The outcome of a job that closes: the answer is the first run that is not refuted.
-    pub fn outcome(&self) -> Option<Outcome> {
-        let refutations = self.refutations();
-        let is_right = |run: &JobResult| {
-            let digest = run.receipt.receipt.digest();
-            refutations.iter().all(|refutation| refutation.receipt != digest)
-        };
-        let chosen = self.runs.iter().position(is_right)?;
-        let mut others = self.runs.clone();
-        let result = others.remove(chosen);
-        others.truncate(MAX_AUDITORS);
-        let kept: BTreeSet<_> = others.iter().map(|run| run.receipt.receipt.digest()).collect();
-        let refutations = refutations.into_iter().filter(|one| kept.contains(&one.receipt)).collect();
-        Some(Outcome { result, others, refutations, audits_wanted: self.auditors })
-    }
-
-    /// Checks a result against job, program, lease and stream.
-    pub fn check_result(&self, node: &NodeId, epoch: LeaseEpoch, result: &JobResult) -> Result<(), RejectReason> {
+    /// Checks a result against job, program, lease, stream and commitment.
+    pub fn check_result(
+        &self,
+        node: &NodeId,
+        epoch: LeaseEpoch,
+        result: &JobResult,
+        salt: &Salt,
+    ) -> Result<(), RejectReason> {
         let receipt = &result.receipt.receipt;
         let fields = [
             ("worker", receipt.worker == *node),
@@ -332,8 +363,14 @@ impl Entry {
         if let Some((field, _)) = fields.into_iter().find(|(_, fits)| !fits) {
             return Err(RejectReason::NotThisAssignment(field));
         }
-        if self.leases.get(&epoch).is_none_or(|lease| lease.roots != receipt.roots) {
+        let Some(lease) = self.leases.get(&epoch).filter(|lease| lease.roots == receipt.roots) else {
             return Err(RejectReason::NotAsStreamed);
+        };
+        if !lease.revealing {
+            return Err(RejectReason::NotToldToReveal);
+        }
+        if lease.commitment != Some(RunCommitment::of(self.id, epoch, *node, salt, &receipt.roots)) {
+            return Err(RejectReason::NotAsCommitted);
         }
         Ok(result.receipt.check(&self.header, Some(&result.output))?)
     }
@@ -341,7 +378,8 @@ impl Entry {
     /// The record that gives the job up at its stage, once nobody can be found to go on with it.
     pub fn give_up(&self) -> Record {
         let job = self.id;
-        match (self.stage, self.spec.policy.hold) {
+        let holds = self.spec.policy.hold && !self.runs.is_empty();
+        match (self.stage, holds) {
             (Stage::Auditing, false) => Record::Abandoned { job },
             (Stage::Auditing, true) => Record::Failed { job, reason: JobFailure::NoAuditor },
             _ => Record::Failed { job, reason: JobFailure::Attempts },

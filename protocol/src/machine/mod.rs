@@ -1,11 +1,11 @@
-//! The coordinator's job machine: leases, placement, audits and settlements, without a clock, a socket
+//! The coordinator's job machine: leases, placement, audits, disputes and credits, without a clock, a socket
 //! or a file.
 //!
 //! # Call order
-//! 1. [`Machine::restore`] with the stored records and the highest stored epoch, then [`Machine::resume`]
-//!    once.
+//! 1. [`Machine::restore`] with the stored records, the highest stored epoch and the ledger of all postings, then
+//!    [`Machine::resume`] once.
 //! 2. For whatever happens, [`Machine::handle`] with the time on one monotonic clock of the coordinator.
-//! 3. Each [`Output`]: make all its `records` durable *in one transaction*, together with the highest
+//! 3. Each [`Output`]: make all its `records` and `postings` durable *in one transaction*, together with the highest
 //!    epoch of them ([`Record::epoch`]) where it is above the stored one, then carry out its `actions`
 //!    in order. Outputs are carried out in the order in which they were returned. The next
 //!    input need not wait for the transaction, so that many outputs can share one.
@@ -18,8 +18,12 @@
 //!   are gone. A result counts only under the lease that is live, so a worker that was given up can't
 //!   come back with a late one. After a restart no old lease is live: its jobs are given out again
 //!   under higher epochs.
-//! - The audit draw is asked for after the first run's record, so that it is made from durable bytes.
-//! - No worker runs a job twice, and a quarantined worker gets nothing.
+//! - The audit draw is asked for after the first run's record, so that it is made from durable bytes; that of a lockstep
+//!   audit after the job's record, before anybody has it.
+//! - No worker runs a job twice, and a quarantined worker gets nothing. Nor does one without the credits for the bond
+//!   of a lease, which is held until the run is given up, or the job ends, or the run is refuted and the bond lost.
+//! - Nobody shows a run before everybody who is wanted has committed to one (SPEC.md 12.5), and nothing of a job leaves
+//!   before it has ended: an answer that went out earlier would tell a late auditor what to say.
 //! - All times are the coordinator's. Nothing that a worker says about time is believed.
 //!
 //! # When a job is given up
@@ -33,26 +37,49 @@
 //! ends. One that failed several times in a row, at whatever jobs, is given nothing for a pause that
 //! doubles until it succeeds; it keeps that record over its sessions. To be busy or draining is no failure.
 //!
+//! Audits are given up when nobody is connected who could make them, within half a minute, or after a longer patience
+//! with those who are. The job then ends without them, or fails where its client wants no answer without them
+//! ([`AuditPolicy::hold`]).
+//!
+//! # When runs differ
+//! Once all audits are in, the first run that stands and the first that differs from it are disputed
+//! ([`Action::OpenDispute`]), with clocks that are in the record, so that a restart asks for the same dispute. A verdict
+//! refutes the losers and confirms nothing: runs that still differ are disputed next, each key for itself; where fewer
+//! agree than are wanted, audits are asked for again; where none stands, the job is open again. (A run that is left alone
+//! after verdicts about others is as unaudited as any: the receipt shows no audit that matches.) A run also falls when
+//! its worker takes it back, or loses a challenge by somebody who has no lease ([`Challenge`]), also after the job has
+//! ended. A job that is run in lockstep is disputed at its first differing root, by what both signed so far.
+//!
 //! # Deadlines
 //! A lease ends when its worker does not begin in time, streams no root for too long, or takes too long
-//! in all. Until its speed is measured, a worker is taken to be no slower than the default, whatever it says.
+//! in all. While it waits to be told to reveal, no time counts; then it has a short one. Until its speed is measured, a
+//! worker is taken to be no slower than the default, whatever it says.
 //! Only [`Input::Tick`] lets deadlines pass, and the coordinator's own downtime counts for none of them.
 //!
 //! What breaks the rules does not count: a root out of order, or a result that does not check, ends
 //! its worker's session and bars it from the job, and the job goes on as if it had not been there. Nor
-//! does a session count that ends. Workers whose runs are refuted are quarantined, and their job runs
-//! until somebody is right. (Where keys cost nothing, whoever brings enough of them can still sink a
+//! does a session count that ends, but for that of a worker that was told to halt and has not signed. Workers whose
+//! runs are proven wrong are quarantined, those that lose by silence are set aside for a while, and their job runs until
+//! somebody is right. (Where keys cost nothing, whoever brings enough of them can still sink a
 //! job by giving it back each time; it can't change its answer.)
 //!
 //! [`MAX_FAILURES`]: crate::limits::MAX_FAILURES
 //! [`JOB_PATIENCE_MS`]: crate::limits::JOB_PATIENCE_MS
 
 mod audit;
+mod audits;
+mod challenges;
+mod credits;
+mod disputes;
+mod draw;
 mod entry;
+mod faults;
 mod judge;
+mod lockstep;
 mod record;
 mod runs;
 mod schedule;
+mod standing;
 pub mod table;
 mod types;
 mod workers;
@@ -62,29 +89,53 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-pub use self::audit::{AuditDraw, AuditPolicy, audit_draw};
+pub use self::audit::{AuditDraw, AuditPolicy, DrawSubject, audit_draw, check_draw, lockstep_draw};
+pub use self::challenges::{Challenge, ChallengeError};
+pub use self::draw::{DrawChain, DrawSecret};
 use self::entry::Entry;
 pub use self::entry::ReplayError;
+use self::faults::Fault;
 pub use self::record::{JobFailure, Record};
 use self::schedule::Timer;
 use self::table::Stage;
 pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
 use self::workers::{Worker, Workers};
-use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use crate::dispute::Terms;
+use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use crate::ledger::Ledger;
 use crate::limits::{
     MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_UNFINISHED_TOKENS, MAX_WORKERS, STALL_MS, TICK_MS,
 };
-use crate::messages::{JobResult, RefusalCode};
+use crate::messages::RefusalCode;
+
+/// What a machine is told about its coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The coordinator's key: who referees the disputes.
+    pub coordinator: NodeId,
+    /// Credits that a worker gets when it joins for the first time.
+    pub grant: u64,
+}
 
 /// The job machine. See the [module](self) for the order of calls.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Machine {
+    config: Config,
+    ledger: Ledger,
+    /// Leases that ended without a run since the last output: their bonds are to be freed.
+    ended_leases: Vec<(NodeId, JobId, LeaseEpoch)>,
     /// Time that was served: the coordinator's own downtime is left out.
     now: Millis,
     /// The downtime that was left out so far, in milliseconds.
     lost_ms: u64,
     workers: Workers,
     quarantined: BTreeSet<NodeId>,
+    /// Challenges that are being played, with their jobs.
+    challenges: BTreeMap<DisputeId, (JobId, Terms)>,
+    /// Runs that lost a challenge: nobody is challenged about them again.
+    overturned: BTreeSet<(JobId, LeaseEpoch)>,
+    /// Workers that took a run back.
+    faults: BTreeMap<NodeId, Fault>,
     jobs: BTreeMap<JobId, Entry>,
     /// How each ended job was audited.
     ended: BTreeMap<JobId, AuditPolicy>,
@@ -97,12 +148,20 @@ pub struct Machine {
     held_tokens: usize,
     /// Jobs that want a first run, in order of submission.
     open: BTreeSet<(u64, JobId)>,
+    /// The order at which the next scheduling round goes on in `open`, beside the oldest.
+    open_cursor: u64,
+    /// The hour in which credits were granted last, and how often in it.
+    grants: (u64, u32),
     /// Jobs that want an audit, in order of submission.
     auditing: BTreeSet<(u64, JobId)>,
     /// The order at which the next scheduling round goes on in `auditing`.
     audit_cursor: u64,
     /// Jobs that wait until those who failed at them are asked again, or a new worker comes.
     parked: BTreeSet<JobId>,
+    /// Jobs whose workers were told to halt.
+    halted: BTreeSet<JobId>,
+    /// Jobs whose missing audits are given up, until those that are under way have come.
+    short: BTreeSet<JobId>,
     timers: BTreeSet<(Millis, Timer)>,
 }
 
@@ -113,7 +172,7 @@ pub struct WorkerView {
     pub node: NodeId,
     /// Multiply-accumulates a millisecond, as measured so far.
     pub macs_per_ms: u64,
-    /// Leases that it holds.
+    /// Leases that it is running; runs that wait to be revealed take no place.
     pub in_flight: usize,
     /// Leases that it may hold.
     pub max_in_flight: usize,
@@ -137,18 +196,50 @@ pub struct JobView {
 }
 
 impl Machine {
-    /// A machine without jobs and workers.
-    pub fn new() -> Self {
-        Self::default()
+    /// A machine without jobs and workers, and with an empty ledger.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            ledger: Ledger::default(),
+            ended_leases: Vec::new(),
+            now: Millis(0),
+            lost_ms: 0,
+            workers: Workers::default(),
+            quarantined: BTreeSet::new(),
+            challenges: BTreeMap::new(),
+            overturned: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            ended_order: VecDeque::new(),
+            submissions: 0,
+            last_epoch: LeaseEpoch(0),
+            held_tokens: 0,
+            open: BTreeSet::new(),
+            open_cursor: 0,
+            grants: (0, 0),
+            auditing: BTreeSet::new(),
+            audit_cursor: 0,
+            parked: BTreeSet::new(),
+            halted: BTreeSet::new(),
+            short: BTreeSet::new(),
+            timers: BTreeSet::new(),
+        }
     }
 
     /// The machine that wrote these records, without its workers. `last_epoch` is the highest epoch of
-    /// all records that were ever stored, those of ended jobs too. Call [`Machine::resume`] next.
+    /// all records that were ever stored, those of ended jobs too; `ledger` is the fold of all postings that were
+    /// ever stored. Call [`Machine::resume`] next.
     ///
     /// # Errors
     /// [`ReplayError`] when the records are not what a machine wrote, or `last_epoch` is below theirs.
-    pub fn restore(records: impl IntoIterator<Item = Record>, last_epoch: LeaseEpoch) -> Result<Self, ReplayError> {
-        let mut machine = Self::new();
+    pub fn restore(
+        config: Config,
+        records: impl IntoIterator<Item = Record>,
+        last_epoch: LeaseEpoch,
+        ledger: Ledger,
+    ) -> Result<Self, ReplayError> {
+        let mut machine = Self { ledger, ..Self::new(config) };
         for record in records {
             machine.apply(&record)?;
         }
@@ -159,10 +250,13 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Goes on after [`Machine::restore`]: asks again for draws and settlements that were under way.
+    /// Goes on after [`Machine::restore`]: frees the bonds of leases that are gone, and asks again for draws and disputes
+    /// that were under way.
     pub fn resume(&mut self, now: Millis) -> Output {
         self.now = now;
         let mut out = Output::default();
+        self.release_dead(&mut out);
+        self.resume_challenges(&mut out);
         let jobs: Vec<_> = self.jobs.values().map(|entry| (entry.order, entry.id)).collect();
         for (_, job) in BTreeSet::from_iter(jobs) {
             self.punish(job, &mut out);
@@ -180,6 +274,8 @@ impl Machine {
         if is_tick {
             self.fire_timers(&mut out);
         }
+        self.close_short(&mut out);
+        self.release_ended(&mut out);
         self.schedule(&mut out);
         out
     }
@@ -232,19 +328,14 @@ impl Machine {
         })
     }
 
-    /// The run whose output the client of an unfinished job may have now: the first one, unless the
-    /// job is held or its first run is being judged.
-    pub fn answer(&self, job: &JobId) -> Option<&JobResult> {
-        let entry = self.jobs.get(job).filter(|entry| !entry.spec.policy.hold)?;
-        let is_open = matches!(entry.stage, Stage::Drawing | Stage::Auditing);
-        entry.runs.first().filter(|_| is_open)
-    }
-
     fn dispatch(&mut self, input: Input, out: &mut Output) {
         match input {
             Input::WorkerJoined { node, capabilities } => self.joined(node, capabilities, out),
             Input::WorkerLeft { node } => self.left(node),
-            Input::Heartbeat { node } => self.touch(&node),
+            Input::Heartbeat { node } => {
+                self.touch(&node);
+                self.grant(node, out);
+            }
             Input::ModelHeld { node, model } => self.workers.update(&node, |worker| {
                 worker.unfit.remove(&model);
                 if worker.models.len() < MAX_HELD_MODELS {
@@ -257,12 +348,18 @@ impl Machine {
             Input::LayerRoot { node, job, epoch, place, root } => {
                 self.layer_root((node, job, epoch), place, root, out);
             }
-            Input::Completed { node, job, epoch, result } => {
-                self.completed((node, job, epoch), result, out);
+            Input::Committed { node, job, epoch, commitment } => {
+                self.committed((node, job, epoch), commitment, out);
+            }
+            Input::Completed { node, job, epoch, result, salt } => {
+                self.completed((node, job, epoch), result, salt, out);
             }
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
+            Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
+            Input::Partial { node, partial } => self.partial(node, &partial, out),
+            Input::Challenge(challenge) => self.challenge(&challenge, out),
             Input::Drawn { job, draw } => self.drawn(job, draw, out),
-            Input::Settled { job, truth } => self.settled(job, truth, out),
+            Input::Judged { job, dispute, verdict } => self.judged(job, dispute, &verdict, out),
             Input::Tick => {}
         }
     }
@@ -271,6 +368,8 @@ impl Machine {
         self.left(node);
         let refusal = if self.quarantined.contains(&node) {
             Some(RefusalCode::Quarantined)
+        } else if self.is_set_aside(&node) {
+            Some(RefusalCode::Faulty)
         } else if self.workers.len() >= MAX_WORKERS {
             Some(RefusalCode::Full)
         } else {
@@ -283,7 +382,9 @@ impl Machine {
         let worker = Worker::new(capabilities, self.now);
         self.timers.insert((worker.silence_at, Timer::Silence(node)));
         self.workers.insert(node, worker);
+        self.grant(node, out);
         self.rest(&node);
+        self.halt_again(node, out);
         // It may be the one that can do what the others could not.
         for job in std::mem::take(&mut self.parked) {
             self.unpark(job);
@@ -297,9 +398,12 @@ impl Machine {
         };
         self.timers.remove(&(worker.silence_at, Timer::Silence(node)));
         self.timers.remove(&(worker.conduct.rest_until, Timer::Rest(node)));
-        for (job, epoch) in worker.leases {
-            self.drop_lease(job, epoch);
-            self.queue(job);
+        for (job, epoch) in worker.leases.into_iter().chain(worker.waiting) {
+            // A halted worker still has to sign: to leave is no way out.
+            if !self.jobs.get(&job).is_some_and(|entry| entry.is_halted(epoch)) {
+                self.end_lease(job, epoch);
+                self.queue(job);
+            }
         }
     }
 
@@ -364,6 +468,22 @@ impl Machine {
             }
             Record::Quarantined { node, .. } => {
                 self.quarantined.insert(*node);
+            }
+            Record::Challenged { job, terms } => {
+                self.challenges.insert(terms.id(), (*job, (**terms).clone()));
+            }
+            Record::ChallengeEnded { job, dispute, upheld } => {
+                let (_, terms) = self.challenges.remove(dispute).ok_or(ReplayError::Dispute(*job))?;
+                if *upheld {
+                    self.overturned.insert((*job, terms.claimant.epoch()));
+                }
+            }
+            Record::SetAside { node, until, .. } => {
+                self.faults.insert(*node, Fault { until: *until, accepted: 0 });
+            }
+            Record::Redeemed { node, job, accepted } => {
+                let fault = self.faults.get_mut(node).ok_or(ReplayError::Fault(*job))?;
+                fault.accepted = *accepted;
             }
             _ => {
                 let job = record.job();

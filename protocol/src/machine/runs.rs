@@ -1,11 +1,10 @@
 //! What workers say about their assignments.
 
 use super::{Action, Input, Machine, Output, Record, RejectReason};
-use crate::ids::NodeId;
-use crate::ids::{JobId, LeaseEpoch, Place, Root};
+use crate::commitment::RunCommitment;
+use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
 use crate::limits::PAUSE_MIN_MS;
 use crate::machine::entry::Lease;
-use crate::machine::table::Stage;
 use crate::messages::{FailureCode, JobResult};
 
 /// Who speaks about which assignment.
@@ -14,7 +13,7 @@ type Assignment = (NodeId, JobId, LeaseEpoch);
 impl Machine {
     /// The live lease of an assignment. Where there is none the worker is told so: it was given up,
     /// or the worker made it up.
-    fn lease(&mut self, (node, job, epoch): Assignment, out: &mut Output) -> Option<&mut Lease> {
+    pub(super) fn lease(&mut self, (node, job, epoch): Assignment, out: &mut Output) -> Option<&mut Lease> {
         self.touch(&node);
         let lease =
             self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)).filter(|lease| lease.node == node);
@@ -40,6 +39,10 @@ impl Machine {
             return;
         };
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
+        if entry.is_halted(epoch) {
+            // It was on its way when the worker was told to halt.
+            return;
+        }
         if entry.geometry.place(index) != Some(place) {
             let reason = RejectReason::OutOfOrder { found: place };
             self.reject(assignment, reason, out);
@@ -49,9 +52,55 @@ impl Machine {
         entry.leases.get_mut(&epoch).expect("it is live").roots.push(root);
         self.extend(job, epoch);
         out.actions.push(Action::Committed { node, job, epoch, place, root, differs });
+        self.compare_streams(job, epoch, out);
     }
 
-    pub(super) fn completed(&mut self, assignment: Assignment, result: Box<JobResult>, out: &mut Output) {
+    pub(super) fn committed(&mut self, assignment: Assignment, commitment: RunCommitment, out: &mut Output) {
+        let (node, job, epoch) = assignment;
+        let Some(lease) = self.lease(assignment, out) else {
+            return;
+        };
+        let (before, streamed, began) = (lease.commitment, lease.roots.len(), lease.began);
+        let is_revealing = lease.revealing;
+        let entry = &self.jobs[&job];
+        if entry.is_halted(epoch) {
+            return;
+        }
+        if before.is_some_and(|before| before != commitment) || streamed != entry.geometry.len() {
+            self.reject(assignment, RejectReason::CommitmentOutOfOrder, out);
+            return;
+        }
+        if before.is_some() {
+            // The worker did not hear that it may reveal.
+            out.actions.extend(is_revealing.then_some(Action::Reveal { node, job, epoch }));
+            return;
+        }
+        let (work_units, now) = (entry.spec.work_units, self.now);
+        self.record(Record::Committed { job, epoch, commitment }, out);
+        self.suspend(job, epoch, commitment);
+        self.workers.update(&node, |worker| {
+            worker.leases.remove(&(job, epoch));
+            worker.waiting.insert((job, epoch));
+            if let Some(began) = began {
+                worker.measure(work_units, now.since(began));
+            }
+        });
+        self.reveal(job, out);
+    }
+
+    /// Tells everybody who committed to a run of a job to show it, once it is time.
+    pub(super) fn reveal(&mut self, job: JobId, out: &mut Output) {
+        let Some(entry) = self.jobs.get(&job).filter(|entry| entry.is_time_to_reveal()) else {
+            return;
+        };
+        let waiting = entry.leases.iter().filter(|(_, lease)| !lease.is_running() && !lease.revealing);
+        for (epoch, node) in waiting.map(|(epoch, lease)| (*epoch, lease.node)).collect::<Vec<_>>() {
+            self.resume_lease(job, epoch);
+            out.actions.push(Action::Reveal { node, job, epoch });
+        }
+    }
+
+    pub(super) fn completed(&mut self, assignment: Assignment, result: Box<JobResult>, salt: Salt, out: &mut Output) {
         let (node, job, epoch) = assignment;
         if self.has_run(&assignment) {
             // The worker did not hear that its result is kept.
@@ -63,20 +112,15 @@ impl Machine {
             return;
         }
         let entry = &self.jobs[&job];
-        if let Err(reason) = entry.check_result(&node, epoch, &result) {
+        if let Err(reason) = entry.check_result(&node, epoch, &result, &salt) {
             self.reject(assignment, reason, out);
             return;
         }
-        let work_units = entry.spec.work_units;
-        let now = self.now;
-        if let Some(began) = self.drop_lease(job, epoch).and_then(|lease| lease.began) {
-            self.workers.update(&node, |worker| worker.measure(work_units, now.since(began)));
-        }
+        let operator = self.drop_lease(job, epoch).and_then(|lease| lease.operator);
         self.workers.update(&node, |worker| worker.conduct.failures = 0);
-        self.record(Record::Ran { job, result: result.clone() }, out);
+        self.record(Record::Ran { job, result, salt, operator }, out);
+        self.redeem(node, job, out);
         out.actions.push(Action::Accepted { node, job, epoch });
-        self.report_run(job, result, out);
-        self.punish(job, out);
         self.advance(job, out);
     }
 
@@ -85,18 +129,20 @@ impl Machine {
         if code == FailureCode::Draining {
             self.dispatch(Input::Draining { node }, out);
         }
-        let live = self.jobs.get(&job).and_then(|entry| entry.leases.get(&epoch));
+        // A halted worker still has to sign: to give the job back is no way out.
+        let live = self.jobs.get(&job).filter(|entry| !entry.is_halted(epoch));
+        let live = live.and_then(|entry| entry.leases.get(&epoch));
         if live.is_none_or(|lease| lease.node != node) {
             return;
         }
         match code {
             FailureCode::Draining => {
-                self.drop_lease(job, epoch);
+                self.end_lease(job, epoch);
                 self.queue(job);
             }
             FailureCode::Busy => {
                 // No failure, but without a pause it would be asked again at once.
-                self.drop_lease(job, epoch);
+                self.end_lease(job, epoch);
                 self.rest_until(&node, self.now.plus(PAUSE_MIN_MS));
                 self.queue(job);
             }
@@ -110,33 +156,14 @@ impl Machine {
         }
     }
 
-    /// What the client and the page get to see of an accepted run.
-    fn report_run(&mut self, job: JobId, result: Box<JobResult>, out: &mut Output) {
-        let entry = &self.jobs[&job];
-        match entry.stage {
-            Stage::Drawing if !entry.spec.policy.hold => {
-                out.actions.push(Action::Answer { job, result });
-            }
-            Stage::Settling => {
-                if let Some((difference, first, auditor)) = entry.last_difference() {
-                    out.actions.push(Action::Mismatch { job, difference, first, auditor });
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn has_run(&self, (node, job, epoch): &Assignment) -> bool {
-        self.jobs.get(job).is_some_and(|entry| {
-            entry.runs.iter().any(|run| {
-                let receipt = &run.receipt.receipt;
-                receipt.worker == *node && receipt.epoch == *epoch
-            })
-        })
+        self.jobs
+            .get(job)
+            .is_some_and(|entry| entry.runs.iter().any(|run| run.receipt().worker == *node && run.epoch() == *epoch))
     }
 
     /// Ends the session of a worker that broke the rules. Its job goes on without it.
-    fn reject(&mut self, (node, job, epoch): Assignment, reason: RejectReason, out: &mut Output) {
+    pub(super) fn reject(&mut self, (node, job, epoch): Assignment, reason: RejectReason, out: &mut Output) {
         self.jobs.get_mut(&job).expect("its lease is live").bar(node);
         self.left(node);
         out.actions.push(Action::Rejected { node, job, epoch, reason });

@@ -1,8 +1,9 @@
 //! Leases: who gets which job, for how long, and what ends them.
 
 use super::{Action, Machine, Output, Record};
+use crate::commitment::RunCommitment;
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId};
-use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, SILENCE_MS};
+use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, REVEAL_MS, SILENCE_MS};
 use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::Stage;
 use crate::machine::workers::{Worker, pause_ms};
@@ -16,6 +17,10 @@ pub(super) enum Timer {
     Silence(NodeId),
     /// The end of the audit.
     Patience(JobId),
+    /// The next look for somebody who could audit.
+    Absence(JobId),
+    /// The end of the time in which halted workers sign.
+    Halt(JobId),
     /// The end of a worker's pause.
     Rest(NodeId),
     /// The end of a job's pause.
@@ -50,15 +55,22 @@ impl Machine {
         placed
     }
 
-    /// Gives out the oldest first run that one of the free workers may have, and says whether there was
-    /// one. Those at which all free workers failed must not hold up the rest.
+    /// Gives out the oldest first run that one of the free workers may have, and says whether there was one. Half of those
+    /// that are tried are the oldest. The others go round: jobs that nobody may have, or at which all free workers failed,
+    /// must not hold up the rest.
     fn schedule_first_run(&mut self, out: &mut Output) -> bool {
-        let candidates = self.open.iter().take(MAX_STUCK_JOBS_TRIED);
-        let Some((job, node)) = candidates.filter_map(|(_, job)| Some((*job, self.pick(*job)?))).next() else {
-            return false;
-        };
-        self.assign(job, node, out);
-        true
+        let cursor = (self.open_cursor, JobId::from_bytes([0; 32]));
+        let tried = MAX_STUCK_JOBS_TRIED / 2;
+        let oldest = self.open.iter().take(tried);
+        let candidates: Vec<_> = oldest.chain(self.open.range(cursor..).take(tried)).copied().collect();
+        if let Some((job, node)) = candidates.iter().find_map(|(_, job)| Some((*job, self.pick(*job)?))) {
+            self.assign(job, node, out);
+            return true;
+        }
+        let next = candidates.last().map_or(0, |(order, _)| order + 1);
+        let is_end = self.open.last().is_none_or(|(last, _)| *last < next);
+        self.open_cursor = if is_end { 0 } else { next };
+        false
     }
 
     /// The worker for a job's next run: one that has not failed at it while any such is connected.
@@ -69,8 +81,7 @@ impl Machine {
             (Some(draw), Stage::Auditing) => self.workers.pick_auditor(model, draw, barred),
             _ => self.workers.pick(model, barred),
         };
-        let may_have = |worker: &Worker| worker.may_have(model, self.now);
-        let may_run = |node: &NodeId| !entry.excludes(node) && self.workers.get(node).is_some_and(may_have);
+        let may_run = |node: &NodeId| self.workers.get(node).is_some_and(|worker| self.may_run(entry, node, worker));
         let is_fresh = |node: &NodeId| may_run(node) && !entry.failures.contains_key(node);
         let fresh = pick(&|node| !is_fresh(node));
         if fresh.is_some() || entry.failures.is_empty() {
@@ -82,23 +93,43 @@ impl Machine {
 
     /// Whether a worker is connected, free or busy, that may still run the job and has not failed at it.
     fn has_fresh(&self, entry: &Entry) -> bool {
-        self.workers.iter().any(|(node, worker)| {
-            !worker.draining
-                && worker.may_have(&entry.header.model, self.now)
-                && !entry.failures.contains_key(node)
-                && !entry.excludes(node)
-        })
+        self.candidates(entry).any(|node| !entry.failures.contains_key(node))
+    }
+
+    /// The connected workers, free or busy, that may still run a job.
+    pub(super) fn candidates(&self, entry: &Entry) -> impl Iterator<Item = &NodeId> {
+        let is_candidate = |(node, worker): &(&NodeId, &Worker)| !worker.draining && self.may_run(entry, node, worker);
+        self.workers.iter().filter(is_candidate).map(|(node, _)| node)
+    }
+
+    /// Whether a worker may be given a job, once it has a free place.
+    fn may_run(&self, entry: &Entry, node: &NodeId, worker: &Worker) -> bool {
+        worker.may_have(&entry.header.model, self.now)
+            && !entry.excludes(node)
+            && entry.allows_operator(worker.operator.as_deref())
+            && self.can_bond(entry, node)
     }
 
     fn assign(&mut self, job: JobId, node: NodeId, out: &mut Output) {
         let epoch = LeaseEpoch(self.last_epoch.0 + 1);
         self.record(Record::Assigned { job, epoch, node }, out);
+        self.hold_bond(job, epoch, node, out);
         let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
         let (model, work_units) = (entry.header.model, entry.spec.work_units);
         let worker = self.workers.get(&node).expect("the chosen worker is connected");
         let times = worker.lease_times(work_units, entry.geometry.len(), &model);
         let (deadline, last_deadline) = (self.now.plus(times.begin), self.now.plus(times.whole));
-        let lease = Lease { node, deadline, last_deadline, step_ms: times.step, began: None, roots: Vec::new() };
+        let lease = Lease {
+            node,
+            operator: worker.operator.clone(),
+            deadline,
+            last_deadline,
+            step_ms: times.step,
+            began: None,
+            roots: Vec::new(),
+            commitment: None,
+            revealing: false,
+        };
         entry.leases.insert(epoch, lease);
         let action = Action::Assign { node, epoch, job: entry.spec.job.clone() };
         self.timers.insert((deadline, Timer::Lease(job, epoch)));
@@ -132,11 +163,16 @@ impl Machine {
         let key = (entry.order, job);
         self.parked.remove(&job);
         self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
-        if let Some(at) = entry.patience.take() {
-            self.timers.remove(&(at, Timer::Patience(job)));
-        }
         self.open.remove(&key);
         self.auditing.remove(&key);
+        self.disarm(job);
+    }
+
+    /// Ends a lease without a run.
+    pub(super) fn end_lease(&mut self, job: JobId, epoch: LeaseEpoch) -> Option<Lease> {
+        let lease = self.drop_lease(job, epoch)?;
+        self.ended_leases.push((lease.node, job, epoch));
+        Some(lease)
     }
 
     /// Takes a lease away from job, worker and timers.
@@ -145,6 +181,7 @@ impl Machine {
         self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
         self.workers.update(&lease.node, |worker| {
             worker.leases.remove(&(job, epoch));
+            worker.waiting.remove(&(job, epoch));
         });
         Some(lease)
     }
@@ -152,10 +189,36 @@ impl Machine {
     /// Gives a lease the time for one more step, because there was progress.
     pub(super) fn extend(&mut self, job: JobId, epoch: LeaseEpoch) {
         let now = self.now;
-        if let Some(lease) = self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)) {
+        let entry = self.jobs.get_mut(&job).filter(|entry| !entry.is_halted(epoch));
+        if let Some(lease) = entry.and_then(|entry| entry.leases.get_mut(&epoch)) {
             self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
             lease.deadline = now.plus(lease.step_ms).min(lease.last_deadline);
             self.timers.insert((lease.deadline, Timer::Lease(job, epoch)));
+        }
+    }
+
+    /// Stops a lease's clock: its worker committed to a run and waits until it may show it.
+    pub(super) fn suspend(&mut self, job: JobId, epoch: LeaseEpoch, commitment: RunCommitment) {
+        if let Some(lease) = self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)) {
+            lease.commitment = Some(commitment);
+            self.stop_clock(job, epoch);
+        }
+    }
+
+    /// Lets no deadline end a lease any more.
+    pub(super) fn stop_clock(&mut self, job: JobId, epoch: LeaseEpoch) {
+        if let Some(lease) = self.jobs.get(&job).and_then(|entry| entry.leases.get(&epoch)) {
+            self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
+        }
+    }
+
+    /// Gives a worker that is told to reveal its run the time for that.
+    pub(super) fn resume_lease(&mut self, job: JobId, epoch: LeaseEpoch) {
+        let deadline = self.now.plus(REVEAL_MS);
+        if let Some(lease) = self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)) {
+            lease.revealing = true;
+            lease.deadline = deadline;
+            self.timers.insert((deadline, Timer::Lease(job, epoch)));
         }
     }
 
@@ -216,7 +279,7 @@ impl Machine {
     /// Ends a lease whose worker failed at it. A job at which too many failed is given up. `counts` is
     /// false where the worker only could not get the model.
     pub(super) fn fail_lease(&mut self, job: JobId, epoch: LeaseEpoch, counts: bool, out: &mut Output) {
-        let Some(lease) = self.drop_lease(job, epoch) else {
+        let Some(lease) = self.end_lease(job, epoch) else {
             return;
         };
         if counts {
@@ -237,9 +300,13 @@ impl Machine {
     pub(super) fn cancel_leases(&mut self, job: JobId, out: &mut Output) {
         let epochs: Vec<_> = self.jobs.get(&job).map(|e| e.leases.keys().copied().collect()).unwrap_or_default();
         for epoch in epochs {
-            if let Some(lease) = self.drop_lease(job, epoch) {
-                out.actions.push(Action::Cancel { node: lease.node, job, epoch });
-            }
+            self.cancel_lease(job, epoch, out);
+        }
+    }
+
+    pub(super) fn cancel_lease(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
+        if let Some(lease) = self.end_lease(job, epoch) {
+            out.actions.push(Action::Cancel { node: lease.node, job, epoch });
         }
     }
 
@@ -253,6 +320,8 @@ impl Machine {
                 Timer::Lease(job, epoch) => self.lease_ended(job, epoch, out),
                 Timer::Silence(node) => self.silence_ended(node, out),
                 Timer::Patience(job) => self.patience_ended(job, out),
+                Timer::Halt(job) => self.halt_ended(job, out),
+                Timer::Absence(job) => self.look_for_auditors(job),
                 Timer::Rest(node) => self.rest(&node),
                 Timer::Retry(job) => self.unpark(job),
             }
@@ -278,17 +347,5 @@ impl Machine {
             self.left(node);
             out.actions.push(Action::Disconnect { node });
         }
-    }
-
-    fn patience_ended(&mut self, job: JobId, out: &mut Output) {
-        let Some(entry) = self.jobs.get_mut(&job) else {
-            return;
-        };
-        entry.patience = None;
-        if entry.stage != Stage::Auditing {
-            return;
-        }
-        let record = entry.give_up();
-        self.give_up(record, out);
     }
 }

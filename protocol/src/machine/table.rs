@@ -3,14 +3,16 @@
 /// Where a job stands. Durable: it follows from the job's records alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
+    /// It is to be run in lockstep; who audits it is being drawn before it starts.
+    Choosing,
     /// Nobody has run it acceptably yet.
     Open,
     /// The first run is durable; whether it is audited is being drawn.
     Drawing,
     /// Others are to run it.
     Auditing,
-    /// Two runs differ; the job is being recomputed to find out who is wrong.
-    Settling,
+    /// Two runs differ; their workers play a dispute about the first place at which they do.
+    Disputing,
     /// All is known; the last record is missing.
     Closing,
     /// It has an outcome. Nothing changes any more.
@@ -26,28 +28,40 @@ pub enum Event {
     Assigned,
     /// The first acceptable run came.
     FirstRun,
-    /// A run came that equals the settled truth.
-    RightRun,
-    /// A run came that differs from the settled truth.
-    WrongRun,
+    /// After all runs were refuted or taken back another one came, and audits are wanted.
+    AnotherRun,
+    /// The same, and no audit is wanted beside it.
+    AnotherRunAlone,
     /// The draw says no audit.
     DrawnNone,
     /// The draw says audit.
     DrawnSome,
-    /// An audit came to the same result, and more are wanted.
-    Agreed,
-    /// An audit came to the same result, and it was the last.
-    AgreedLast,
-    /// An audit came to another result.
-    Disagreed,
-    /// The job was recomputed, and some run is right.
-    SettledSomeRight,
-    /// The job was recomputed, and no run is right.
-    SettledNoneRight,
-    /// The job could not be recomputed.
-    Unsettled,
-    /// No worker was found for the audits in time.
-    Abandoned,
+    /// An audit came, and more are wanted.
+    Audited,
+    /// The last audit came, and all runs agree.
+    AuditedAgreed,
+    /// The last audit came, and some runs differ.
+    AuditedSplit,
+    /// The missing audits were given up, and all runs agree.
+    AbandonedAgreed,
+    /// The missing audits were given up, and some runs differ.
+    AbandonedSplit,
+    /// Nobody was there to run the job in lockstep: it goes on with one worker and audits after it.
+    AbandonedNone,
+    /// A dispute began.
+    Disputed,
+    /// A dispute ended, and no run stands.
+    JudgedNone,
+    /// A dispute ended, and runs that stand still differ.
+    JudgedSplit,
+    /// A dispute ended, and fewer runs stand than are wanted.
+    JudgedFew,
+    /// A dispute ended, and enough runs stand, all alike.
+    JudgedEnough,
+    /// A worker took its run back, or lost a challenge with it, and others stand.
+    Withdrawn,
+    /// The same, and no other run stands.
+    WithdrawnLast,
     /// The outcome was written.
     Finished,
     /// The job was given up.
@@ -56,23 +70,35 @@ pub enum Event {
 
 /// Every step that exists. What is not here can't happen.
 pub const TABLE: &[(Stage, Event, Stage)] = &[
+    (Stage::Choosing, Event::DrawnNone, Stage::Open),
+    (Stage::Choosing, Event::DrawnSome, Stage::Auditing),
     (Stage::Open, Event::Assigned, Stage::Open),
     (Stage::Open, Event::FirstRun, Stage::Drawing),
-    (Stage::Open, Event::RightRun, Stage::Closing),
-    (Stage::Open, Event::WrongRun, Stage::Open),
+    (Stage::Open, Event::AnotherRun, Stage::Auditing),
+    (Stage::Open, Event::AnotherRunAlone, Stage::Closing),
     (Stage::Open, Event::GaveUp, Stage::Failed),
     (Stage::Drawing, Event::DrawnNone, Stage::Closing),
     (Stage::Drawing, Event::DrawnSome, Stage::Auditing),
+    (Stage::Drawing, Event::WithdrawnLast, Stage::Open),
     (Stage::Auditing, Event::Assigned, Stage::Auditing),
-    (Stage::Auditing, Event::Agreed, Stage::Auditing),
-    (Stage::Auditing, Event::AgreedLast, Stage::Closing),
-    (Stage::Auditing, Event::Disagreed, Stage::Settling),
-    (Stage::Auditing, Event::Abandoned, Stage::Closing),
+    (Stage::Auditing, Event::Audited, Stage::Auditing),
+    (Stage::Auditing, Event::AuditedAgreed, Stage::Closing),
+    (Stage::Auditing, Event::AuditedSplit, Stage::Disputing),
+    (Stage::Auditing, Event::AbandonedAgreed, Stage::Closing),
+    (Stage::Auditing, Event::AbandonedSplit, Stage::Disputing),
+    (Stage::Auditing, Event::AbandonedNone, Stage::Open),
+    (Stage::Auditing, Event::Disputed, Stage::Disputing),
+    (Stage::Auditing, Event::Withdrawn, Stage::Auditing),
+    (Stage::Auditing, Event::WithdrawnLast, Stage::Open),
     (Stage::Auditing, Event::GaveUp, Stage::Failed),
-    (Stage::Settling, Event::SettledSomeRight, Stage::Closing),
-    (Stage::Settling, Event::SettledNoneRight, Stage::Open),
-    (Stage::Settling, Event::Unsettled, Stage::Closing),
-    (Stage::Settling, Event::GaveUp, Stage::Failed),
+    (Stage::Disputing, Event::Disputed, Stage::Disputing),
+    (Stage::Disputing, Event::Withdrawn, Stage::Disputing),
+    (Stage::Disputing, Event::WithdrawnLast, Stage::Disputing),
+    (Stage::Disputing, Event::JudgedNone, Stage::Open),
+    (Stage::Disputing, Event::JudgedSplit, Stage::Disputing),
+    (Stage::Disputing, Event::JudgedFew, Stage::Auditing),
+    (Stage::Disputing, Event::JudgedEnough, Stage::Closing),
+    (Stage::Disputing, Event::GaveUp, Stage::Failed),
     (Stage::Closing, Event::Finished, Stage::Done),
 ];
 
@@ -106,12 +132,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(ends.len(), 7);
+        assert_eq!(ends.len(), 8);
     }
 
     #[test]
     fn a_lease_is_given_only_where_a_run_is_wanted() {
-        for stage in [Stage::Drawing, Stage::Settling, Stage::Closing, Stage::Done, Stage::Failed] {
+        for stage in [Stage::Drawing, Stage::Disputing, Stage::Closing, Stage::Done, Stage::Failed] {
             assert_eq!(next(stage, Event::Assigned), None);
         }
     }

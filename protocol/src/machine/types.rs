@@ -4,11 +4,16 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::commitment::{ChainHead, Difference};
+use crate::commitment::{ChainHead, Difference, RunCommitment};
+use crate::dispute::{SignedPartial, Terms, Verdict};
 use crate::identity::Keypair;
-use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId, Nonce, Place, Root};
+use crate::ids::{
+    Digest, DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId, Nonce, Place, Root, Salt, VerdictKind,
+};
 use crate::job::{Job, JobError};
+use crate::ledger::{LedgerError, Posting};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
+use crate::machine::challenges::{Challenge, ChallengeError};
 use crate::machine::record::{JobFailure, Record};
 use crate::messages::{FailureCode, Hello, JobResult, RefusalCode};
 use crate::receipt::{Receipt, ReceiptError, Refutation};
@@ -27,6 +32,9 @@ pub struct JobSpec {
     pub work_units: u64,
     /// How the job is audited.
     pub policy: AuditPolicy,
+    /// The right roots, where the coordinator knows them and planted the job to test workers: a first run with others is
+    /// audited whatever the draw says. Secret: no worker can tell such a job from any other.
+    pub planted: Option<Vec<Root>>,
 }
 
 /// What the machine needs to know of a worker.
@@ -38,14 +46,18 @@ pub struct Capabilities {
     pub max_in_flight: u32,
     /// Models that it holds.
     pub models: Vec<ModelId>,
+    /// Who runs it, as the coordinator knows from its own list; nothing that the worker says.
+    pub operator: Option<String>,
 }
 
+/// Without the operator, which a worker can't say of itself.
 impl From<&Hello> for Capabilities {
     fn from(hello: &Hello) -> Self {
         Self {
             macs_per_second: hello.macs_per_second,
             max_in_flight: hello.max_in_flight,
             models: hello.models.clone(),
+            operator: None,
         }
     }
 }
@@ -107,6 +119,17 @@ pub enum Input {
         /// The root.
         root: Root,
     },
+    /// A worker has streamed all roots and committed to them.
+    Committed {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// To what.
+        commitment: RunCommitment,
+    },
     /// A worker sent a result.
     Completed {
         /// Which worker.
@@ -117,6 +140,8 @@ pub enum Input {
         epoch: LeaseEpoch,
         /// The result.
         result: Box<JobResult>,
+        /// Opens the worker's commitment.
+        salt: Salt,
     },
     /// A worker gave an assignment back, or its job stream broke.
     Failed {
@@ -129,19 +154,39 @@ pub enum Input {
         /// Why.
         code: FailureCode,
     },
-    /// The answer to [`Action::NeedDraw`].
+    /// A worker takes a run back that it found wrong itself.
+    Retracted {
+        /// Which worker.
+        node: NodeId,
+        /// Of which job.
+        job: JobId,
+        /// The lease of the run.
+        epoch: LeaseEpoch,
+    },
+    /// Somebody disputes a run of a job. Also for jobs that have ended.
+    Challenge(Box<Challenge>),
+    /// A worker that was told to halt signed what it streamed so far.
+    Partial {
+        /// Which worker.
+        node: NodeId,
+        /// What it signed; job and lease are in it.
+        partial: Box<SignedPartial>,
+    },
+    /// The answer to [`Action::NeedDraw`] or [`Action::NeedLockstepDraw`].
     Drawn {
         /// Which job.
         job: JobId,
-        /// From [`super::audit_draw`].
+        /// From [`super::audit_draw`] or [`super::lockstep_draw`].
         draw: AuditDraw,
     },
-    /// The answer to [`Action::NeedSettlement`].
-    Settled {
-        /// Which job.
+    /// A dispute that was opened by [`Action::OpenDispute`] has ended.
+    Judged {
+        /// About which job.
         job: JobId,
-        /// The right roots, in stream order; `None` where the job could not be recomputed.
-        truth: Option<Vec<Root>>,
+        /// Which dispute.
+        dispute: DisputeId,
+        /// Who lost, and how.
+        verdict: Box<Verdict>,
     },
     /// Time went on to [`super::Machine::next_wake`].
     Tick,
@@ -202,6 +247,15 @@ pub enum Action {
         /// Which assignment.
         epoch: LeaseEpoch,
     },
+    /// Tell a worker that committed to a run to send its result.
+    Reveal {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
     /// Tell a worker that its result is kept.
     Accepted {
         /// Which worker.
@@ -238,13 +292,6 @@ pub enum Action {
         /// Whether an earlier run of the job has another root there.
         differs: bool,
     },
-    /// Give the client its answer; audits may follow. Not sent for jobs that are held.
-    Answer {
-        /// Which job.
-        job: JobId,
-        /// The first run.
-        result: Box<JobResult>,
-    },
     /// Compute [`super::audit_draw`] over head and nonce, and feed [`Input::Drawn`].
     NeedDraw {
         /// Which job.
@@ -254,21 +301,65 @@ pub enum Action {
         /// The client's nonce.
         nonce: Nonce,
     },
-    /// Two runs differ (to report; [`Action::NeedSettlement`] follows).
+    /// Compute [`super::lockstep_draw`] over job and nonce, and feed [`Input::Drawn`].
+    NeedLockstepDraw {
+        /// Which job.
+        job: JobId,
+        /// The client's nonce.
+        nonce: Nonce,
+    },
+    /// Tell a worker to stop a run, and to sign the roots that it has streamed.
+    Halt {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
+    /// A job that is run in lockstep stopped (to report, and to tell the client).
+    Diverged {
+        /// Which job.
+        job: JobId,
+        /// The first place at which two streams differ.
+        place: Place,
+        /// Whose.
+        nodes: [NodeId; 2],
+    },
+    /// Two runs differ (to report; [`Action::OpenDispute`] follows).
     Mismatch {
         /// Which job.
         job: JobId,
-        /// The first difference: `a` of the first run, `b` of the audit.
+        /// The first difference: `a` of the first run, `b` of the other one.
         difference: Difference,
-        /// Who made the first run.
+        /// Who made the run that is the answer so far.
         first: NodeId,
-        /// Who made the audit.
+        /// Who made the other one.
         auditor: NodeId,
     },
-    /// Recompute the job and feed [`Input::Settled`].
-    NeedSettlement {
+    /// Open a dispute, or go on with it after a restart, and feed [`Input::Judged`] when it has ended. The same terms
+    /// may be asked for again: they name one and the same dispute.
+    OpenDispute {
+        /// About which job.
+        job: JobId,
+        /// Who disputes what, and in which time.
+        terms: Box<Terms>,
+    },
+    /// Refuse a challenge.
+    RefuseChallenge {
+        /// About which job.
+        job: JobId,
+        /// Of whom.
+        node: NodeId,
+        /// Why.
+        reason: ChallengeError,
+    },
+    /// A run of a job that has ended lost a challenge: to be stated about its receipt.
+    Overturned {
         /// Which job.
-        job: Arc<Job>,
+        job: JobId,
+        /// Whose run, and how.
+        refutation: Refutation,
     },
     /// A worker was found wrong: it gets nothing any more. Its connection is to be closed.
     Quarantine {
@@ -276,8 +367,28 @@ pub enum Action {
         node: NodeId,
         /// In which job.
         job: JobId,
-        /// Where.
+        /// Where its run differed from another one.
         place: Place,
+        /// By what it was found out.
+        kind: VerdictKind,
+    },
+    /// A worker took a run back: it gets nothing before a time, and then has to join again. Its connection is to be
+    /// closed.
+    SetAside {
+        /// Which worker.
+        node: NodeId,
+        /// In which job.
+        job: JobId,
+        /// Until when.
+        until: Millis,
+    },
+    /// The ledger refused a posting of the machine's, which goes on without it: a fault of the coordinator's own, to
+    /// report.
+    Unposted {
+        /// What was not posted.
+        posting: Posting,
+        /// Why.
+        error: LedgerError,
     },
     /// A job has ended well.
     JobDone {
@@ -300,6 +411,8 @@ pub enum Action {
 pub struct Output {
     /// To be made durable together, in this order, before any action is carried out.
     pub records: Vec<Record>,
+    /// To be made durable with the records, in this order: the changes of the ledger.
+    pub postings: Vec<Posting>,
     /// To be carried out in this order.
     pub actions: Vec<Action>,
 }
@@ -316,6 +429,14 @@ pub enum SubmitError {
     /// The audit policy is out of range.
     #[error("the audit policy is out of range")]
     Policy,
+    /// The known roots are not as many as the job has.
+    #[error("{found} known roots; the job has {expected}")]
+    Planted {
+        /// How many the job has.
+        expected: usize,
+        /// How many were given.
+        found: usize,
+    },
     /// Too many jobs wait already.
     #[error("too many jobs are waiting: try again later")]
     Busy,
@@ -336,6 +457,21 @@ pub enum RejectReason {
         /// The place that came.
         found: Place,
     },
+    /// A commitment came before all roots, or another one than before.
+    #[error("the commitment does not come after the last root, or is not the only one")]
+    CommitmentOutOfOrder,
+    /// A result came from a worker that was not told to reveal it.
+    #[error("a result came before its worker was told to reveal it")]
+    NotToldToReveal,
+    /// The result does not open the worker's commitment.
+    #[error("the roots and the salt are not those of the commitment")]
+    NotAsCommitted,
+    /// A partial run came from a worker that was not told to halt.
+    #[error("a partial run came from a worker that was not told to halt")]
+    NotToldToHalt,
+    /// A partial run is not signed, or is not what was streamed.
+    #[error("the partial run is not what was streamed, or is not signed")]
+    NotAsHalted,
     /// The receipt does not check.
     #[error("{0}")]
     Receipt(#[from] ReceiptError),
@@ -348,8 +484,10 @@ pub struct Outcome {
     pub result: JobResult,
     /// The other runs, in the order in which they came.
     pub others: Vec<JobResult>,
-    /// Which of them were found wrong.
+    /// Which of them lost a dispute.
     pub refutations: Vec<Refutation>,
+    /// Which of them were taken back by their workers: the digests of their receipts.
+    pub withdrawals: Vec<Digest>,
     /// How many audits the draw asked for; fewer came where no worker was found in time.
     pub audits_wanted: u8,
 }
@@ -369,6 +507,9 @@ impl Outcome {
         }
         for refutation in &self.refutations {
             receipt.add_refutation(refutation, keys, time);
+        }
+        for withdrawn in &self.withdrawals {
+            receipt.add_withdrawal(*withdrawn, keys, time);
         }
         receipt
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::limits::{
     BEGIN_MS, DEFAULT_MACS_PER_MS, LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS,
-    MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS,
+    MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WAITING_RUNS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS,
 };
 use crate::machine::audit::AuditDraw;
 use crate::machine::types::Capabilities;
@@ -49,7 +49,12 @@ pub(super) struct Worker {
     pub speed: u64,
     pub max_in_flight: usize,
     pub models: BTreeSet<ModelId>,
+    /// Who runs it, where the coordinator knows.
+    pub operator: Option<String>,
+    /// Leases that it is running.
     pub leases: BTreeSet<(JobId, LeaseEpoch)>,
+    /// Leases of runs that it committed to and has not shown yet.
+    pub waiting: BTreeSet<(JobId, LeaseEpoch)>,
     pub draining: bool,
     /// Whether the speed is the coordinator's own measurement.
     pub measured: bool,
@@ -73,7 +78,9 @@ impl Worker {
             speed,
             max_in_flight: capabilities.max_in_flight.clamp(1, MAX_IN_FLIGHT) as usize,
             models: capabilities.models.into_iter().take(MAX_HELD_MODELS).collect(),
+            operator: capabilities.operator,
             leases: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             draining: false,
             measured: false,
             unfit: BTreeMap::new(),
@@ -124,7 +131,8 @@ impl Worker {
     }
 
     fn free_key(&self, node: NodeId) -> Option<(usize, Reverse<u64>, NodeId)> {
-        let free = !self.draining && !self.resting && self.leases.len() < self.max_in_flight;
+        let has_place = self.leases.len() < self.max_in_flight && self.waiting.len() < MAX_WAITING_RUNS;
+        let free = !self.draining && !self.resting && has_place;
         free.then_some((self.leases.len(), Reverse(self.speed), node))
     }
 }

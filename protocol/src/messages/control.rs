@@ -1,10 +1,14 @@
 //! The control stream.
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
-use crate::ids::{JobId, LeaseEpoch, ModelId};
+use crate::dispute::{SignedEntry, Verdict};
+use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId};
 use crate::job::Job;
-use crate::limits::{MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_NAME_BYTES, MAX_REASON_BYTES};
-use crate::messages::Message;
+use crate::limits::{
+    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_REASON_BYTES,
+};
+use crate::log::{Cosignature, SignedHead};
+use crate::messages::{Ask, Message};
 
 /// Declares a `u16` enum whose tags are part of the wire format.
 macro_rules! wire_codes {
@@ -63,6 +67,8 @@ wire_codes! {
         Full = 4,
         /// The hello is not acceptable; the reason says why.
         BadHello = 5,
+        /// The worker took a run back that it found wrong: it tests itself and comes again later.
+        Faulty = 6,
     }
 }
 
@@ -143,6 +149,17 @@ pub enum ToCoordinator {
     },
     /// The worker finishes what it has and takes nothing new.
     Draining,
+    /// The worker ran a job again and found its own run wrong: it takes the run back. While the run is disputed the
+    /// worker concedes the dispute instead.
+    Retract {
+        /// Of which job.
+        job: JobId,
+        /// Under which assignment it ran.
+        epoch: LeaseEpoch,
+    },
+    /// The worker followed the log to a head: the one that it was asked about, or the last one that it kept where it
+    /// can't get from there to that.
+    Cosigned(Cosignature),
 }
 
 impl Canonical for ToCoordinator {
@@ -170,6 +187,15 @@ impl Canonical for ToCoordinator {
                 writer.string(reason);
             }
             Self::Draining => writer.u16(5),
+            Self::Retract { job, epoch } => {
+                writer.u16(6);
+                job.encode(writer);
+                epoch.encode(writer);
+            }
+            Self::Cosigned(cosignature) => {
+                writer.u16(7);
+                cosignature.encode(writer);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -184,6 +210,8 @@ impl Canonical for ToCoordinator {
                 reason: reader.string("failure reason", MAX_REASON_BYTES)?.to_owned(),
             },
             5 => Self::Draining,
+            6 => Self::Retract { job: reader.value()?, epoch: reader.value()? },
+            7 => Self::Cosigned(reader.value()?),
             tag => {
                 return Err(DecodeError::InvalidTag { what: "worker message", tag: tag.into() });
             }
@@ -261,6 +289,41 @@ pub enum ToWorker {
     },
     /// The coordinator goes down: finish or drop what is there, and connect again later.
     Shutdown,
+    /// The result of an assignment to which the worker committed may be sent now.
+    Reveal {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
+    /// Cosign a head of the coordinator's log, if it follows the last one that the worker cosigned.
+    Cosign {
+        /// The head.
+        head: SignedHead,
+        /// The size that `path` begins at: that of the last head that the worker cosigned, as far as the coordinator
+        /// knows; 0 for none.
+        from: u64,
+        /// From there to the head's size ([`crate::log::consistency_path`]).
+        path: Vec<Digest>,
+    },
+    /// It is the worker's turn in a dispute about one of its runs. The answer is a [`super::JobMessage::Move`].
+    Asked(Box<Ask>),
+    /// A move of the worker has come and is durable: the coordinator's entry says when.
+    Acknowledged(Box<SignedEntry>),
+    /// A dispute of the worker is over.
+    Judged {
+        /// Which.
+        dispute: DisputeId,
+        /// How it ended.
+        verdict: Verdict,
+    },
+    /// Stop a run and sign the roots that were streamed: the answer is a [`super::JobMessage::Partial`].
+    Halt {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
 }
 
 impl Canonical for ToWorker {
@@ -292,6 +355,35 @@ impl Canonical for ToWorker {
                 epoch.encode(writer);
             }
             Self::Shutdown => writer.u16(6),
+            Self::Reveal { job, epoch } => {
+                writer.u16(7);
+                job.encode(writer);
+                epoch.encode(writer);
+            }
+            Self::Cosign { head, from, path } => {
+                writer.u16(8);
+                head.encode(writer);
+                writer.u64(*from);
+                writer.seq(path);
+            }
+            Self::Asked(ask) => {
+                writer.u16(9);
+                ask.encode(writer);
+            }
+            Self::Acknowledged(entry) => {
+                writer.u16(10);
+                entry.encode(writer);
+            }
+            Self::Judged { dispute, verdict } => {
+                writer.u16(11);
+                dispute.encode(writer);
+                verdict.encode(writer);
+            }
+            Self::Halt { job, epoch } => {
+                writer.u16(12);
+                job.encode(writer);
+                epoch.encode(writer);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -305,6 +397,14 @@ impl Canonical for ToWorker {
             4 => Self::Accepted { job: reader.value()?, epoch: reader.value()? },
             5 => Self::Cancel { job: reader.value()?, epoch: reader.value()? },
             6 => Self::Shutdown,
+            7 => Self::Reveal { job: reader.value()?, epoch: reader.value()? },
+            12 => Self::Halt { job: reader.value()?, epoch: reader.value()? },
+            8 => {
+                Self::Cosign { head: reader.value()?, from: reader.u64()?, path: reader.seq("log path", MAX_LOG_PATH)? }
+            }
+            9 => Self::Asked(Box::new(reader.value()?)),
+            10 => Self::Acknowledged(Box::new(reader.value()?)),
+            11 => Self::Judged { dispute: reader.value()?, verdict: reader.value()? },
             tag => {
                 return Err(DecodeError::InvalidTag { what: "coordinator message", tag: tag.into() });
             }

@@ -1,7 +1,9 @@
 //! The job stream: one for each assignment, from worker to coordinator.
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
-use crate::ids::{JobId, LeaseEpoch, Place, Root};
+use crate::commitment::RunCommitment;
+use crate::dispute::{SignedMove, SignedPartial};
+use crate::ids::{JobId, LeaseEpoch, Place, Root, Salt};
 use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_OUTPUT_VALUES};
 use crate::messages::Message;
 use crate::receipt::SignedReceipt;
@@ -26,7 +28,8 @@ impl Canonical for JobResult {
     }
 }
 
-/// From a worker on a job stream: `Begin`, then a `Layer` for each place in order, then `Result`.
+/// From a worker on a job stream: `Begin`, then a `Layer` for each place in order, then `Commit`; and, once the worker was
+/// told to reveal ([`super::ToWorker::Reveal`]), `Result`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "the small variants are never stored in number")]
 pub enum JobMessage {
@@ -45,7 +48,21 @@ pub enum JobMessage {
         root: Root,
     },
     /// The end; the stream is finished after it.
-    Result(JobResult),
+    Result {
+        /// What came out.
+        result: JobResult,
+        /// Opens the commitment.
+        salt: Salt,
+    },
+    /// All layers are streamed: the worker binds itself to them, and waits until it is told to reveal.
+    Commit {
+        /// Over the streamed roots.
+        commitment: RunCommitment,
+    },
+    /// A move of a dispute: the one message of a stream of its own.
+    Move(SignedMove),
+    /// What a worker signs that was told to halt ([`super::ToWorker::Halt`]): the one message of a stream of its own.
+    Partial(SignedPartial),
 }
 
 impl Canonical for JobMessage {
@@ -62,9 +79,22 @@ impl Canonical for JobMessage {
                 place.encode(writer);
                 root.encode(writer);
             }
-            Self::Result(result) => {
+            Self::Result { result, salt } => {
                 writer.u16(3);
                 result.encode(writer);
+                salt.encode(writer);
+            }
+            Self::Commit { commitment } => {
+                writer.u16(4);
+                commitment.encode(writer);
+            }
+            Self::Move(signed) => {
+                writer.u16(5);
+                signed.encode(writer);
+            }
+            Self::Partial(signed) => {
+                writer.u16(6);
+                signed.encode(writer);
             }
         }
     }
@@ -72,7 +102,10 @@ impl Canonical for JobMessage {
         Ok(match reader.u16()? {
             1 => Self::Begin { job: reader.value()?, epoch: reader.value()? },
             2 => Self::Layer { place: reader.value()?, root: reader.value()? },
-            3 => Self::Result(reader.value()?),
+            3 => Self::Result { result: reader.value()?, salt: reader.value()? },
+            4 => Self::Commit { commitment: reader.value()? },
+            5 => Self::Move(reader.value()?),
+            6 => Self::Partial(reader.value()?),
             tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
         })
     }

@@ -3,7 +3,8 @@
 //! | stream | opened by | frames |
 //! |---|---|---|
 //! | control, two-way | the worker, once | up [`ToCoordinator`], down [`ToWorker`] |
-//! | job, one-way | the worker, one for each assignment | [`JobMessage`]: begin, roots, result |
+//! | job, one-way | the worker, one for each assignment | [`JobMessage`]: begin, roots, commitment, result |
+//! | move, one-way | the worker, one for each move of a dispute | [`JobMessage::Move`] |
 //! | package, two-way | the worker, at will | up one [`PackageRequest`], down one [`PackageReply`], repeated |
 //!
 //! The first control frames are `Hello` and `Welcome` or `Refused`. A frame is the canonical encoding
@@ -11,6 +12,7 @@
 //! anything is allocated. A receiver that finds a frame it can't decode closes the connection.
 
 mod control;
+mod dispute;
 mod frame;
 mod job;
 mod package;
@@ -19,6 +21,7 @@ mod package;
 mod tests;
 
 pub use self::control::{FailureCode, Hello, RefusalCode, ToCoordinator, ToWorker, Welcome};
+pub use self::dispute::Ask;
 pub use self::frame::{FrameDecoder, FrameError, Message, to_frame};
 pub use self::job::{JobMessage, JobResult};
 pub use self::package::{PackageReply, PackageRequest};

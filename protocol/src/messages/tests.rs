@@ -2,8 +2,11 @@ use std::fmt::Debug;
 
 use super::*;
 use crate::canonical::{Canonical, DecodeError, from_bytes, to_bytes};
-use crate::ids::{JobId, LeaseEpoch, ModelId, Place};
+use crate::commitment::RunCommitment;
+use crate::dispute::{Partial, SignedPartial};
+use crate::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId, Place, Salt};
 use crate::limits::{MAX_HELD_MODELS, MAX_NAME_BYTES, MAX_POSITIONS};
+use crate::log::{Cosignature, LogHead, SignedHead};
 use crate::openings::ChunkRange;
 use crate::testing::{job, keys, root, run};
 
@@ -20,6 +23,11 @@ fn hello() -> Hello {
     }
 }
 
+fn log_head() -> SignedHead {
+    let root = Digest::from_bytes([7; 32]);
+    LogHead { log: keys(1).id(), size: 9, root, time: Millis(5) }.sign(&keys(1))
+}
+
 fn up() -> Vec<ToCoordinator> {
     vec![
         ToCoordinator::Hello(hello()),
@@ -32,6 +40,8 @@ fn up() -> Vec<ToCoordinator> {
             reason: "the device was lost".to_owned(),
         },
         ToCoordinator::Draining,
+        ToCoordinator::Retract { job: job(1).id(), epoch: LeaseEpoch(4) },
+        ToCoordinator::Cosigned(Cosignature::of(&log_head(), &keys(3))),
     ]
 }
 
@@ -49,14 +59,25 @@ fn down() -> Vec<ToWorker> {
         ToWorker::Accepted { job: job_id, epoch },
         ToWorker::Cancel { job: job_id, epoch },
         ToWorker::Shutdown,
+        ToWorker::Reveal { job: job_id, epoch },
+        ToWorker::Halt { job: job_id, epoch },
+        ToWorker::Cosign { head: log_head(), from: 3, path: vec![Digest::from_bytes([1; 32]); 2] },
     ]
+}
+
+fn partial() -> SignedPartial {
+    let (job, epoch, keys) = (job(1).header(), LeaseEpoch(4), keys(1));
+    let geometry = job.geometry(crate::testing::LAYERS).unwrap();
+    Partial::of_roots(job.id(), &geometry, epoch, vec![root(1), root(2)], keys.id()).unwrap().sign(&keys)
 }
 
 fn stream() -> Vec<JobMessage> {
     vec![
         JobMessage::Begin { job: job(1).id(), epoch: LeaseEpoch(4) },
         JobMessage::Layer { place: Place { point: 3, layer: 1 }, root: root(1) },
-        JobMessage::Result(run(&keys(1), &job(1), LeaseEpoch(4))),
+        JobMessage::Commit { commitment: RunCommitment::from_bytes([9; 32]) },
+        JobMessage::Partial(partial()),
+        JobMessage::Result { result: run(&keys(1), &job(1), LeaseEpoch(4)), salt: Salt::from_bytes([8; 32]) },
     ]
 }
 

@@ -22,7 +22,7 @@ pub use self::worker::{FinishReason, Run, SignedReceipt, WorkerReceipt};
 use crate::canonical::to_bytes;
 use crate::domain::Domain;
 use crate::identity::{IdentityError, Keypair};
-use crate::ids::{Digest, Millis, NodeId, Place};
+use crate::ids::{Digest, DisputeId, Millis, NodeId, Place, VerdictKind};
 use crate::job::{Job, JobError, JobHeader};
 use crate::json::{self, JsonError};
 use crate::limits::{MAX_AUDITORS, MAX_RECEIPT_JSON_BYTES, MAX_STATEMENTS};
@@ -163,6 +163,8 @@ pub struct Standing {
     pub mismatched: usize,
     /// Where the answer itself was found wrong.
     pub refuted: Option<Place>,
+    /// Whether its worker took the answer back.
+    pub withdrawn: bool,
 }
 
 /// An answer with all that vouches for it.
@@ -212,15 +214,15 @@ impl Receipt {
         self.state(kind, keys, time);
     }
 
-    /// Adds the coordinator's statement that a run is wrong.
+    /// Adds the coordinator's statement that a run lost a dispute.
     pub fn add_refutation(&mut self, refutation: &Refutation, keys: &Keypair, time: Millis) {
-        let kind = StatementKind::Refuted {
-            receipt: refutation.receipt,
-            place: refutation.place,
-            claimed: refutation.claimed,
-            correct: refutation.correct,
-        };
-        self.state(kind, keys, time);
+        let Refutation { receipt, place, dispute, kind, .. } = *refutation;
+        self.state(StatementKind::Refuted { receipt, place, dispute, kind }, keys, time);
+    }
+
+    /// Adds the coordinator's statement that a worker took a run back, by the digest of the run's receipt.
+    pub fn add_withdrawal(&mut self, receipt: Digest, keys: &Keypair, time: Millis) {
+        self.state(StatementKind::Withdrawn { receipt }, keys, time);
     }
 
     fn state(&mut self, kind: StatementKind, keys: &Keypair, time: Millis) {
@@ -326,11 +328,13 @@ impl Receipt {
 
     /// Compares what the statements say with the runs. The i-th `Audited` is about the i-th audit.
     fn check_statement_contents(&self) -> Result<Standing, ReceiptError> {
-        let mut standing = Standing { matched: 0, mismatched: 0, refuted: None };
+        let mut standing = Standing { matched: 0, mismatched: 0, refuted: None, withdrawn: false };
         let mut audits = self.audits.iter();
-        let mut refuted: Vec<Digest> = Vec::new();
+        let mut fallen: Vec<Digest> = Vec::new();
+        let subject = self.worker.receipt.digest();
         for (index, signed) in self.statements.iter().enumerate() {
-            let wrong = |what| Err(ReceiptError::StatementFalse { index, what });
+            let false_ = |what| ReceiptError::StatementFalse { index, what };
+            let wrong = |what| Err(false_(what));
             match &signed.statement.kind {
                 StatementKind::Accepted {} => {
                     if index != 0 {
@@ -350,20 +354,18 @@ impl Receipt {
                     }
                     *(if *matched { &mut standing.matched } else { &mut standing.mismatched }) += 1;
                 }
-                StatementKind::Refuted { receipt, place, claimed, correct } => {
-                    let Some(run) = self.run(receipt) else {
-                        return wrong("there is no such run");
-                    };
-                    if self.root_at(run, *place) != Some(*claimed) || claimed == correct {
-                        return wrong("the run does not claim that root there");
+                StatementKind::Refuted { receipt, place, .. } => {
+                    let run = self.falls(receipt, &mut fallen).map_err(false_)?;
+                    if !self.has_place(run, *place) {
+                        return wrong("the job has no such place");
                     }
-                    if refuted.contains(receipt) {
-                        return wrong("the run is refuted twice");
-                    }
-                    refuted.push(*receipt);
-                    if *receipt == self.worker.receipt.digest() {
+                    if *receipt == subject {
                         standing.refuted = Some(*place);
                     }
+                }
+                StatementKind::Withdrawn { receipt } => {
+                    self.falls(receipt, &mut fallen).map_err(false_)?;
+                    standing.withdrawn |= *receipt == subject;
                 }
             }
         }
@@ -376,17 +378,20 @@ impl Receipt {
         Ok(standing)
     }
 
-    fn run(&self, digest: &Digest) -> Option<&WorkerReceipt> {
-        std::iter::once(&self.worker)
-            .chain(&self.audits)
-            .map(|signed| &signed.receipt)
-            .find(|receipt| receipt.digest() == *digest)
+    /// The run that a statement says is refuted or withdrawn, which happens to a run once.
+    fn falls(&self, digest: &Digest, fallen: &mut Vec<Digest>) -> Result<&WorkerReceipt, &'static str> {
+        let mut runs = std::iter::once(&self.worker).chain(&self.audits).map(|signed| &signed.receipt);
+        let run = runs.find(|receipt| receipt.digest() == *digest).ok_or("there is no such run")?;
+        if fallen.contains(digest) {
+            return Err("the run is refuted or withdrawn twice");
+        }
+        fallen.push(*digest);
+        Ok(run)
     }
 
-    fn root_at(&self, run: &WorkerReceipt, place: Place) -> Option<crate::ids::Root> {
-        let geometry = self.job.header().geometry(run.layers).ok()?;
-        let index = geometry.places().position(|candidate| candidate == place)?;
-        run.roots.get(index).copied()
+    fn has_place(&self, run: &WorkerReceipt, place: Place) -> bool {
+        let geometry = self.job.header().geometry(run.layers);
+        geometry.is_ok_and(|geometry| geometry.places().any(|candidate| candidate == place))
     }
 }
 
@@ -401,17 +406,17 @@ pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
         && a.saturations == b.saturations
 }
 
-/// A run that recomputing the job found wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A run that lost a dispute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refutation {
     /// Whose run.
     pub worker: NodeId,
     /// The digest of its receipt.
     pub receipt: Digest,
-    /// The first place at which it is wrong.
+    /// The first place at which it differs from the other side's run.
     pub place: Place,
-    /// The root that it claims there.
-    pub claimed: crate::ids::Root,
-    /// The root that is right there.
-    pub correct: crate::ids::Root,
+    /// Which dispute.
+    pub dispute: DisputeId,
+    /// How it was lost.
+    pub kind: VerdictKind,
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
 use crate::domain::Domain;
 use crate::identity::{Keypair, Signature};
-use crate::ids::{Digest, Millis, NodeId, Place, Root};
+use crate::ids::{Digest, DisputeId, Millis, NodeId, Place, VerdictKind};
 
 /// What is stated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,16 +22,21 @@ pub enum StatementKind {
         /// Whether all its roots and its output equal those of the subject.
         matched: bool,
     },
-    /// A run was found wrong by recomputing the job.
+    /// A run lost a dispute.
     Refuted {
-        /// The digest of the wrong run's receipt: the subject's or an audit's.
+        /// The digest of the run's receipt: the subject's or an audit's.
         receipt: Digest,
-        /// The first place at which it is wrong.
+        /// The first place at which it differs from a run of somebody else.
         place: Place,
-        /// The root that it claims there.
-        claimed: Root,
-        /// The root that is right there.
-        correct: Root,
+        /// The dispute, whose file anybody can judge again.
+        dispute: DisputeId,
+        /// Whether that proves it.
+        kind: VerdictKind,
+    },
+    /// The worker took its run back.
+    Withdrawn {
+        /// The digest of the run's receipt: the subject's or an audit's.
+        receipt: Digest,
     },
 }
 
@@ -46,12 +51,16 @@ impl Canonical for StatementKind {
                 receipt.encode(writer);
                 writer.bool(*matched);
             }
-            Self::Refuted { receipt, place, claimed, correct } => {
+            Self::Refuted { receipt, place, dispute, kind } => {
                 writer.u16(3);
                 receipt.encode(writer);
                 place.encode(writer);
-                claimed.encode(writer);
-                correct.encode(writer);
+                dispute.encode(writer);
+                kind.encode(writer);
+            }
+            Self::Withdrawn { receipt } => {
+                writer.u16(4);
+                receipt.encode(writer);
             }
         }
     }
@@ -62,9 +71,10 @@ impl Canonical for StatementKind {
             3 => Self::Refuted {
                 receipt: reader.value()?,
                 place: reader.value()?,
-                claimed: reader.value()?,
-                correct: reader.value()?,
+                dispute: reader.value()?,
+                kind: reader.value()?,
             },
+            4 => Self::Withdrawn { receipt: reader.value()? },
             tag => return Err(DecodeError::InvalidTag { what: "statement", tag: tag.into() }),
         })
     }

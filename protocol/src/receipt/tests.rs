@@ -1,10 +1,10 @@
 use serde_json::Value;
 
 use super::*;
-use crate::ids::{LeaseEpoch, Root};
+use crate::ids::LeaseEpoch;
 use crate::testing::{OUTPUT, job, keys, right_roots, root, run, run_with};
 
-/// A receipt with one audit that matched, one that did not, and the refutation of the latter.
+/// A receipt with an audit that matched, one that did not and was refuted, and one that did not and was taken back.
 fn full_receipt() -> Receipt {
     let job = job(1);
     let coordinator = keys(100);
@@ -15,16 +15,22 @@ fn full_receipt() -> Receipt {
     receipt.add_audit(audit.receipt, &coordinator, Millis(1_700_000_000_500));
     let mut roots = right_roots(job.id());
     roots[1] = root(0xee);
-    let wrong = run_with(&keys(3), &job, LeaseEpoch(3), roots.clone());
+    let wrong = run_with(&keys(3), &job, LeaseEpoch(3), roots);
     let refutation = Refutation {
         worker: keys(3).id(),
         receipt: wrong.receipt.receipt.digest(),
         place: job.header().geometry(3).unwrap().place(1).unwrap(),
-        claimed: roots[1],
-        correct: right_roots(job.id())[1],
+        dispute: DisputeId::from_bytes([0xd1; 32]),
+        kind: VerdictKind::Proven,
     };
     receipt.add_audit(wrong.receipt, &coordinator, Millis(1_700_000_000_600));
     receipt.add_refutation(&refutation, &coordinator, Millis(1_700_000_000_700));
+    let mut faulty = right_roots(job.id());
+    faulty[0] = root(0xdd);
+    let faulty = run_with(&keys(4), &job, LeaseEpoch(4), faulty).receipt;
+    let digest = faulty.receipt.digest();
+    receipt.add_audit(faulty, &coordinator, Millis(1_700_000_000_800));
+    receipt.add_withdrawal(digest, &coordinator, Millis(1_700_000_000_900));
     receipt
 }
 
@@ -52,7 +58,7 @@ fn a_receipt_survives_json_and_checks() {
     let again = Receipt::from_json(&receipt.to_json()).unwrap();
     assert_eq!(again, receipt);
     let standing = again.check().unwrap();
-    assert_eq!(standing, Standing { matched: 1, mismatched: 1, refuted: None });
+    assert_eq!(standing, Standing { matched: 1, mismatched: 2, refuted: None, withdrawn: false });
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn parts_can_not_be_taken_out_doubled_or_reordered() {
     let mut changed = receipt.clone();
     changed.statements.push(receipt.statements[3].clone());
     assert!(changed.check().is_err());
-    for index in 0..2 {
+    for index in 0..3 {
         let mut changed = receipt.clone();
         changed.audits.remove(index);
         assert!(changed.check().is_err(), "without audit {index}");
@@ -201,20 +207,36 @@ fn a_run_signed_consistently_but_impossible_is_named() {
 }
 
 #[test]
-fn a_refuted_answer_says_so() {
+fn an_answer_that_was_refuted_or_taken_back_says_so() {
     let job = job(1);
     let first = run(&keys(1), &job, LeaseEpoch(1));
-    let claimed: Root = first.receipt.receipt.roots[0];
+    let digest = first.receipt.receipt.digest();
     let refutation = Refutation {
         worker: keys(1).id(),
-        receipt: first.receipt.receipt.digest(),
+        receipt: digest,
         place: job.header().geometry(3).unwrap().place(0).unwrap(),
-        claimed,
-        correct: root(1),
+        dispute: DisputeId::from_bytes([1; 32]),
+        kind: VerdictKind::Timeout,
     };
-    let mut receipt = Receipt::accepted(job, first.receipt, first.output, &keys(100), Millis(1));
-    receipt.add_refutation(&refutation, &keys(100), Millis(0));
-    assert_eq!(receipt.check().unwrap().refuted, Some(refutation.place));
+    let accepted = Receipt::accepted(job, first.receipt, first.output, &keys(100), Millis(1));
+    let mut refuted = accepted.clone();
+    refuted.add_refutation(&refutation, &keys(100), Millis(0));
+    assert_eq!(refuted.check().unwrap().refuted, Some(refutation.place));
+    let mut withdrawn = accepted.clone();
+    withdrawn.add_withdrawal(digest, &keys(100), Millis(2));
+    assert!(withdrawn.check().unwrap().withdrawn);
+    let is_false = |receipt: &Receipt| matches!(receipt.check(), Err(ReceiptError::StatementFalse { .. }));
+    // A run falls once, and it is a run of this job, at one of its places.
+    withdrawn.add_refutation(&refutation, &keys(100), Millis(3));
+    assert!(is_false(&withdrawn));
+    let mut other = accepted.clone();
+    other.add_withdrawal(Digest::from_bytes([1; 32]), &keys(100), Millis(2));
+    assert!(is_false(&other));
+    for place in [Place { point: 2, layer: 1 }, Place { point: 3, layer: 0 }, Place { point: 3, layer: 5 }] {
+        let mut other = accepted.clone();
+        other.add_refutation(&Refutation { place, ..refutation }, &keys(100), Millis(2));
+        assert!(is_false(&other), "{place}");
+    }
 }
 
 #[test]

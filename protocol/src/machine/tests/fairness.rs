@@ -1,7 +1,7 @@
 //! Who fails, is slow or is not heard does no harm to jobs and to others.
 
 use super::*;
-use crate::limits::{BEGIN_MS, LEASE_MIN_MS, SILENCE_MS};
+use crate::limits::{BEGIN_MS, LEASE_MIN_MS, MAX_STUCK_JOBS_TRIED, SILENCE_MS};
 use crate::messages::FailureCode;
 
 /// One good worker that is full, and one that gives everything back at once.
@@ -33,7 +33,8 @@ fn a_failing_worker_does_not_eat_the_queue_while_the_good_one_is_busy() {
 #[test]
 fn a_slow_declared_speed_buys_no_long_lease() {
     let mut shell = Shell::new();
-    let capabilities = Capabilities { macs_per_second: 1_000, max_in_flight: 1, models: vec![job(0).model] };
+    let capabilities =
+        Capabilities { macs_per_second: 1_000, max_in_flight: 1, models: vec![job(0).model], operator: None };
     let node = keys(1).id();
     shell.feed(Input::WorkerJoined { node, capabilities });
     shell.feed(Input::Submit(spec(1, NEVER)));
@@ -61,4 +62,25 @@ fn a_stall_of_the_coordinator_is_charged_to_nobody() {
     // Nobody stalls now: silence ends the session.
     shell.wait(SILENCE_MS + 1_000);
     assert_eq!(shell.machine.workers().count(), 0);
+}
+
+#[test]
+fn jobs_that_nobody_can_bond_do_not_hold_up_those_that_come_after_them() {
+    let mut shell = Shell::new();
+    let stuck = 3 * MAX_STUCK_JOBS_TRIED as u8 / 2;
+    for number in 1..=stuck {
+        shell.feed(Input::Submit(JobSpec { work_units: u64::MAX, ..spec(number, NEVER) }));
+    }
+    for number in stuck + 1..=stuck + 20 {
+        shell.feed(Input::Submit(spec(number, NEVER)));
+    }
+    shell.feed(joined(1, 1));
+    for _ in 0..8 {
+        shell.feed(Input::Heartbeat { node: keys(1).id() });
+        shell.wait(crate::limits::TICK_MS);
+        while !shell.assigned.is_empty() {
+            shell.run_right(0);
+        }
+    }
+    assert_eq!(shell.machine.unfinished_jobs(), usize::from(stuck));
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::limits::{AUDIT_PATIENCE_MS, LEASE_MAX_MS, LEASE_MIN_MS, MAX_FAILURES, PAUSE_MIN_MS, SILENCE_MS};
+use crate::limits::{LEASE_MAX_MS, LEASE_MIN_MS, MAX_FAILURES, PAUSE_MIN_MS, SILENCE_MS};
 use crate::messages::FailureCode;
 use crate::receipt::Standing;
 
@@ -13,8 +13,7 @@ fn an_unaudited_job_runs_once_and_is_done() {
     shell.feed(joined(1, 1));
     shell.feed(Input::Submit(spec(1, NEVER)));
     assert_eq!(shell.assigned.len(), 1);
-    let actions = shell.run_right(0);
-    assert!(has(&actions, |action| matches!(action, Action::Answer { .. })));
+    shell.run_right(0);
     let outcome = shell.outcome(job(1).id()).unwrap();
     assert_eq!((outcome.others.len(), outcome.audits_wanted), (0, 0));
     assert_eq!(shell.machine.unfinished_jobs(), 0);
@@ -45,7 +44,7 @@ fn the_same_job_twice_is_one_job_under_the_stricter_policy() {
     shell.feed(joined(1, 1));
     shell.feed(joined(2, 1));
     shell.run_right(0);
-    assert!(shell.machine.answer(&job(1).id()).is_none(), "it is held");
+    assert!(shell.outcome(job(1).id()).is_none(), "it is held");
     shell.run_right(0);
     assert_eq!(shell.outcome(job(1).id()).unwrap().audits_wanted, 1);
 }
@@ -60,10 +59,9 @@ fn an_audit_that_agrees_closes_the_job() {
     shell.feed(joined(2, 4));
     let actions = shell.run_right(0);
     assert!(has(&actions, |action| matches!(action, Action::JobDone { .. })));
-    assert!(!has(&actions, |action| matches!(action, Action::Answer { .. })));
     let outcome = shell.outcome(job(1).id()).unwrap().clone();
     let receipt = outcome.receipt(&job(1), None, &keys(100), Millis(5));
-    let standing = Standing { matched: 1, mismatched: 0, refuted: None };
+    let standing = Standing { matched: 1, mismatched: 0, refuted: None, withdrawn: false };
     assert_eq!(receipt.check(), Ok(standing));
 }
 
@@ -87,10 +85,13 @@ fn a_wrong_auditor_is_found_and_the_answer_stands() {
         Action::Quarantine { node, place, .. } if *node == auditor && place.layer == 2
     )));
     assert!(has(&actions, |action| matches!(action, Action::Committed { differs: true, .. })));
+    // The audit that was wanted is still wanted.
+    shell.feed(joined(3, 1));
+    shell.run_right(0);
     let outcome = shell.outcome(job(1).id()).unwrap().clone();
     assert_eq!(outcome.refutations.len(), 1);
     let receipt = outcome.receipt(&job(1), None, &keys(100), Millis(5));
-    let standing = Standing { matched: 0, mismatched: 1, refuted: None };
+    let standing = Standing { matched: 1, mismatched: 1, refuted: None, withdrawn: false };
     assert_eq!(receipt.check(), Ok(standing));
 }
 
@@ -102,9 +103,10 @@ fn a_wrong_first_run_is_replaced_by_the_honest_auditors() {
     }
     shell.feed(Input::Submit(spec(1, always(1, true))));
     let (cheat, ..) = shell.assigned[0];
-    let actions = shell.run_wrong(0);
-    assert!(!has(&actions, |action| matches!(action, Action::Answer { .. })), "it is held");
+    shell.run_wrong(0);
     let honest = shell.assigned[0].0;
+    shell.run_right(0);
+    shell.feed(joined(3, 1));
     shell.run_right(0);
     let outcome = shell.outcome(job(1).id()).unwrap().clone();
     assert_eq!(outcome.result.receipt.receipt.worker, honest);
@@ -119,45 +121,6 @@ fn a_wrong_first_run_is_replaced_by_the_honest_auditors() {
 }
 
 #[test]
-fn where_everybody_was_wrong_the_job_runs_again_until_somebody_is_right() {
-    let mut shell = Shell::new();
-    for number in 1..=2 {
-        shell.feed(joined(number, 1));
-    }
-    shell.feed(Input::Submit(spec(1, always(1, false))));
-    shell.run_wrong(0);
-    shell.run_wrong(0);
-    assert_eq!(shell.machine.quarantined().count(), 2);
-    shell.feed(joined(3, 1));
-    shell.run_wrong(0);
-    assert_eq!(shell.machine.quarantined().count(), 3);
-    shell.feed(joined(4, 1));
-    shell.run_right(0);
-    let outcome = shell.outcome(job(1).id()).unwrap();
-    assert_eq!(outcome.result.receipt.receipt.worker, keys(4).id());
-    assert_eq!(outcome.refutations.len(), 3);
-}
-
-#[test]
-fn without_an_oracle_nobody_is_punished_and_a_held_job_fails() {
-    for hold in [false, true] {
-        let mut shell = Shell::new();
-        shell.oracle = false;
-        for number in 1..=2 {
-            shell.feed(joined(number, 1));
-        }
-        shell.feed(Input::Submit(spec(1, always(1, hold))));
-        shell.run_right(0);
-        let actions = shell.run_wrong(0);
-        assert_eq!(shell.machine.quarantined().count(), 0);
-        let reason = JobFailure::Unsettled;
-        let failed = Action::JobFailed { job: job(1).id(), reason };
-        assert_eq!(actions.contains(&failed), hold);
-        assert_eq!(shell.outcome(job(1).id()).is_some(), !hold);
-    }
-}
-
-#[test]
 fn a_late_result_of_an_old_lease_is_refused() {
     let mut shell = Shell::new();
     shell.feed(joined(1, 1));
@@ -168,11 +131,11 @@ fn a_late_result_of_an_old_lease_is_refused() {
     let (second, next_epoch, _) = shell.assigned[1].clone();
     assert!(next_epoch > epoch && second != node);
     let result = Box::new(crate::testing::run(&keys(1), &assigned, epoch));
-    let late = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result });
+    let late = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result, salt: salt(1) });
     assert_eq!(late, [Action::Cancel { node, job: assigned.id(), epoch }]);
     // Nor does a result count that another worker sends under the live lease.
     let stolen = Box::new(crate::testing::run(&keys(1), &assigned, next_epoch));
-    let input = Input::Completed { node, job: assigned.id(), epoch: next_epoch, result: stolen };
+    let input = Input::Completed { node, job: assigned.id(), epoch: next_epoch, result: stolen, salt: salt(1) };
     assert!(matches!(shell.feed(input)[..], [Action::Cancel { .. }]));
     assert!(shell.outcome(assigned.id()).is_none());
 }
@@ -185,7 +148,7 @@ fn a_result_that_was_kept_is_acknowledged_again() {
     let (node, epoch, assigned) = shell.assigned[0].clone();
     shell.run_right(0);
     let result = Box::new(crate::testing::run(&keys(1), &assigned, epoch));
-    let again = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result });
+    let again = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result, salt: salt(1) });
     assert_eq!(again, [Action::Accepted { node, job: assigned.id(), epoch }]);
 }
 
@@ -284,7 +247,7 @@ fn what_breaks_the_rules_ends_its_session_and_does_not_use_up_the_job() {
         shell.feed(joined(number, 2));
         let (node, epoch, assigned) = shell.assigned[0].clone();
         let result = Box::new(crate::testing::run(&keys(number), &assigned, epoch));
-        let actions = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result });
+        let actions = shell.feed(Input::Completed { node, job: assigned.id(), epoch, result, salt: salt(1) });
         assert!(matches!(actions[..], [Action::Rejected { reason: RejectReason::NotAsStreamed, .. }]));
         assert!(shell.machine.workers().all(|worker| worker.node != node));
         // It may come back, and gets other jobs, but never this one.
@@ -311,23 +274,6 @@ fn a_draining_worker_finishes_what_it_has_and_gets_nothing_new() {
 }
 
 #[test]
-fn an_audit_that_nobody_can_make_is_given_up_in_time() {
-    for hold in [false, true] {
-        let mut shell = Shell::new();
-        shell.feed(joined(1, 1));
-        shell.feed(Input::Submit(spec(1, always(2, hold))));
-        shell.run_right(0);
-        assert_eq!(shell.machine.unfinished_jobs(), 1);
-        shell.wait(AUDIT_PATIENCE_MS + 60_000);
-        assert_eq!(shell.machine.unfinished_jobs(), 0);
-        match shell.outcome(job(1).id()) {
-            Some(outcome) => assert!(!hold && outcome.audits_wanted == 2),
-            None => assert!(hold),
-        }
-    }
-}
-
-#[test]
 fn roots_out_of_order_or_not_as_signed_are_rejected() {
     let mut shell = Shell::new();
     shell.feed(joined(1, 1));
@@ -341,7 +287,7 @@ fn roots_out_of_order_or_not_as_signed_are_rejected() {
     shell.feed(joined(2, 1));
     let (node, epoch, assigned) = shell.assigned[0].clone();
     let result = Box::new(crate::testing::run(&keys(2), &assigned, epoch));
-    let actions = shell.feed(Input::Completed { node, job: id, epoch, result });
+    let actions = shell.feed(Input::Completed { node, job: id, epoch, result, salt: salt(2) });
     let reason = RejectReason::NotAsStreamed;
     assert!(actions.contains(&Action::Rejected { node, job: id, epoch, reason }));
     assert!(shell.outcome(id).is_none());
@@ -350,7 +296,7 @@ fn roots_out_of_order_or_not_as_signed_are_rejected() {
 #[test]
 fn placement_prefers_holders_then_the_idle_then_the_fast() {
     let mut shell = Shell::new();
-    let capabilities = Capabilities { macs_per_second: u64::MAX, max_in_flight: 4, models: vec![] };
+    let capabilities = Capabilities { macs_per_second: u64::MAX, max_in_flight: 4, models: vec![], operator: None };
     shell.feed(Input::WorkerJoined { node: keys(9).id(), capabilities });
     shell.feed(joined(1, 1));
     shell.feed(joined(3, 2));
@@ -403,10 +349,15 @@ fn records_that_can_not_follow_each_other_are_refused() {
     let id = job(1).id();
     let submitted = Record::Submitted(spec(1, NEVER));
     let assigned = |epoch| Record::Assigned { job: id, epoch: LeaseEpoch(epoch), node: keys(1).id() };
-    let ran =
-        |epoch| Record::Ran { job: id, result: Box::new(crate::testing::run(&keys(1), &job(1), LeaseEpoch(epoch))) };
+    let ran = |epoch| Record::Ran {
+        job: id,
+        result: Box::new(crate::testing::run(&keys(1), &job(1), LeaseEpoch(epoch))),
+        salt: salt(1),
+        operator: None,
+    };
     let finished = Record::Finished { job: id };
-    let restore = |records: &[Record]| Machine::restore(records.to_vec(), LeaseEpoch(9)).err();
+    let restore =
+        |records: &[Record]| Machine::restore(config(), records.to_vec(), LeaseEpoch(9), Ledger::default()).err();
     assert_eq!(restore(&[submitted.clone(), assigned(1), ran(1)]), None);
     assert_eq!(restore(&[assigned(1)]), Some(ReplayError::UnknownJob(id)));
     let twice = restore(&[submitted.clone(), submitted.clone()]);
@@ -427,13 +378,13 @@ fn an_epoch_of_an_ended_job_is_not_given_again_after_a_restart() {
     shell.feed(Input::Submit(spec(1, NEVER)));
     let (_, used, _) = shell.assigned[0].clone();
     shell.run_right(0);
-    shell.machine = Machine::restore([], used).unwrap();
+    shell.machine = Machine::restore(config(), [], used, Ledger::default()).unwrap();
     shell.feed(joined(1, 1));
     shell.feed(Input::Submit(spec(2, NEVER)));
     assert_eq!(shell.assigned[0].1, LeaseEpoch(used.0 + 1));
     // A high-water mark that was not written with its record is found out.
     let records = [Record::Submitted(spec(1, NEVER)), shell.records[1].clone()];
-    let behind = Machine::restore(records, LeaseEpoch(used.0 - 1)).err();
+    let behind = Machine::restore(config(), records, LeaseEpoch(used.0 - 1), Ledger::default()).err();
     assert_eq!(behind, Some(ReplayError::LastEpoch { stored: LeaseEpoch(used.0 - 1), found: used }));
 }
 
@@ -446,6 +397,8 @@ fn after_a_crash_at_any_record_the_job_ends_all_the_same() {
     }
     story.feed(Input::Submit(spec(1, always(1, true))));
     story.run_wrong(0);
+    story.run_right(0);
+    story.feed(joined(3, 1));
     story.run_right(0);
     assert!(story.outcome(job(1).id()).is_some());
     for count in 1..story.records.len() {

@@ -1,5 +1,8 @@
 //! The tree against its recursive definition, and proofs against every change.
 
+mod cosign;
+mod draws;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
@@ -8,8 +11,11 @@ use proptest::prelude::*;
 use super::tree::{empty_root, node_hash};
 use super::*;
 use crate::canonical::{from_bytes, to_bytes};
-use crate::ids::{Digest, Millis, Place};
+use crate::commitment::RunCommitment;
+use crate::ids::{Digest, DisputeId, Millis, Place, VerdictKind};
+use crate::ledger::Posting;
 use crate::limits::MAX_LOG_PATH;
+use crate::machine::DrawSecret;
 use crate::receipt::{Receipt, Refutation};
 use crate::testing::{job, keys, right_roots, root, run, run_with};
 
@@ -81,10 +87,10 @@ impl Log {
         LogHead::of(&self.tree, keys(1).id(), Millis(time)).sign(&keys(1))
     }
 
-    /// The proof of a job against the whole log.
+    /// The proof of a job against the whole log, with the entries that are about all jobs.
     fn proof(&self, job: JobId, from: Option<u64>) -> LogProof {
         let size = self.tree.size();
-        let about = self.entries.iter().enumerate().filter(|(_, entry)| entry.job() == job);
+        let about = self.entries.iter().enumerate().filter(|(_, entry)| entry.job().is_none_or(|about| about == job));
         let leaf = |(index, entry): (usize, &Entry)| {
             let index = index as u64;
             let blind = Blind::derive(&SECRET, index);
@@ -94,6 +100,7 @@ impl Log {
             format: LOG_PROOF_FORMAT.to_owned(),
             job,
             head: self.head(7),
+            cosignatures: vec![Cosignature::of(&self.head(7), &keys(11)), Cosignature::of(&self.head(7), &keys(12))],
             entries: about.map(leaf).collect(),
             consistency: from.map(|from| Consistency { from, path: self.consistency(from, size) }),
         }
@@ -228,15 +235,23 @@ fn place() -> Place {
     Place { point: 3, layer: 1 }
 }
 
-fn every_entry() -> [Entry; 5] {
+fn every_entry() -> [Entry; 13] {
     let (job, epoch, worker) = (job(1).id(), LeaseEpoch(4), keys(3).id());
-    let digest = Digest::from_bytes([6; 32]);
+    let (digest, dispute) = (Digest::from_bytes([6; 32]), DisputeId::from_bytes([5; 32]));
     [
         Entry::Submitted { job },
         Entry::Assigned { job, epoch, worker },
         Entry::Result { job, epoch, receipt: digest },
         Entry::Statement { job, statement: digest },
         Entry::Refuted { job, worker, place: place() },
+        Entry::Withdrawn { job, epoch },
+        Entry::Committed { job, epoch, commitment: RunCommitment::from_bytes([7; 32]) },
+        Entry::Anchored { chain: 0, anchor: digest },
+        Entry::Drawn { job, lockstep: false, secret: DrawSecret { number: 5, secret: digest }, auditors: 2 },
+        Entry::Disputed { job, dispute },
+        Entry::Transcript { job, dispute, index: 3, digest },
+        Entry::Judged { job, dispute, verdict: digest },
+        Entry::Ledger { first: 8, count: 2, digest },
     ]
 }
 
@@ -259,8 +274,8 @@ fn entries_have_one_encoding_and_their_leaves_depend_on_every_byte() {
             }
         }
     }
-    assert_eq!(leaves.len(), 10);
-    assert!(from_bytes::<Entry>(&[6; 34]).is_err());
+    assert_eq!(leaves.len(), 26);
+    assert!(from_bytes::<Entry>(&[14; 34]).is_err());
 }
 
 /// A receipt with an audit that matched and one that was wrong, its log among entries of other jobs, and the first head.
@@ -275,6 +290,8 @@ fn story() -> (Receipt, Log, SignedHead) {
     let other = |number: u8| Entry::Submitted { job: crate::testing::job(number).id() };
     let assigned = |epoch, worker: u8| Entry::Assigned { job: id, epoch: LeaseEpoch(epoch), worker: keys(worker).id() };
     let result = |epoch, receipt| Entry::Result { job: id, epoch: LeaseEpoch(epoch), receipt };
+    let committed =
+        |epoch| Entry::Committed { job: id, epoch: LeaseEpoch(epoch), commitment: RunCommitment::from_bytes([7; 32]) };
     let worker = runs[0].receipt.clone();
     let mut receipt = Receipt::accepted(job, worker.clone(), runs[0].output.clone(), &keys(1), Millis(5));
     receipt.add_audit(runs[1].receipt.clone(), &keys(1), Millis(6));
@@ -283,18 +300,20 @@ fn story() -> (Receipt, Log, SignedHead) {
         worker: keys(12).id(),
         receipt: wrong.receipt.receipt.digest(),
         place: place(),
-        claimed: root(0xee),
-        correct: right_roots(id)[0],
+        dispute: DisputeId::from_bytes([5; 32]),
+        kind: VerdictKind::Proven,
     };
     receipt.add_refutation(&refutation, &keys(1), Millis(7));
     receipt.check().unwrap();
-    for entry in [other(2), Entry::Submitted { job: id }, assigned(3, 10), other(3)] {
+    for entry in [other(2), Entry::Submitted { job: id }, assigned(3, 10), committed(3), other(3)] {
         log.enter(entry);
     }
     let first = log.head(2);
     for entry in [result(3, worker.receipt.digest()), assigned(5, 11), assigned(8, 12), other(4)] {
         log.enter(entry);
     }
+    log.enter(committed(8));
+    log.enter(committed(5));
     log.enter(result(8, wrong.receipt.receipt.digest()));
     log.enter(result(5, runs[1].receipt.receipt.digest()));
     log.enter(Entry::Refuted { job: id, worker: keys(12).id(), place: place() });
@@ -315,7 +334,7 @@ fn check_all(proof: &LogProof, receipt: &Receipt, old: &SignedHead) -> Result<Co
 fn a_proof_covers_its_receipt_and_no_changed_character_of_it_does() {
     let (receipt, log, old) = story();
     let proof = log.proof(receipt.job.id(), Some(old.head.size));
-    assert_eq!(proof.entries.len(), 12);
+    assert_eq!(proof.entries.len(), 15);
     assert_eq!(check_all(&proof, &receipt, &old), Ok(Coverage::default()));
     let json = proof.to_json();
     assert_eq!(LogProof::from_json(&json).as_ref(), Ok(&proof));
@@ -343,15 +362,17 @@ fn a_proof_that_lacks_or_moves_an_entry_does_not_cover_the_receipt() {
             _ => assert!(matches!(found, Err(LogError::Missing { .. })), "{lost:?}: {found:?}"),
         }
     }
-    // The coordinator gave out the job after it had the result.
-    let (mut late, assigned) = (Log::default(), log.entries[2]);
-    log.entries.iter().filter(|entry| **entry != assigned).for_each(|entry| late.enter(*entry));
-    late.enter(assigned);
-    let found = late.proof(receipt.job.id(), None).check_receipt(&receipt);
-    assert!(matches!(found, Err(LogError::Causality { .. })), "{found:?}");
+    // The coordinator gave out the job, or let the worker commit, after it had the result.
+    for moved in [log.entries[2], log.entries[3]] {
+        let mut late = Log::default();
+        log.entries.iter().filter(|entry| **entry != moved).for_each(|entry| late.enter(*entry));
+        late.enter(moved);
+        let found = late.proof(receipt.job.id(), None).check_receipt(&receipt);
+        assert!(matches!(found, Err(LogError::Causality { .. })), "{found:?}");
+    }
     // It took two results of one lease.
     let (job, epoch) = (receipt.job.id(), receipt.worker.receipt.epoch);
-    late = story().1;
+    let mut late = story().1;
     late.enter(Entry::Result { job, epoch, receipt: Digest::from_bytes([1; 32]) });
     assert_eq!(late.proof(job, None).check_receipt(&receipt), Err(LogError::Contradiction { epoch }));
     // It found the answer itself wrong, and stated something later.
@@ -359,7 +380,16 @@ fn a_proof_that_lacks_or_moves_an_entry_does_not_cover_the_receipt() {
     late.enter(Entry::Refuted { job, worker: receipt.worker.receipt.worker, place: place() });
     late.enter(Entry::Statement { job, statement: Digest::from_bytes([2; 32]) });
     let coverage = late.proof(job, None).check_receipt(&receipt);
-    assert_eq!(coverage, Ok(Coverage { other_statements: 1, refuted: Some(place()) }));
+    let found = Coverage { other_statements: 1, refuted: Some(place()), withdrawn: false };
+    assert_eq!(coverage, Ok(found));
+    // Its worker took it back.
+    late.enter(Entry::Withdrawn { job, epoch });
+    let coverage = late.proof(job, None).check_receipt(&receipt);
+    assert_eq!(coverage, Ok(Coverage { withdrawn: true, ..found }));
+    // It let a worker commit twice to one run.
+    late = story().1;
+    late.enter(Entry::Committed { job, epoch, commitment: RunCommitment::from_bytes([8; 32]) });
+    assert_eq!(late.proof(job, None).check_receipt(&receipt), Err(LogError::Contradiction { epoch }));
 }
 
 #[test]
@@ -369,14 +399,14 @@ fn two_heads_show_what_became_of_the_log() {
     let path = log.consistency(old.head.size, new.head.size);
     assert_eq!(old.followed_by(&new, Some(&path)), Ok(()));
     assert_eq!(new.followed_by(&log.head(10), None), Ok(()));
-    assert!(matches!(old.followed_by(&new, None), Err(LogError::NoConsistency { old: 4, .. })));
+    assert!(matches!(old.followed_by(&new, None), Err(LogError::NoConsistency { old: 5, .. })));
     assert!(matches!(old.followed_by(&new, Some(&path[1..])), Err(LogError::NotConsistent { .. })));
     assert!(matches!(new.followed_by(&old, Some(&path)), Err(LogError::Older { .. })));
     let signed = |head: LogHead| head.sign(&keys(1));
     let shrunk = signed(LogHead { time: Millis(10), ..old.head });
-    assert!(matches!(new.followed_by(&shrunk, None), Err(LogError::Shrunk { old: 16, new: 4 })));
+    assert!(matches!(new.followed_by(&shrunk, None), Err(LogError::Shrunk { old: 19, new: 5 })));
     let forked = signed(LogHead { root: Digest::from_bytes([1; 32]), ..new.head });
-    assert!(matches!(new.followed_by(&forked, None), Err(LogError::Equivocation { size: 16, .. })));
+    assert!(matches!(new.followed_by(&forked, None), Err(LogError::Equivocation { size: 19, .. })));
     let other = LogHead { log: keys(2).id(), ..new.head }.sign(&keys(2));
     assert!(matches!(new.followed_by(&other, None), Err(LogError::AnotherLog { .. })));
     let unsigned = SignedHead { head: forked.head, signature: new.signature };
@@ -401,9 +431,26 @@ fn records_that_bind_the_coordinator_make_entries() {
     );
     let result = run(&keys(10), &crate::testing::job(1), epoch);
     let receipt = result.receipt.receipt.digest();
-    let ran = Record::Ran { job, result: Box::new(result) };
+    let ran = Record::Ran { job, result: Box::new(result), salt: crate::testing::salt(1), operator: None };
     assert_eq!(Entry::of_record(&ran), Some(Entry::Result { job, epoch, receipt }));
-    let quarantined = Record::Quarantined { node, job, place: place() };
+    let quarantined = Record::Quarantined { node, job, place: place(), kind: VerdictKind::Proven };
     assert_eq!(Entry::of_record(&quarantined), Some(Entry::Refuted { job, worker: node, place: place() }));
+    let commitment = RunCommitment::from_bytes([7; 32]);
+    assert_eq!(
+        Entry::of_record(&Record::Committed { job, epoch, commitment }),
+        Some(Entry::Committed { job, epoch, commitment })
+    );
+    assert_eq!(Entry::of_record(&Record::Retracted { job, epoch }), Some(Entry::Withdrawn { job, epoch }));
+    let secret = DrawSecret { number: 5, secret: Digest::from_bytes([6; 32]) };
+    let draw = crate::machine::lockstep_draw(&secret, job, &crate::testing::job(1).nonce);
+    assert_eq!(
+        Entry::of_record(&Record::Drawn { job, draw, auditors: 2 }),
+        Some(Entry::Drawn { job, lockstep: true, secret, auditors: 2 })
+    );
     assert_eq!(Entry::of_record(&Record::Finished { job }), None);
+    let postings = [Posting::Issue { to: node, amount: 5 }];
+    let digest = crate::ledger::batch_digest(7, &postings);
+    assert_eq!(Entry::of_postings(7, &postings), Some(Entry::Ledger { first: 7, count: 1, digest }));
+    assert_ne!(crate::ledger::batch_digest(8, &postings), digest);
+    assert_eq!(Entry::of_postings(7, &[]), None);
 }
