@@ -8,12 +8,15 @@
 //! What depends on the weights: that codes are in range and mantissas normalised, and that no sum of embedding rows
 //! saturates. The other sums follow from the limits of a valid program alone (widths, heads, positions); they are
 //! computed here all the same, so that a limit that grows is caught where it matters.
+//!
+//! With the accumulators goes what a dispute needs: every element of every layer follows from at most 64 KiB.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_kernels::fixed::{CODE_MAX, rescale};
 use lockstep_kernels::program::{EmbedIndex, Heads, Norm, Op, ParamId, Program, ScaledRows};
 use lockstep_kernels::reference::attention::{BLOCK, GUARD};
+use lockstep_kernels::steps::check_reads;
 use lockstep_kernels::value::{ParamData, Params};
 
 use crate::error::ModelError;
@@ -27,11 +30,12 @@ const BYTE_MAX: i64 = 127;
 /// Largest softmax weight.
 const WEIGHT_MAX: i128 = 32_767;
 
-/// Proves every accumulator of a validated program.
+/// Proves every accumulator of a validated program, and that each of its elements can be disputed (SPEC 24.6).
 ///
 /// # Errors
 /// The first op or parameter for which the proof fails, by name.
 pub fn prove(program: &Program, params: &dyn Params) -> Result<(), ModelError> {
+    check_reads(program).map_err(|e| ModelError::bounds("dispute view", e.to_string()))?;
     let mut proof = Proof { program, params, products: BTreeSet::new(), tables: BTreeMap::new() };
     for (l, layer) in program.layers.iter().enumerate() {
         for (i, op) in layer.ops.iter().enumerate() {

@@ -103,3 +103,29 @@ fn embeddings_that_saturate_are_refused() {
     let error = proof(|v| set_i16(v, 2, 1, i16::MIN)).unwrap_err();
     assert!(error.contains("can reach 4611686018427387904"), "{error}");
 }
+
+/// The second attention needs the first for every key, and scores of all rows are more than a dispute can hold.
+#[test]
+fn a_layer_without_a_dispute_view_is_refused_by_name() {
+    let (mut program, values) = sample();
+    let rows = |p| ScaledRows { codes: ParamId(p), mantissa: ParamId(p + 1), shift: ParamId(p + 2) };
+    let mut tensor = |kind| {
+        program.tensors.push(Tensor { name: "more".into(), rows: Rows::Position, cols: COLS, kind });
+        TensorId(program.tensors.len() as u16 - 1)
+    };
+    let mut ops = vec![];
+    let mut x = TensorId(1);
+    for _ in 0..2 {
+        let [codes, q, out] = [TensorKind::Bfp, TensorKind::I16, TensorKind::I32].map(&mut tensor);
+        let (score_shift, value_shift) = (vec![20], vec![12]);
+        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 64, causal: true, score_shift, value_shift };
+        ops.push(Op::Quantize { input: x, out: codes });
+        ops.push(Op::MatMul { input: codes, weight: rows(5), bias: None, out: q });
+        ops.push(Op::Attention { q, k: q, v: q, heads, out });
+        x = out;
+    }
+    program.layers[1] = Layer { name: "layer".into(), ops, output: x };
+    program.validate().unwrap();
+    let error = prove(&program, &MemoryParams(values)).unwrap_err().to_string();
+    assert!(error.starts_with("bounds: dispute view: layer 1 op 2 (attention): "), "{error}");
+}

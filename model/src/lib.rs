@@ -9,6 +9,7 @@
 //! - [`bounds`]: proves every accumulator from the actual codes; whoever opens a package proves again.
 //! - [`package`]: the file format, its manifest, and the assembler for packages pulled over a network.
 //! - [`import`], [`check`]: folder to package, and whether a package is that folder.
+//! - [`dispute`]: the dispute game's view of a program, a player's evidence, and the judge of a dispute's file.
 //! - [`tokenizer`], [`embed`], [`rerun`]: text to tokens to vectors, and a job again from its tokens to its roots.
 //!
 //! Whatever ends up in a package is computed in integers and in IEEE basic double operations of pinned order: no fused
@@ -21,6 +22,7 @@ compile_error!("tensors are little-endian in memory; big-endian hosts are not su
 pub mod bounds;
 pub mod check;
 pub mod checkpoint;
+pub mod dispute;
 pub mod embed;
 mod error;
 mod exact;

@@ -39,12 +39,22 @@ impl ParamValues {
 
     /// The elements, little-endian.
     pub fn bytes(&self) -> Vec<u8> {
-        match self {
-            Self::I8(v) => v.iter().map(|x| *x as u8).collect(),
-            Self::I16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Self::U16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Self::I32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        }
+        param_bytes(self.data())
+    }
+}
+
+/// A parameter's elements as they lie in a package, little-endian.
+pub fn param_bytes(data: ParamData<'_>) -> Vec<u8> {
+    fn write<T: Copy, const N: usize>(values: &[T], le: fn(T) -> [u8; N]) -> Vec<u8> {
+        let mut bytes = vec![0; values.len() * N];
+        bytes.as_chunks_mut().0.iter_mut().zip(values).for_each(|(to, value)| *to = le(*value));
+        bytes
+    }
+    match data {
+        ParamData::I8(v) => write(v, i8::to_le_bytes),
+        ParamData::I16(v) => write(v, i16::to_le_bytes),
+        ParamData::U16(v) => write(v, u16::to_le_bytes),
+        ParamData::I32(v) => write(v, i32::to_le_bytes),
     }
 }
 

@@ -1,0 +1,168 @@
+//! What the dispute game asks of a program, answered from the manifest alone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lockstep_kernels::program::{ParamId, Program, Rows};
+use lockstep_kernels::steps::{self, Plan};
+use lockstep_protocol::dispute::{Lowering, Read, Recompute, Shape, Source, Terms};
+use lockstep_protocol::ids::{Place, Root};
+use lockstep_protocol::job::JobHeader;
+use lockstep_protocol::limits::CHUNK_BYTES;
+use lockstep_protocol::trace::padded_row_bytes;
+
+use super::CaseError;
+use crate::package::{BlobInfo, Manifest};
+
+/// The disputed layer of one job, lowered to steps. Needs no weights: digests stand for them.
+#[derive(Debug)]
+pub struct LayerCase {
+    program: Arc<Program>,
+    params: Vec<BlobInfo>,
+    tokens: (Root, u64),
+    place: Place,
+    layer: usize,
+    positions: u32,
+    /// The plan that was asked for last, with its row: a dispute is about one row, once that is found.
+    plan: Mutex<Option<(u64, Arc<Plan>)>>,
+}
+
+impl LayerCase {
+    /// The case of a place of a job on the model of this manifest.
+    ///
+    /// # Errors
+    /// [`CaseError`]: the program can't be disputed, or has no such place.
+    pub fn new(manifest: &Manifest, job: &JobHeader, place: Place) -> Result<Self, CaseError> {
+        let (program, layer) = (&manifest.program, usize::from(place.layer));
+        let positions = place.point.checked_add(1).filter(|n| *n <= job.token_count.min(program.max_positions));
+        let none = CaseError::Place { place, layers: program.layers.len(), tokens: job.token_count };
+        let positions = positions.filter(|_| (1..program.layers.len()).contains(&layer)).ok_or(none)?;
+        steps::check_reads(program)?;
+        Ok(Self {
+            program: Arc::clone(program),
+            params: manifest.params.clone(),
+            tokens: (job.token_root, 4 * u64::from(job.token_count)),
+            place,
+            layer,
+            positions,
+            plan: Mutex::default(),
+        })
+    }
+
+    /// The case of the first place at which the claims of a dispute differ. The terms are checked; that the manifest is
+    /// the one of the job's model is the caller's to check.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    pub fn of_terms(manifest: &Manifest, terms: &Terms) -> Result<Self, CaseError> {
+        // Beside the transformer layers a program has the embedding and the output.
+        let expected = manifest.program.layers.len().saturating_sub(2);
+        if usize::from(terms.layers) != expected {
+            return Err(CaseError::Layers { expected, found: terms.layers });
+        }
+        Self::new(manifest, &terms.job, terms.check()?.place)
+    }
+
+    /// The disputed place.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// The row of the disputed layer's output that a chunk of it belongs to.
+    pub fn row(&self, chunk: u64) -> u64 {
+        chunk / self.row_chunks()
+    }
+
+    /// The plan of the row that a chunk belongs to. A chunk beyond the end counts to the last row.
+    pub fn plan(&self, chunk: u64) -> Arc<Plan> {
+        let row = self.row(chunk).min(self.rows(self.layer) - 1);
+        let mut cached = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*cached {
+            Some((of, plan)) if *of == row => Arc::clone(plan),
+            _ => {
+                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32);
+                let plan = Arc::new(plan.expect("every row of a program that was checked can be disputed"));
+                *cached = Some((row, Arc::clone(&plan)));
+                plan
+            }
+        }
+    }
+
+    /// Recomputes an element from the bytes of its reads, in order: the referee's part. Total.
+    pub fn evaluate(&self, chunk: u64, step: u16, element: u64, data: &[&[u8]]) -> i64 {
+        self.plan(chunk).evaluate(step.into(), element, data)
+    }
+
+    /// Does what a referee asks for: [`Action::Recompute`](lockstep_protocol::dispute::Action::Recompute).
+    pub fn recompute(&self, element: &Recompute) -> i64 {
+        let data: Vec<&[u8]> = element.data.iter().map(Vec::as_slice).collect();
+        self.evaluate(element.chunk, element.step, element.element, &data)
+    }
+
+    /// Rows of a layer's output up to the point.
+    fn rows(&self, layer: usize) -> u64 {
+        match self.program.tensor(self.program.layers[layer].output).rows {
+            Rows::Position => self.positions.into(),
+            Rows::Sequence => 1,
+        }
+    }
+
+    /// Bytes of one row of a layer's output, with its padding.
+    fn row_bytes(&self, layer: usize) -> u64 {
+        padded_row_bytes(self.program.tensor(self.program.layers[layer].output).cols as usize) as u64
+    }
+}
+
+impl Lowering for LayerCase {
+    fn output(&self) -> Shape {
+        Shape { bytes: self.rows(self.layer) * self.row_bytes(self.layer), width: 4 }
+    }
+
+    fn input_bytes(&self) -> u64 {
+        if self.layer == 1 { 0 } else { self.rows(self.layer - 1) * self.row_bytes(self.layer - 1) }
+    }
+
+    fn steps(&self, chunk: u64) -> Vec<Shape> {
+        let shape = |step: &steps::Step| Shape { bytes: step.bytes(), width: step.width.bytes() as u8 };
+        self.plan(chunk).steps().iter().map(shape).collect()
+    }
+
+    fn reads(&self, chunk: u64, step: u16, element: u64) -> Vec<Read> {
+        self.plan(chunk).reads(step.into(), element).into_iter().map(read).collect()
+    }
+
+    fn follow(&self, chunk: u64, step: u16, element: u64, data: &[Vec<u8>]) -> Vec<Read> {
+        let data: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+        self.plan(chunk).follow(step.into(), element, &data).into_iter().map(read).collect()
+    }
+
+    fn blob(&self, source: Source) -> Option<(Root, u64)> {
+        match source {
+            Source::Tokens => Some(self.tokens),
+            Source::Param(id) => {
+                let blob = self.params.get(usize::from(id))?;
+                Some((Root::from_bytes(*blob.digest.as_bytes()), blob.bytes))
+            }
+            Source::Step(_) | Source::Input => None,
+        }
+    }
+
+    fn row_chunks(&self) -> u64 {
+        self.row_bytes(self.layer) / CHUNK_BYTES as u64
+    }
+}
+
+/// A read in the terms of the game.
+fn read(read: steps::Read) -> Read {
+    let source = match read.source {
+        steps::Source::Step(step) => Source::Step(step),
+        steps::Source::Input => Source::Input,
+        steps::Source::Tokens => Source::Tokens,
+        steps::Source::Param(ParamId(id)) => Source::Param(id),
+    };
+    Read { source, bytes: read.bytes }
+}

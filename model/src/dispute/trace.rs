@@ -1,0 +1,204 @@
+//! What a player can say: a run that was kept, and everything that follows from it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::ops::Range;
+use std::sync::Arc;
+
+use blake3::hazmat::HasherExt;
+
+use lockstep_kernels::backend::Executor;
+use lockstep_kernels::program::{ParamId, Program};
+use lockstep_kernels::steps::Plan;
+use lockstep_kernels::value::Params;
+use lockstep_protocol::commitment::Geometry;
+use lockstep_protocol::dispute::{Evidence, EvidenceError, Source, Tensor};
+use lockstep_protocol::ids::{Place, Root};
+use lockstep_protocol::limits::CHUNK_BYTES;
+use lockstep_protocol::openings::{ChunkRange, OpeningError, Outboard, open_range};
+use lockstep_protocol::trace::padded_row_bytes;
+
+use super::TraceError;
+use super::fill::fill;
+use super::kept::Kept;
+use crate::lower::param_bytes;
+
+/// A player's evidence about one place of one job: its own run, once more, with everything kept that the dispute may
+/// ask for. Whatever it says follows from what the executor computed, so an executor that lies makes a liar that stays
+/// true to its lie.
+pub struct Trace {
+    kept: Kept,
+    params: Arc<dyn Params>,
+    tokens: Vec<u8>,
+    /// The steps of the disputed row, once it is known.
+    view: Option<View>,
+    /// Whatever was opened, by source.
+    outboards: BTreeMap<Source, Outboard>,
+}
+
+/// The dispute view of one row.
+struct View {
+    row: usize,
+    plan: Plan,
+    steps: Vec<Vec<u8>>,
+}
+
+impl Trace {
+    /// Runs a job's tokens up to the disputed layer and keeps what the dispute may ask for. `executor` has `program` and
+    /// `params` loaded; `params` are those of a package that was checked. Blocks for as long as the run takes.
+    ///
+    /// # Errors
+    /// [`TraceError`]: the program or job has no such place, or the backend fails.
+    pub fn run(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        params: Arc<dyn Params>,
+        tokens: &[u32],
+        place: Place,
+    ) -> Result<Self, TraceError> {
+        let kept = Kept::run(executor, program, tokens, place)?;
+        let tokens = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        Ok(Self { kept, params, tokens, view: None, outboards: BTreeMap::new() })
+    }
+
+    /// The roots of layers 1 to the disputed one, at the disputed point. A player who finds others here than it signed
+    /// must not play, but concede or retract.
+    pub fn roots(&self) -> &[Root] {
+        &self.kept.roots
+    }
+
+    /// Whether a signed stream of roots has, at the disputed point, [`roots`](Self::roots) from layer 1 on.
+    pub fn agrees_with(&self, geometry: &Geometry, roots: &[Root]) -> bool {
+        let point = self.kept.place.point;
+        let of_point = geometry.places().zip(roots).filter(|(place, _)| place.point == point).map(|(_, root)| root);
+        of_point.take(self.kept.roots.len()).eq(&self.kept.roots)
+    }
+
+    /// Alters one element, whatever follows from it: the evidence of somebody who contradicts himself. For adversaries.
+    /// An element of the output belongs to the last step too; one of a step is lost when another row is asked for.
+    /// `element` counts from the start of the padded tensor. Returns whether there is such an element.
+    pub fn alter(&mut self, chunk: u64, tensor: Tensor, element: u64, value: i64) -> bool {
+        self.outboards.clear();
+        if self.view(chunk).is_err() {
+            return false;
+        }
+        let (Some(view), output) = (&mut self.view, &mut self.kept.output) else { return false };
+        let last = view.steps.len() - 1;
+        let row = view.row * view.steps[last].len()..(view.row + 1) * view.steps[last].len();
+        let (step, start) = match tensor {
+            Tensor::Step(step) if usize::from(step) == last => (last, row.start),
+            Tensor::Step(step) => (usize::from(step), 0),
+            Tensor::Output => (last, 0),
+        };
+        let Some(width) = view.plan.steps().get(step).map(|step| step.width.bytes() as usize) else { return false };
+        let at = usize::try_from(element).ok().and_then(|element| element.checked_mul(width)?.checked_add(start));
+        let bytes = if step == last { &mut *output } else { &mut view.steps[step] };
+        let to = at.and_then(|at| bytes.get_mut(at..)?.get_mut(..width));
+        let done = to.map(|to| to.copy_from_slice(&value.to_le_bytes()[..width])).is_some();
+        view.steps[last].copy_from_slice(&output[row]);
+        if let Some(root) = self.kept.roots.last_mut() {
+            *root = blake3::hash(output).into();
+        }
+        done
+    }
+
+    /// Bytes of a row of the output, with its padding.
+    fn row_bytes(&self) -> usize {
+        let output = self.kept.program.layers[usize::from(self.kept.place.layer)].output;
+        padded_row_bytes(self.kept.program.tensor(output).cols as usize)
+    }
+
+    /// The dispute view of the row that a chunk of the output lies in.
+    fn view(&mut self, chunk: u64) -> Result<&mut View, EvidenceError> {
+        let (positions, layer) = (self.kept.place.point + 1, usize::from(self.kept.place.layer));
+        let row = usize::try_from(chunk).unwrap_or(usize::MAX) / (self.row_bytes() / CHUNK_BYTES);
+        if self.view.as_ref().is_none_or(|view| view.row != row) {
+            let row_number = u32::try_from(row).unwrap_or(u32::MAX);
+            let plan = Plan::new(&self.kept.program, layer, positions, row_number)
+                .map_err(|error| EvidenceError(error.to_string()))?;
+            let steps = fill(&plan, &self.kept, row);
+            self.outboards.retain(|source, _| !matches!(source, Source::Step(_)));
+            self.view = Some(View { row, plan, steps });
+        }
+        Ok(self.view.as_mut().expect("it was just made"))
+    }
+
+    fn tensor(&mut self, chunk: Option<u64>, tensor: Tensor) -> Result<&[u8], EvidenceError> {
+        match tensor {
+            Tensor::Output => Ok(&self.kept.output),
+            Tensor::Step(step) => {
+                let chunk = chunk.ok_or_else(|| nothing("no row is disputed yet"))?;
+                let view = self.view(chunk)?;
+                view.steps.get(usize::from(step)).map(Vec::as_slice).ok_or_else(|| nothing("no such step"))
+            }
+        }
+    }
+}
+
+impl Evidence for Trace {
+    fn frontier(
+        &mut self,
+        chunk: Option<u64>,
+        tensor: Tensor,
+        log: u8,
+        blocks: Range<u64>,
+    ) -> Result<Vec<[u8; 32]>, EvidenceError> {
+        let bytes = self.tensor(chunk, tensor)?;
+        blocks.map(|index| block_value(bytes, log, index).ok_or_else(|| nothing("no such block"))).collect()
+    }
+
+    fn chunk(&mut self, chunk: u64, tensor: Tensor, index: u64) -> Result<Vec<u8>, EvidenceError> {
+        let bytes = self.tensor(Some(chunk), tensor)?;
+        let at = usize::try_from(index).ok().and_then(|index| bytes.chunks(CHUNK_BYTES).nth(index));
+        at.map(<[u8]>::to_vec).ok_or_else(|| nothing("no such chunk"))
+    }
+
+    fn open(&mut self, chunk: u64, source: Source, range: ChunkRange) -> Result<Vec<u8>, EvidenceError> {
+        let refused = |error: OpeningError| EvidenceError(error.to_string());
+        if let Source::Step(_) = source {
+            self.view(chunk)?;
+        }
+        let bytes: Cow<'_, [u8]> = match source {
+            Source::Step(step) => {
+                let view = self.view.as_ref().map(|view| &view.steps);
+                let step = view.and_then(|steps| steps.get(usize::from(step)));
+                step.ok_or_else(|| nothing("no such step"))?.into()
+            }
+            Source::Input => (&self.kept.input).into(),
+            Source::Tokens => (&self.tokens).into(),
+            Source::Param(id) if usize::from(id) < self.kept.program.params.len() => {
+                param_bytes(self.params.param(ParamId(id))).into()
+            }
+            Source::Param(_) => return Err(nothing("no such parameter")),
+        };
+        let outboard = match self.outboards.entry(source) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(room) => room.insert(Outboard::new(&bytes).map_err(refused)?),
+        };
+        open_range(&bytes, outboard, range).map_err(refused)
+    }
+
+    fn open_prefix(&mut self, rows: u32, range: ChunkRange) -> Result<Vec<u8>, EvidenceError> {
+        let refused = |error: OpeningError| EvidenceError(error.to_string());
+        let bytes = (rows as usize).checked_mul(self.row_bytes()).and_then(|bytes| self.kept.output.get(..bytes));
+        let bytes = bytes.ok_or_else(|| nothing("no such rows"))?;
+        open_range(bytes, &Outboard::new(bytes).map_err(refused)?, range).map_err(refused)
+    }
+}
+
+/// The chaining value of an aligned block of `2^log` chunks, or the root where that is the whole tensor.
+fn block_value(bytes: &[u8], log: u8, index: u64) -> Option<[u8; 32]> {
+    let block = (CHUNK_BYTES as u64).checked_shl(log.into()).filter(|block| block >> log == CHUNK_BYTES as u64)?;
+    let start = index.checked_mul(block)?;
+    let from = usize::try_from(start).ok().filter(|from| *from < bytes.len())?;
+    let to = start.saturating_add(block).min(bytes.len() as u64) as usize;
+    if (from, to) == (0, bytes.len()) {
+        return Some(*blake3::hash(bytes).as_bytes());
+    }
+    Some(blake3::Hasher::new().set_input_offset(start).update(&bytes[from..to]).finalize_non_root())
+}
+
+fn nothing(what: &str) -> EvidenceError {
+    EvidenceError(what.into())
+}

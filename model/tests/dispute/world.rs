@@ -1,0 +1,79 @@
+//! A tiny package, a job on it, and what anybody makes of the job.
+
+use std::num::NonZeroUsize;
+
+use lockstep_kernels::backend::Backend;
+use lockstep_kernels::conformance::{Case, ParamValue};
+use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
+use lockstep_model::rerun::rerun;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{LeaseEpoch, Nonce, Seed};
+use lockstep_protocol::job::{Job, JobKind, RequestInput};
+use lockstep_protocol::receipt::{Run, SignedReceipt, WorkerReceipt};
+
+pub struct World {
+    pub package: Package,
+    pub job: Job,
+}
+
+impl World {
+    /// The case's program as a package, and a job with the tokens of its first sequence.
+    pub fn new(case: &Case) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs: Vec<_> = case.params.0.iter().map(bytes).chain([b"{}".to_vec()]).collect();
+        let infos: Vec<_> = blobs.iter().map(|blob| BlobInfo::of(blob)).collect();
+        let (tokenizer, params) = infos.split_last().unwrap();
+        let manifest = Manifest {
+            spec_version: SPEC_VERSION,
+            name: case.name.clone(),
+            family: "test".into(),
+            weights: WeightMode::W16,
+            program: case.program.clone(),
+            output_frac: 30,
+            params: params.to_vec(),
+            tokenizer: *tokenizer,
+            sources: Vec::new(),
+            calibration: None,
+        };
+        let path = dir.path().join("package");
+        let model = write(&path, &manifest, |i| blobs[i].clone()).unwrap();
+        // The mapping outlives the name.
+        let package = Package::open_checked(&path, NonZeroUsize::MIN).unwrap();
+        let tokens = case.batch.sequences[0].clone();
+        let nonce = Nonce::from_bytes([3; 32]);
+        let request = RequestInput::Tokens(tokens.clone()).hash(&nonce);
+        let seed = Seed::from_bytes([4; 32]);
+        let kind = JobKind::Embedding;
+        let job = Job { spec_version: SPEC_VERSION, model, kind, tokens, request, seed, nonce };
+        Self { package, job }
+    }
+
+    /// Transformer layers.
+    pub fn layers(&self) -> u16 {
+        self.package.program().layers.len() as u16 - 2
+    }
+
+    /// The run of whoever has this backend, signed.
+    pub fn run(&self, backend: &dyn Backend, keys: &Keypair, epoch: u64) -> SignedReceipt {
+        let run = rerun(&self.package, backend, &self.job.tokens).unwrap();
+        let work_units = self.package.program().macs(self.job.tokens.len() as u64);
+        let run = Run {
+            epoch: LeaseEpoch(epoch),
+            layers: self.layers(),
+            roots: run.roots,
+            output_count: run.output.len() as u32,
+            work_units,
+            saturations: run.saturations,
+        };
+        WorkerReceipt::of_run(&self.job.header(), run, keys.id()).unwrap().sign(keys)
+    }
+}
+
+fn bytes(value: &ParamValue) -> Vec<u8> {
+    match value {
+        ParamValue::I8(v) => v.iter().map(|v| *v as u8).collect(),
+        ParamValue::I16(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ParamValue::U16(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ParamValue::I32(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
