@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockstep_link::{LinkError, send};
-use lockstep_protocol::ids::{ModelId, Place, Root};
+use lockstep_protocol::commitment::RunCommitment;
+use lockstep_protocol::ids::{ModelId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
 use quinn::{Connection, SendStream};
@@ -12,8 +13,32 @@ use tokio::sync::mpsc;
 
 use crate::batch::{Failure, Key, Step, Task};
 use crate::event::Event;
+use crate::running::{Order, Seat};
 use crate::store::Model;
 use crate::supervisor::Shared;
+
+/// A finished run that the coordinator has not acknowledged yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub result: JobResult,
+    /// Hides the run in its commitment until it is revealed.
+    salt: Salt,
+}
+
+impl Kept {
+    /// Draws the salt. Nobody may guess it: the commitment would show the roots to whoever tries.
+    fn new(result: JobResult) -> Result<Self, Failure> {
+        let mut salt = [0; 32];
+        getrandom::fill(&mut salt)
+            .map_err(|error| Failure::new(FailureCode::Internal, format!("no randomness for a salt: {error}")))?;
+        Ok(Self { result, salt: Salt::from_bytes(salt) })
+    }
+
+    fn commitment(&self) -> RunCommitment {
+        let receipt = &self.result.receipt.receipt;
+        RunCommitment::of(receipt.job, receipt.epoch, receipt.worker, &self.salt, &receipt.roots)
+    }
+}
 
 /// Tells the engine that nobody waits any more, once this is dropped: with the task that was aborted, or at its end.
 struct CancelOnDrop(Arc<AtomicBool>);
@@ -47,6 +72,7 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     connection: Connection,
     outbox: mpsc::Sender<ToCoordinator>,
+    (seat, orders): (Seat, mpsc::UnboundedReceiver<Order>),
     key: Key,
     job: Job,
 ) -> Result<(), Failure> {
@@ -57,19 +83,22 @@ pub(crate) async fn run(
     let _guard = CancelOnDrop(Arc::clone(&cancelled));
     let (steps, said) = mpsc::unbounded_channel();
     let header = job.header();
+    shared.streams.begin(key, header.clone(), model.layers);
     shared.engine.submit(Task { key, header, tokens: job.tokens, model, steps, cancelled });
-    match relay(&shared, &connection, key, said).await {
+    match relay(&shared, &connection, key, said, (seat, orders)).await {
         Ok(()) | Err(Broken::Link) => Ok(()),
         Err(Broken::Failure(failure)) => Err(failure),
     }
 }
 
-/// Passes on what the engine says, as it says it.
+/// Passes on what the engine says, as it says it. At the end the worker commits to the run, and shows it when it is told
+/// to.
 async fn relay(
     shared: &Shared,
     connection: &Connection,
     key: Key,
     mut said: mpsc::UnboundedReceiver<Step>,
+    (seat, orders): (Seat, mpsc::UnboundedReceiver<Order>),
 ) -> Result<(), Broken> {
     let (job, epoch) = key;
     let mut stream = None;
@@ -81,16 +110,22 @@ async fn relay(
                 stream = Some(JobStream::open(connection, key).await?);
             }
             (Step::Layer { place, root }, Some(stream)) => {
+                if !shared.streams.push(&key, root) {
+                    // Halted: the session signs and sends what was streamed.
+                    return Ok(());
+                }
                 stream.layer(place, root).await?;
                 shared.events.emit(Event::LayerRoot { job, epoch, place, root });
             }
             (Step::Done { result, elapsed }, Some(stream)) => {
                 let work_units = result.receipt.receipt.work_units;
-                // Kept before it is sent: the connection may break in between.
-                shared.keep_result(key, (*result).clone());
-                stream.result(*result).await?;
+                let kept = Kept::new(*result).map_err(Broken::Failure)?;
+                // Kept before anything of it is sent: the connection may break in between.
+                shared.keep_result(key, kept.clone());
+                // What waits takes nothing of the device.
+                seat.give_back();
                 shared.events.emit(Event::Finished { job, epoch, work_units, elapsed });
-                return Ok(());
+                return Ok(stream.commit_and_reveal(kept, orders).await?);
             }
             // The engine starts each task once, before anything else.
             (Step::Started { .. } | Step::Layer { .. } | Step::Done { .. }, _) => break,
@@ -114,15 +149,20 @@ pub(crate) async fn ensure(
     Ok(ready)
 }
 
-/// Sends a result that was finished on an earlier connection and never acknowledged.
-pub(crate) async fn send_again(connection: Connection, key: Key, result: JobResult) -> Result<(), LinkError> {
+/// Offers a run that was finished on an earlier connection and never acknowledged, in the same order as at first.
+pub(crate) async fn send_again(
+    connection: Connection,
+    orders: mpsc::UnboundedReceiver<Order>,
+    key: Key,
+    kept: Kept,
+) -> Result<(), LinkError> {
     let mut stream = JobStream::open(&connection, key).await?;
-    let receipt = &result.receipt.receipt;
+    let receipt = &kept.result.receipt.receipt;
     let point = receipt.token_count.saturating_sub(1);
     for (layer, root) in (1..).zip(&receipt.roots) {
         stream.layer(Place { point, layer }, *root).await?;
     }
-    stream.result(result).await
+    stream.commit_and_reveal(kept, orders).await
 }
 
 /// What a backend would refuse must not reach a batch that others share.
@@ -142,6 +182,15 @@ fn refused(reason: String) -> Failure {
     Failure::new(FailureCode::JobRefused, reason)
 }
 
+/// Sends one message on a stream of its own.
+pub(crate) async fn send_alone(connection: &Connection, message: &JobMessage) -> Result<(), LinkError> {
+    let mut stream = connection.open_uni().await?;
+    send(&mut stream, message).await?;
+    // Only a stream that was reset can't be finished, and its connection is at its end.
+    let _ = stream.finish();
+    Ok(())
+}
+
 /// A job stream. Dropped before its result, it is reset, so that what was sent never looks complete.
 struct JobStream {
     stream: SendStream,
@@ -159,8 +208,20 @@ impl JobStream {
         send(&mut self.stream, &JobMessage::Layer { place, root }).await
     }
 
-    async fn result(&mut self, result: JobResult) -> Result<(), LinkError> {
-        send(&mut self.stream, &JobMessage::Result(result)).await?;
+    /// Commits to the run, waits for the order to reveal it, and sends it. A run that nobody wants any more waits until
+    /// its task is aborted.
+    async fn commit_and_reveal(
+        &mut self,
+        kept: Kept,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Commit { commitment: kept.commitment() }).await?;
+        match orders.recv().await {
+            Some(Order::Reveal) => {}
+            // The session is over.
+            None => return Ok(()),
+        }
+        send(&mut self.stream, &JobMessage::Result { result: kept.result, salt: kept.salt }).await?;
         // Only a stream that was reset can't be finished, and its connection is at its end.
         let _ = self.stream.finish();
         self.finished = true;

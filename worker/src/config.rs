@@ -41,7 +41,7 @@ pub struct Config {
     /// A session that lasted so long was good: pauses start again at the first.
     pub good_session: Duration,
     /// The pause after another worker with this worker's key took over the session: two that share a key must not keep
-    /// putting each other out.
+    /// putting each other out. Also the pause after the coordinator set this worker aside as faulty.
     pub replaced_pause: Duration,
 }
 

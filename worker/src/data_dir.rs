@@ -1,4 +1,4 @@
-//! The worker's folder: one worker at a time, its key, its packages.
+//! The worker's folder: one worker at a time, its key, its packages, and what it must not forget.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -8,9 +8,12 @@ use lockstep_protocol::identity::Keypair;
 
 use crate::error::WorkerError;
 
-const KEY_FILE: &str = "worker.key";
+/// The key, in a worker's folder.
+pub const KEY_FILE: &str = "worker.key";
 const LOCK_FILE: &str = "worker.lock";
 const PACKAGES: &str = "packages";
+const HEADS: &str = "heads";
+const DISPUTES: &str = "disputes";
 
 /// The folder, locked for as long as this lives.
 #[derive(Debug)]
@@ -19,17 +22,23 @@ pub(crate) struct DataDir {
     pub keys: Keypair,
     /// Where packages lie.
     pub packages: PathBuf,
+    /// Where the heads of logs lie that this worker cosigned.
+    pub heads: PathBuf,
+    /// Where the moves lie that this worker signed.
+    pub disputes: PathBuf,
     _lock: File,
 }
 
 impl DataDir {
     /// Makes what is not there, locks the folder, and reads or draws the key.
     pub fn open(path: &Path) -> Result<Self, WorkerError> {
-        let packages = path.join(PACKAGES);
-        std::fs::create_dir_all(&packages).map_err(|error| unusable(&packages, &error))?;
+        let [packages, heads, disputes] = [PACKAGES, HEADS, DISPUTES].map(|name| path.join(name));
+        for folder in [&packages, &heads, &disputes] {
+            std::fs::create_dir_all(folder).map_err(|error| unusable(folder, &error))?;
+        }
         let lock = lock(&path.join(LOCK_FILE))?;
         let keys = keyfile::load_or_create(&path.join(KEY_FILE))?;
-        Ok(Self { keys, packages, _lock: lock })
+        Ok(Self { keys, packages, heads, disputes, _lock: lock })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use lockstep_protocol::dispute::{DisputeId, Side, Verdict};
 use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Place, Root};
 use lockstep_protocol::limits::WORKER_EVENT_LAG;
 use lockstep_protocol::messages::FailureCode;
@@ -100,7 +101,8 @@ pub enum Event {
         /// The root.
         root: Root,
     },
-    /// A run is done, and its signed result on its way.
+    /// A run is done and signed, and a commitment to it on its way. The result goes out when the coordinator asks for
+    /// it.
     Finished {
         /// Of which job.
         job: JobId,
@@ -125,6 +127,16 @@ pub enum Event {
         /// Which assignment.
         epoch: LeaseEpoch,
     },
+    /// The coordinator halted an assignment, because another worker's run of the job differs; what was streamed is
+    /// signed and on its way.
+    Halted {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Roots that were streamed.
+        roots: usize,
+    },
     /// An assignment was given back.
     Failed {
         /// Of which job.
@@ -134,6 +146,78 @@ pub enum Event {
         /// Why.
         code: FailureCode,
         /// Why, for people.
+        reason: String,
+    },
+    /// It is this worker's turn in a dispute about one of its runs.
+    DisputeAsked {
+        /// Which.
+        dispute: DisputeId,
+        /// About which job.
+        job: JobId,
+        /// Whether the run is challenged, or challenges.
+        side: Side,
+        /// Where the two runs differ first.
+        place: Place,
+    },
+    /// A move is signed, kept, and on its way.
+    DisputeMoved {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// In which round, from 0.
+        round: u16,
+        /// What kind of move.
+        kind: &'static str,
+    },
+    /// A move was not made.
+    DisputeFailed {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// Why.
+        reason: String,
+        /// When it is tried again; `None` where that would change nothing.
+        retry_in: Option<Duration>,
+    },
+    /// The disputed run, made once more, is not the one that this worker signed: it takes the run back.
+    Conceded {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// The run's job.
+        job: JobId,
+        /// The run's assignment.
+        epoch: LeaseEpoch,
+    },
+    /// The other side of a dispute signed two different moves for one round; the first is shown to the coordinator.
+    EquivocationSeen {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// In which round.
+        round: u16,
+    },
+    /// A dispute is over.
+    DisputeJudged {
+        /// Which.
+        dispute: DisputeId,
+        /// How it ended.
+        verdict: Verdict,
+        /// Whether this worker lost it; `None` where it has not played since it was started.
+        lost: Option<bool>,
+    },
+    /// The coordinator's log was followed to a head, and the head cosigned.
+    Cosigned {
+        /// Entries of the log.
+        size: u64,
+    },
+    /// A head of the coordinator's log was not cosigned: it does not continue what the coordinator signed before, or the
+    /// worker could not keep it. Where two heads prove two histories, both are kept in the data directory.
+    HeadRefused {
+        /// Entries of the log, as the head says.
+        size: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The worker took a run back, and tests itself before it comes again.
+    Faulty {
+        /// What the coordinator said.
         reason: String,
     },
     /// The coordinator found this worker wrong, and takes nothing from it any more.

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::error::WorkerError;
 use crate::event::{Event, Events};
+use crate::heads::Heads;
 use crate::supervisor::Supervisor;
 
 /// How far a worker is told to go on.
@@ -39,9 +40,10 @@ impl Worker {
         config.check()?;
         let dir = DataDir::open(&config.data_dir)?;
         let id = dir.keys.id();
+        let heads = Heads::open(&dir.heads, dir.keys.clone(), config.coordinator)?;
         let (events, first) = Events::new();
         let (stop, stopped) = watch::channel(Stop::No);
-        let supervisor = Supervisor { config, dir, backend, events: events.clone(), stop: stopped };
+        let supervisor = Supervisor { config, dir, heads, backend, events: events.clone(), stop: stopped };
         let task = tokio::spawn(supervisor.run());
         Ok(Handle { id, events, first: Mutex::new(Some(first)), stop, task })
     }

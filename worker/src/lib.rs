@@ -4,13 +4,19 @@
 //! - [`Worker::start`] takes a [`Config`] and a backend and gives a [`Handle`]; what happens comes out as [`Event`]s.
 //! - `supervisor`: one connection after the other, with pauses that grow.
 //! - `session`: one connection: hello, heartbeats, assignments, cancels.
-//! - `assignment`: one assignment, from its model to its result, on a stream of its own.
+//! - `assignment`: one assignment, from its model to its result, on a stream of its own: roots while it runs, then a
+//!   commitment to all of them, and the result when the coordinator asks for it.
+//! - `running`: the assignments of a connection, and the places that they take.
+//! - `streams`: the roots that were sent of each run, to be signed where the coordinator halts it.
 //! - `engine`: the thread that computes. It runs waiting assignments of one model as one batch, which changes no byte,
 //!   and hashes each layer while the next one runs.
 //! - `store`, `pull`: packages on disk, verified before use, fetched range by range and resumed after a crash.
 //!   A package in use is hashed again before its first use after [`Config::recheck`], an hour by default, and once more
 //!   when the coordinator found the worker wrong. In between, a file that is changed under its mapping goes unnoticed,
 //!   and its results are wrong: the check bounds for how long, no more.
+//! - `dispute`: disputes about this worker's runs. Its moves come from its own run made once more, and are kept before
+//!   they are sent.
+//! - `heads`: the coordinator's log as this worker saw it, and the cosignatures of what continues it.
 //! - `preflight`: the backend's conformance to the oracle, and its speed.
 //! - `data_dir`: the worker's folder, its lock and its key.
 //!
@@ -22,17 +28,23 @@ mod backoff;
 mod batch;
 mod config;
 mod data_dir;
+mod dispute;
+mod durable;
 mod engine;
 mod error;
 mod event;
 mod handle;
+mod heads;
 mod preflight;
 mod pull;
+mod running;
 mod session;
 mod store;
+mod streams;
 mod supervisor;
 
 pub use config::Config;
+pub use data_dir::KEY_FILE;
 pub use error::{ErrorKind, WorkerError};
 pub use event::Event;
 pub use handle::{Handle, Worker};

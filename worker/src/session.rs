@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
+use lockstep_protocol::dispute::DisputeId;
 use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES};
+use lockstep_protocol::limits::{
+    HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_DISPUTES, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES,
+};
 use lockstep_protocol::messages::{
-    FailureCode, Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
+    Ask, FailureCode, Hello, JobMessage, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
 use quinn::{Connection, ConnectionError, SendStream};
 use tokio::sync::{mpsc, watch};
@@ -18,9 +21,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use crate::assignment;
 use crate::batch::{Failure, Key};
+use crate::dispute;
 use crate::error::WorkerError;
 use crate::event::Event;
 use crate::handle::Stop;
+use crate::heads;
+use crate::running::{Order, Running};
 use crate::supervisor::Shared;
 
 /// What a close says that makes room for a newer session of the same key.
@@ -35,6 +41,14 @@ pub(crate) enum End {
     Lost(String),
     /// The coordinator closed it because a worker with the same key joined; what it said.
     Replaced(String),
+    /// The coordinator wants nothing of this worker until its machine was tested; what it said.
+    Faulty(String),
+}
+
+impl End {
+    fn lost(reason: impl Into<String>) -> Self {
+        Self::Lost(reason.into())
+    }
 }
 
 /// How a task of the session ended.
@@ -47,9 +61,9 @@ pub(crate) struct Session {
     inbox: Frames<ToWorker>,
     outbox: mpsc::Sender<ToCoordinator>,
     /// Assignments that are neither finished nor given back.
-    running: BTreeMap<Key, AbortHandle>,
-    /// Their number, for the heartbeat.
-    in_flight: Arc<AtomicU32>,
+    running: Running,
+    /// The last ask of each dispute.
+    asked: BTreeMap<DisputeId, (usize, AbortHandle)>,
     /// Everything that runs for this connection ends with it.
     tasks: JoinSet<Ended>,
     stop: watch::Receiver<Stop>,
@@ -58,39 +72,39 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Says hello. The inner error is a reason to try again later.
+    /// Says hello. The inner error is an end before the start.
     pub async fn open(
         shared: &Arc<Shared>,
         connection: Connection,
         hello: &Hello,
         stop: watch::Receiver<Stop>,
-    ) -> Result<Result<Self, String>, WorkerError> {
+    ) -> Result<Result<Self, End>, WorkerError> {
         let greeted = timeout(Duration::from_millis(HELLO_MS), greet(&connection, hello)).await;
         let (control, inbox, answer) = match greeted {
             Ok(Ok(greeted)) => greeted,
-            Ok(Err(error)) => return Ok(Err(lost(&connection, &error))),
-            Err(_) => return Ok(Err("the coordinator did not answer hello".into())),
+            Ok(Err(error)) => return Ok(Err(End::Lost(lost(&connection, &error)))),
+            Err(_) => return Ok(Err(End::lost("the coordinator did not answer hello"))),
         };
         let welcome = match answer {
             ToWorker::Welcome(welcome) if welcome.protocol == PROTOCOL_VERSION => welcome,
             ToWorker::Refused { code, reason } => return turned_away(shared, code, reason).map(Err),
-            ToWorker::Shutdown => return Ok(Err("the coordinator goes down".into())),
+            ToWorker::Shutdown => return Ok(Err(End::lost("the coordinator goes down"))),
             _ => {
                 close(&connection, Close::Protocol, "the first message is no welcome");
-                return Ok(Err("the coordinator's first message is no welcome".into()));
+                return Ok(Err(End::lost("the coordinator's first message is no welcome")));
             }
         };
         let (outbox, letters) = mpsc::channel(WORKER_OUTBOX_MESSAGES);
-        let in_flight = Arc::new(AtomicU32::new(0));
+        let running = Running::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(&in_flight)));
+        tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(running.in_flight())));
         let mut session = Self {
             shared: Arc::clone(shared),
             connection,
             inbox,
             outbox,
-            running: BTreeMap::new(),
-            in_flight,
+            running,
+            asked: BTreeMap::new(),
             tasks,
             stop,
             give_up: None,
@@ -103,12 +117,15 @@ impl Session {
         let coordinator = peer_id(&self.connection).unwrap_or(self.shared.config.coordinator);
         let address = self.connection.remote_address();
         self.shared.events.emit(Event::Connected { coordinator, address, software: welcome.software });
-        for (key, result) in self.shared.kept_results() {
-            let connection = self.connection.clone();
-            self.tasks.spawn(async move {
-                // Where it fails the coordinator does not want the result, and says so, or the connection is at its end.
-                let _ = assignment::send_again(connection, key, result).await;
-                (None, Ok(()))
+        for (key, kept) in self.shared.kept_results() {
+            let (connection, tasks) = (self.connection.clone(), &mut self.tasks);
+            self.running.resume(key, |orders| {
+                tasks.spawn(async move {
+                    // Where it fails the coordinator does not want the result, and says so, or the connection is at its
+                    // end.
+                    let _ = assignment::send_again(connection, orders, key, kept).await;
+                    (Some(key), Ok(()))
+                })
             });
         }
         if self.shared.config.prefetch && !welcome.models.is_empty() {
@@ -135,9 +152,9 @@ impl Session {
                 message = self.inbox.next() => match message {
                     Ok(Some(message)) => match self.handle(message).await? {
                         None => {}
-                        Some(reason) => return Ok(End::Lost(reason)),
+                        Some(end) => return Ok(end),
                     },
-                    Ok(None) => return Ok(End::Lost("the coordinator ended the control stream".into())),
+                    Ok(None) => return Ok(End::lost("the coordinator ended the control stream")),
                     Err(error) => return Ok(replaced(&self.connection).unwrap_or_else(|| End::Lost(lost(&self.connection, &error)))),
                 },
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
@@ -154,38 +171,57 @@ impl Session {
     }
 
     async fn begin_drain(&mut self) {
-        self.give_up = Some(Instant::now() + Duration::from_millis(WORKER_LAST_WAIT_MS));
+        self.give_up = Some(last_wait());
         self.shared.events.emit(Event::Draining);
+        let disputes = self.shared.disputes.live();
+        if disputes > 0 {
+            tracing::warn!(
+                disputes,
+                "disputes about this worker's runs are open: start it again before their time runs out"
+            );
+        }
         self.say(ToCoordinator::Draining).await;
     }
 
-    /// Returns a reason when the connection is over.
-    async fn handle(&mut self, message: ToWorker) -> Result<Option<String>, WorkerError> {
+    /// Returns an end when the connection is over.
+    async fn handle(&mut self, message: ToWorker) -> Result<Option<End>, WorkerError> {
         match message {
             ToWorker::Assign { epoch, job } => {
                 let key = (job.id(), epoch);
                 self.assign(key, job).await;
             }
             ToWorker::Accepted { job, epoch } => {
-                self.shared.forget_result(&(job, epoch));
+                self.shared.forget(&(job, epoch));
                 // Its place is free from here on, even where its task's end has not been seen yet.
                 self.running.remove(&(job, epoch));
-                self.count();
                 self.shared.events.emit(Event::Accepted { job, epoch });
             }
             ToWorker::Cancel { job, epoch } => self.cancel((job, epoch)),
-            ToWorker::Shutdown => return Ok(Some("the coordinator goes down".into())),
+            ToWorker::Reveal { job, epoch } => self.running.order(&(job, epoch), Order::Reveal),
+            ToWorker::Cosign { head, from, path } => {
+                if let Some(signed) = heads::answer(&self.shared, head, from, path).await {
+                    self.say(ToCoordinator::Cosigned(signed)).await;
+                }
+            }
+            ToWorker::Halt { job, epoch } => self.halt((job, epoch)),
+            ToWorker::Asked(ask) => self.play(ask),
+            ToWorker::Acknowledged(entry) => self.shared.disputes.acknowledged(*entry).await,
+            ToWorker::Judged { dispute, verdict } => {
+                self.stop_playing(&dispute);
+                self.shared.disputes.judged(dispute, verdict).await;
+            }
+            ToWorker::Shutdown => return Ok(Some(End::lost("the coordinator goes down"))),
             ToWorker::Refused { code, reason } => return turned_away(&self.shared, code, reason).map(Some),
             ToWorker::Welcome(_) => {
                 close(&self.connection, Close::Protocol, "a second welcome");
-                return Ok(Some("the coordinator said welcome twice".into()));
+                return Ok(Some(End::lost("the coordinator said welcome twice")));
             }
         }
         Ok(None)
     }
 
     async fn assign(&mut self, key: Key, job: Job) {
-        if self.running.contains_key(&key) {
+        if self.running.contains(&key) {
             return;
         }
         if *self.stop.borrow() != Stop::No {
@@ -194,26 +230,75 @@ impl Session {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             self.ended(ended).await;
         }
-        if self.running.len() >= self.shared.config.max_in_flight.get() as usize {
-            let reason = format!("{} assignments are running", self.running.len());
+        let in_flight = self.running.in_flight().load(Ordering::Relaxed);
+        if in_flight >= self.shared.config.max_in_flight.get() {
+            let reason = format!("{in_flight} assignments are running");
             return self.give_back(key, Failure::new(FailureCode::Busy, reason)).await;
         }
         self.shared.events.emit(Event::Assigned { job: key.0, epoch: key.1, tokens: job.tokens.len() });
         let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
-        let run = async move { (Some(key), assignment::run(shared, connection, outbox, key, job).await) };
-        self.running.insert(key, self.tasks.spawn(run));
-        self.count();
+        let tasks = &mut self.tasks;
+        self.running.start(key, |seat, orders| {
+            let at = (seat, orders);
+            tasks.spawn(async move { (Some(key), assignment::run(shared, connection, outbox, at, key, job).await) })
+        });
     }
 
     fn cancel(&mut self, key: Key) {
-        let known = self.shared.forget_result(&key).is_some();
+        let known = self.shared.forget(&key).is_some();
         if let Some(task) = self.running.remove(&key) {
             task.abort();
-            self.count();
         } else if !known {
             return;
         }
         self.shared.events.emit(Event::Cancelled { job: key.0, epoch: key.1 });
+    }
+
+    /// Stops a run, and sends what was streamed of it, signed.
+    fn halt(&mut self, key: Key) {
+        let Some(partial) = self.shared.streams.halt(&key) else {
+            tracing::warn!(job = %key.0, epoch = %key.1, "told to halt a run of which nothing was streamed");
+            return;
+        };
+        if let Some(task) = self.running.remove(&key) {
+            task.abort();
+        }
+        self.shared.forget_result(&key);
+        let roots = partial.partial.roots.len();
+        self.shared.events.emit(Event::Halted { job: key.0, epoch: key.1, roots });
+        let connection = self.connection.clone();
+        self.tasks.spawn(async move {
+            // Where it does not arrive the connection is at its end, and on the next one the coordinator asks again.
+            let _ = assignment::send_alone(&connection, &JobMessage::Partial(partial)).await;
+            (None, Ok(()))
+        });
+    }
+
+    /// Answers an ask, instead of one before it in the same dispute: each says everything.
+    fn play(&mut self, ask: Box<Ask>) {
+        let (dispute, moves) = (ask.terms.id(), ask.moves.len());
+        self.asked.retain(|_, (_, task)| !task.is_finished());
+        if self.asked.get(&dispute).is_some_and(|(of, _)| *of == moves) {
+            // It is asked again for the move that it is making.
+            return;
+        }
+        self.stop_playing(&dispute);
+        if self.asked.len() >= WORKER_DISPUTES {
+            tracing::warn!(%dispute, "too many disputes at a time; the coordinator has to ask again");
+            return;
+        }
+        let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
+        let playing = async move {
+            dispute::play(shared, connection, outbox, ask).await;
+            (None, Ok(()))
+        };
+        self.asked.insert(dispute, (moves, self.tasks.spawn(playing)));
+    }
+
+    fn stop_playing(&mut self, dispute: &DisputeId) {
+        if let Some((_, task)) = self.asked.remove(dispute) {
+            task.abort();
+        }
     }
 
     async fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
@@ -221,15 +306,17 @@ impl Session {
             Ok((_, (key, result))) => (key, result),
             Err(error) if error.is_cancelled() => return,
             Err(error) => {
-                let key = self.running.iter().find(|(_, task)| task.id() == error.id()).map(|(key, _)| *key);
+                let key = self.running.find(error.id());
                 (key, Err(Failure::new(FailureCode::Internal, error.to_string())))
             }
         };
         // An assignment that was cancelled meanwhile is not running any more, and owes nothing.
         let Some(key) = key.filter(|key| self.running.remove(key).is_some()) else { return };
-        self.count();
+        if self.give_up.is_some() {
+            self.give_up = Some(last_wait());
+        }
         if let Err(failure) = result {
-            self.shared.forget_result(&key);
+            self.shared.forget(&key);
             self.give_back(key, failure).await;
         }
     }
@@ -245,10 +332,11 @@ impl Session {
         // Without a writer the connection is at its end, and the inbox says so.
         let _ = self.outbox.send(message).await;
     }
+}
 
-    fn count(&self) {
-        self.in_flight.store(u32::try_from(self.running.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
-    }
+/// How long an acknowledgement is waited for from now on.
+fn last_wait() -> Instant {
+    Instant::now() + Duration::from_millis(WORKER_LAST_WAIT_MS)
 }
 
 async fn greet(connection: &Connection, hello: &Hello) -> Result<(SendStream, Frames<ToWorker>, ToWorker), LinkError> {
@@ -321,10 +409,12 @@ fn replaced(connection: &Connection) -> Option<End> {
     reason.contains(REPLACED).then(|| End::Replaced(reason.chars().take(MAX_REASON_BYTES).collect()))
 }
 
-/// A coordinator that is full may have room later; everything else needs a person.
-fn turned_away(shared: &Shared, code: RefusalCode, reason: String) -> Result<String, WorkerError> {
+/// A coordinator that is full may have room later, and one that set this worker aside may take it back; everything else
+/// needs a person.
+fn turned_away(shared: &Shared, code: RefusalCode, reason: String) -> Result<End, WorkerError> {
     match code {
-        RefusalCode::Full => Ok(format!("the coordinator is full: {reason}")),
+        RefusalCode::Full => Ok(End::Lost(format!("the coordinator is full: {reason}"))),
+        RefusalCode::Faulty => Ok(End::Faulty(reason)),
         RefusalCode::Quarantined => {
             shared.events.emit(Event::Quarantined { reason: reason.clone() });
             Err(WorkerError::Refused { code, reason })

@@ -135,10 +135,24 @@ impl Store {
     ///
     /// Dropping the future leaves what was pulled so far for the next caller.
     pub async fn ensure(&self, model: ModelId, connection: &Connection) -> Result<(Arc<Model>, bool), Failure> {
+        self.ensure_within(model, connection, self.recheck).await
+    }
+
+    /// The model, ready to run, with all its digests verified now.
+    pub async fn ensure_verified(&self, model: ModelId, connection: &Connection) -> Result<Arc<Model>, Failure> {
+        self.ensure_within(model, connection, Duration::ZERO).await.map(|(model, _)| model)
+    }
+
+    async fn ensure_within(
+        &self,
+        model: ModelId,
+        connection: &Connection,
+        longest: Duration,
+    ) -> Result<(Arc<Model>, bool), Failure> {
         let (_hold, slot) = self.hold(model)?;
         let mut slot = slot.lock_owned().await;
         match &*slot {
-            Slot::Ready { model: ready, checked } if checked.elapsed() < self.recheck => {
+            Slot::Ready { model: ready, checked } if checked.elapsed() < longest => {
                 return Ok((Arc::clone(ready), false));
             }
             Slot::Ready { model: ready, .. } => {

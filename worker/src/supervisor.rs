@@ -7,22 +7,26 @@ use std::time::Instant;
 
 use lockstep_kernels::backend::Backend;
 use lockstep_link::{Client, Close, LinkError, close};
-use lockstep_protocol::limits::{MAX_IN_FLIGHT, MAX_NAME_BYTES};
-use lockstep_protocol::messages::{Hello, JobResult, PROTOCOL_VERSION, RefusalCode};
+use lockstep_protocol::limits::{MAX_NAME_BYTES, WORKER_KEPT_RESULTS};
+use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode};
 use quinn::Connection;
 use tokio::sync::watch;
 
+use crate::assignment::Kept;
 use crate::backoff::Backoff;
 use crate::batch::Key;
 use crate::config::Config;
 use crate::data_dir::DataDir;
+use crate::dispute::Disputes;
 use crate::engine::Engine;
 use crate::error::WorkerError;
 use crate::event::{Event, Events};
 use crate::handle::Stop;
+use crate::heads::Heads;
 use crate::preflight;
 use crate::session::{End, Session};
 use crate::store::Store;
+use crate::streams::Streams;
 
 /// What outlives a connection.
 #[derive(Debug)]
@@ -31,29 +35,38 @@ pub(crate) struct Shared {
     pub events: Events,
     pub store: Store,
     pub engine: Engine,
+    pub heads: Heads,
+    pub streams: Streams,
+    pub disputes: Arc<Disputes>,
     /// Results whose acknowledgement has not come.
-    results: Mutex<BTreeMap<Key, JobResult>>,
+    results: Mutex<BTreeMap<Key, Kept>>,
 }
 
 impl Shared {
     /// Keeps a result until it is acknowledged. Of too many, those of the oldest leases are dropped.
-    pub fn keep_result(&self, key: Key, result: JobResult) {
+    pub fn keep_result(&self, key: Key, result: Kept) {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         results.insert(key, result);
-        if results.len() > MAX_IN_FLIGHT as usize
+        if results.len() > WORKER_KEPT_RESULTS
             && let Some(oldest) = results.keys().min_by_key(|(_, epoch)| *epoch).copied()
         {
             results.remove(&oldest);
         }
     }
 
+    /// Forgets a run of which the coordinator wants no more. Returns its result, if there was one.
+    pub fn forget(&self, key: &Key) -> Option<Kept> {
+        self.streams.forget(key);
+        self.forget_result(key)
+    }
+
     /// Forgets a result, if there was one.
-    pub fn forget_result(&self, key: &Key) -> Option<JobResult> {
+    pub fn forget_result(&self, key: &Key) -> Option<Kept> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner).remove(key)
     }
 
     /// All results whose acknowledgement has not come.
-    pub fn kept_results(&self) -> Vec<(Key, JobResult)> {
+    pub fn kept_results(&self) -> Vec<(Key, Kept)> {
         let results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         results.iter().map(|(key, result)| (*key, result.clone())).collect()
     }
@@ -63,6 +76,7 @@ impl Shared {
 pub(crate) struct Supervisor {
     pub config: Config,
     pub dir: DataDir,
+    pub heads: Heads,
     pub backend: Arc<dyn Backend>,
     pub events: Events,
     pub stop: watch::Receiver<Stop>,
@@ -71,7 +85,7 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     /// From the first check to the end. Returns when nothing computes any more.
     pub async fn run(self) -> Result<(), WorkerError> {
-        let Self { config, dir, backend, events, mut stop } = self;
+        let Self { config, dir, heads, backend, events, mut stop } = self;
         let (checked, told) = (Arc::clone(&backend), events.clone());
         let macs_per_second = tokio::select! {
             checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
@@ -87,13 +101,17 @@ impl Supervisor {
             max_in_flight: config.max_in_flight.get(),
             models: Vec::new(),
         };
-        let engine = Engine::start(backend, dir.keys.clone(), config.batch_tokens);
+        let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), config.batch_tokens);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
         let store = Store::new(dir.packages.clone(), &config, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
-        let shared = Arc::new(Shared { config, events, store, engine, results: Mutex::default() });
-        let mut service = Service { shared, hello, client, backoff, stop };
+        let (keys, seen) = (dir.keys.clone(), events.clone());
+        let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), keys, config.coordinator, seen);
+        let disputes = Arc::new(disputes);
+        let (streams, results) = (Streams::new(dir.keys.clone()), Mutex::default());
+        let shared = Arc::new(Shared { config, events, store, engine, heads, streams, disputes, results });
+        let mut service = Service { shared, backend, hello, client, backoff, stop };
         let ended = service.serve().await;
         if let Err(WorkerError::Refused { code: RefusalCode::Quarantined, .. }) = ended {
             // Whoever looks into it should know whether a damaged file was the reason.
@@ -105,6 +123,7 @@ impl Supervisor {
         }
         service.client.wait_idle().await;
         let shared = service.shared;
+        shared.disputes.stop().await;
         blocking(move || shared.engine.stop()).await?;
         ended
     }
@@ -123,6 +142,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 struct Service {
     shared: Arc<Shared>,
+    backend: Arc<dyn Backend>,
     hello: Hello,
     client: Client,
     backoff: Backoff,
@@ -149,13 +169,22 @@ impl Service {
                 End::Drained if *self.stop.borrow() == Stop::Abort => return Err(WorkerError::Aborted),
                 End::Drained => return Ok(()),
                 // What ran is lost with the connection, so there is nothing left to finish.
-                End::Lost(_) | End::Replaced(_) if *self.stop.borrow() != Stop::No => continue,
+                End::Lost(_) | End::Replaced(_) | End::Faulty(_) if *self.stop.borrow() != Stop::No => continue,
                 End::Lost(reason) => (reason, self.backoff.pause()),
                 End::Replaced(said) => {
                     let reason = format!(
                         "another worker uses this key and took over ({said}); each worker needs a data directory of its own"
                     );
                     tracing::warn!("{reason}");
+                    (reason, Backoff::spread(self.shared.config.replaced_pause))
+                }
+                End::Faulty(said) => {
+                    tokio::select! {
+                        tested = self.test_again(&said) => tested?,
+                        () = stopped(&mut stop, Stop::Drain) => continue,
+                    }
+                    let reason =
+                        format!("the coordinator set this worker aside ({said}); its machine passed the tests");
                     (reason, Backoff::spread(self.shared.config.replaced_pause))
                 }
             };
@@ -165,6 +194,15 @@ impl Service {
                 () = stopped(&mut stop, Stop::Drain) => {}
             }
         }
+    }
+
+    /// Tests what may have made a run wrong: the packages in use, and the backend.
+    async fn test_again(&self, said: &str) -> Result<(), WorkerError> {
+        self.shared.events.emit(Event::Faulty { reason: said.to_owned() });
+        self.shared.store.check_all().await;
+        let (backend, events) = (Arc::clone(&self.backend), self.shared.events.clone());
+        blocking(move || preflight::check(&*backend, &events)).await??;
+        Ok(())
     }
 
     /// One connection, from look-up to end.
@@ -208,7 +246,7 @@ impl Service {
                 }
                 ended
             }
-            Err(reason) => Ok(End::Lost(reason)),
+            Err(end) => Ok(end),
         };
         drop(guard);
         ended

@@ -163,6 +163,92 @@ async fn an_accepted_result_frees_its_place_at_once() {
     assert!(matches!(within(peer.inbox.next()).await.unwrap(), Some(ToCoordinator::Heartbeat { .. })));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_run_but_its_roots_is_shown_before_the_coordinator_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), 32, 100);
+    let coordinator = Coordinator::new();
+    let mut config = coordinator.config(&dir.path().join("w"));
+    config.max_in_flight = std::num::NonZeroU32::MIN;
+    let worker = Worker::start(config, Arc::new(Reference)).unwrap();
+    let mut peer = coordinator.welcome().await;
+    peer.serve(&package, |_, reply| Some(reply));
+    let jobs: Vec<_> = (1..=3).map(|number| job(package.model_id(), number, 9)).collect();
+    let mut waiting = Vec::new();
+    // What waits takes no place: one at a time, and none of them is given back.
+    for (epoch, job) in (1..).zip(&jobs) {
+        peer.assign(job, epoch).await;
+        let mut stream = peer.stream().await;
+        stream.read_to_commitment().await;
+        waiting.push(stream);
+    }
+    // They are revealed in another order than they came, and each only when it is its turn.
+    for (epoch, job) in [(3, &jobs[2]), (2, &jobs[1]), (1, &jobs[0])] {
+        let stream = waiting.pop().unwrap();
+        peer.reveal(&stream.run).await;
+        stream.read_to_end().await.is_honest(&package, job, epoch, worker.id());
+    }
+    assert_eq!(peer.hear().await, Some(ToCoordinator::HaveModel { model: package.model_id() }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commitments_of_one_run_show_nothing_of_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), 32, 100);
+    let coordinator = Coordinator::new();
+    let _worker = coordinator.worker(&dir.path().join("w"));
+    let mut peer = coordinator.welcome().await;
+    peer.serve(&package, |_, reply| Some(reply));
+    let job = job(package.model_id(), 1, 9);
+    let mut salts = Vec::new();
+    for epoch in 1..=3 {
+        peer.assign(&job, epoch).await;
+        salts.extend(peer.run().await.salt);
+    }
+    salts.sort();
+    salts.dedup();
+    assert_eq!(salts.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_ends_the_wait_for_the_order_to_reveal() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), 32, 100);
+    let coordinator = Coordinator::new();
+    let mut worker = coordinator.worker(&dir.path().join("w"));
+    let mut peer = coordinator.welcome().await;
+    peer.serve(&package, |_, reply| Some(reply));
+    let job = job(package.model_id(), 1, 9);
+    peer.assign(&job, 1).await;
+    let mut stream = peer.stream().await;
+    stream.read_to_commitment().await;
+    peer.say(ToWorker::Cancel { job: job.id(), epoch: LeaseEpoch(1) }).await;
+    let run = stream.read_to_end().await;
+    assert!(run.broken && run.result.is_none(), "{run:?}");
+    // Nothing is kept of it, so a drained worker waits for nothing.
+    worker.drain();
+    within(worker.wait()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commitment_is_kept_over_connections_with_its_salt() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = package(dir.path(), 32, 100);
+    let coordinator = Coordinator::new();
+    let worker = coordinator.worker(&dir.path().join("w"));
+    let mut peer = coordinator.welcome().await;
+    peer.serve(&package, |_, reply| Some(reply));
+    let job = job(package.model_id(), 1, 9);
+    peer.assign(&job, 1).await;
+    let mut stream = peer.stream().await;
+    stream.read_to_commitment().await;
+    peer.connection.close(9_u32.into(), b"the test pulls the plug");
+    let mut peer = coordinator.welcome().await;
+    let again = peer.run().await;
+    again.is_honest(&package, &job, 1, worker.id());
+    assert_eq!(again.commitment, stream.run.commitment);
+}
+
 async fn failure(peer: &mut common::Peer) -> (lockstep_protocol::ids::JobId, FailureCode) {
     loop {
         match peer.hear().await {

@@ -16,8 +16,9 @@ use lockstep_kernels::value::{Batch, ParamData, Params};
 use lockstep_link::{Frames, send, server};
 use lockstep_model::embed::embed;
 use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
+use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Seed};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Salt, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::messages::{
     Hello, JobMessage, JobResult, PROTOCOL_VERSION, PackageReply, PackageRequest, ToCoordinator, ToWorker, Welcome,
@@ -194,22 +195,33 @@ impl Peer {
         }
     }
 
-    /// The next job stream, read to its end.
-    pub async fn run(&self) -> Run {
-        let mut frames = Frames::<JobMessage>::new(within(self.connection.accept_uni()).await.unwrap());
-        let mut run = Run::default();
-        loop {
-            match within(frames.next()).await {
-                Ok(Some(JobMessage::Begin { job, epoch })) => run.begun.push((job, epoch)),
-                Ok(Some(JobMessage::Layer { place, root })) => run.layers.push((place, root)),
-                Ok(Some(JobMessage::Result(result))) => run.result = Some(result),
-                Ok(None) => return run,
-                Err(_) => {
-                    run.broken = true;
-                    return run;
-                }
-            }
+    /// The next job stream, read to its end. Its worker is told to reveal as soon as it has committed.
+    pub async fn run(&mut self) -> Run {
+        let mut stream = self.stream().await;
+        stream.read_to_commitment().await;
+        if stream.run.commitment.is_some() {
+            self.reveal(&stream.run).await;
         }
+        stream.read_to_end().await
+    }
+
+    /// The one message of the next stream.
+    pub async fn alone(&self) -> JobMessage {
+        let mut frames = Frames::<JobMessage>::new(within(self.connection.accept_uni()).await.unwrap());
+        let message = within(frames.next()).await.unwrap().unwrap();
+        assert_eq!(within(frames.next()).await.unwrap(), None);
+        message
+    }
+
+    /// The next job stream, nothing read.
+    pub async fn stream(&self) -> RunStream {
+        let frames = Frames::new(within(self.connection.accept_uni()).await.unwrap());
+        RunStream { frames, run: Run::default() }
+    }
+
+    pub async fn reveal(&mut self, run: &Run) {
+        let (job, epoch) = run.begun[0];
+        self.say(ToWorker::Reveal { job, epoch }).await;
     }
 
     /// Serves a package on every package stream. `spoil` may change or withhold the reply to a request.
@@ -254,12 +266,57 @@ fn reply(package: &Package, request: PackageRequest) -> PackageReply {
     }
 }
 
+/// A job stream that is being read.
+pub struct RunStream {
+    pub frames: Frames<JobMessage>,
+    pub run: Run,
+}
+
+impl RunStream {
+    /// Reads to the commitment, or to the end where there is none.
+    pub async fn read_to_commitment(&mut self) {
+        while self.run.commitment.is_none() && self.read().await {}
+    }
+
+    /// Reads to the root of this layer.
+    pub async fn read_layers(&mut self, layers: usize) {
+        while self.run.layers.len() < layers && self.read().await {}
+    }
+
+    pub async fn read_to_end(mut self) -> Run {
+        while self.read().await {}
+        self.run
+    }
+
+    /// Says whether there may be more.
+    async fn read(&mut self) -> bool {
+        match within(self.frames.next()).await {
+            Ok(Some(JobMessage::Begin { job, epoch })) => self.run.begun.push((job, epoch)),
+            Ok(Some(JobMessage::Layer { place, root })) => self.run.layers.push((place, root)),
+            Ok(Some(JobMessage::Commit { commitment })) => self.run.commitment = Some(commitment),
+            Ok(Some(JobMessage::Result { result, salt })) => {
+                assert!(self.run.commitment.is_some(), "a result without a commitment");
+                (self.run.result, self.run.salt) = (Some(result), Some(salt));
+            }
+            Ok(Some(JobMessage::Move(_) | JobMessage::Partial(_))) => panic!("what has a stream of its own"),
+            Ok(None) => return false,
+            Err(_) => {
+                self.run.broken = true;
+                return false;
+            }
+        }
+        true
+    }
+}
+
 /// Everything that came on a job stream.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Run {
-    pub begun: Vec<(lockstep_protocol::ids::JobId, LeaseEpoch)>,
+    pub begun: Vec<(JobId, LeaseEpoch)>,
     pub layers: Vec<(Place, Root)>,
+    pub commitment: Option<RunCommitment>,
     pub result: Option<JobResult>,
+    pub salt: Option<Salt>,
     pub broken: bool,
 }
 
@@ -275,6 +332,8 @@ impl Run {
         let receipt = &result.receipt.receipt;
         assert_eq!((&receipt.roots, &result.output), (&roots, &output));
         assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, LAYERS));
+        let (id, salt) = (job.id(), self.salt.unwrap());
+        assert_eq!(self.commitment, Some(RunCommitment::of(id, receipt.epoch, worker, &salt, &roots)));
         assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64));
         assert!(!self.broken);
     }
