@@ -1,0 +1,104 @@
+//! What comes after the end of a job: everybody looks at its answer, and may challenge it.
+
+use lockstep_protocol::ids::JobId;
+use lockstep_protocol::machine::{self, Challenge, ChallengeError, Input};
+
+use super::cast::Role;
+use super::coordinator::Task;
+use super::{Broken, CONNECT_MS, Event, Held, TURNED_AWAY_MS, World};
+use crate::adversary::Adversary;
+
+impl World {
+    /// Remembers what a job ended with; everybody may look at it, and challenge it.
+    pub(super) fn note_end(&mut self, end: &machine::Action) {
+        let (job, outcome) = match end {
+            machine::Action::JobDone { job, outcome } => (job, outcome),
+            machine::Action::Overturned { job, .. } => {
+                self.answers.remove(job);
+                return;
+            }
+            _ => return,
+        };
+        self.answers.insert(*job, (outcome.result.receipt.clone(), self.now));
+        for party in 0..self.parties.len() {
+            self.challenges += 1;
+            let after = self.random.within(100..=20_000);
+            self.after(after, Event::Challenge(party, *job));
+        }
+    }
+
+    /// Whether a party contradicts the answer of a job.
+    pub(super) fn wants_to_challenge(&mut self, party: usize, job: JobId) -> bool {
+        let Some((receipt, _)) = self.answers.get(&job) else {
+            return false;
+        };
+        let (role, id) = (self.parties[party].role, self.parties[party].id());
+        let differs = self.parties[party].claim(job, &self.jobs).run.roots != receipt.receipt.roots;
+        let likes_to = match role {
+            Role::Honest => true,
+            Role::Cheat(
+                Adversary::FalseChallenger
+                | Adversary::Flood
+                | Adversary::Whitewasher
+                | Adversary::Copier
+                | Adversary::Twin,
+            ) => self.random.per_mille(700),
+            Role::Cheat(_) => self.random.per_mille(50),
+        };
+        differs && likes_to && id != receipt.receipt.worker
+    }
+
+    /// A party challenges the answer of a job, if it wants to. It does so over HTTP, again and again until it is heard.
+    pub(super) fn challenge(&mut self, party: usize, job: JobId) -> Held {
+        if self.coordinator.is_none() {
+            self.after(CONNECT_MS, Event::Challenge(party, job));
+            return Ok(());
+        }
+        self.challenges -= 1;
+        if !self.wants_to_challenge(party, job) {
+            return Ok(());
+        }
+        let (claimant, ended) = self.answers[&job].clone();
+        let challenger = self.parties[party].receipt(job, &self.jobs);
+        let spec = &self.jobs.get(&job).spec;
+        let challenge = Challenge {
+            job: spec.job.header(),
+            layers: spec.layers,
+            work_units: spec.work_units,
+            ended: Some(ended),
+            claimant,
+            challenger,
+        };
+        self.take(vec![Task::Machine(Input::Challenge(Box::new(challenge)))])?;
+        if self.coordinator.is_none() {
+            // It may have been heard, and is refused the second time then.
+            self.challenges += 1;
+            self.after(CONNECT_MS, Event::Challenge(party, job));
+        }
+        Ok(())
+    }
+
+    /// A challenge is refused: somebody honest comes again where there is too much to do, and has no other reason to be
+    /// turned away than that somebody else was faster.
+    pub(super) fn refused(&mut self, action: machine::Action) -> Held {
+        if let machine::Action::Unposted { posting, error } = &action {
+            return Err(Broken::new(format!("the ledger refuses {posting:?}: {error}")));
+        }
+        let machine::Action::RefuseChallenge { job, node, reason } = action else {
+            return Ok(());
+        };
+        let Some(party) = self.parties.iter().position(|party| party.id() == node && party.role.is_honest()) else {
+            return Ok(());
+        };
+        match reason {
+            ChallengeError::NoSuchRun | ChallengeError::Again => Ok(()),
+            // Whoever has not joined yet has no credits yet.
+            ChallengeError::Busy | ChallengeError::Contested | ChallengeError::Beset | ChallengeError::Stake { .. } => {
+                self.challenges += 1;
+                self.after(TURNED_AWAY_MS, Event::Challenge(party, job));
+                Ok(())
+            }
+            _ => Err(Broken::new(format!("the challenge of somebody honest is refused: {reason}"))),
+        }
+    }
+}

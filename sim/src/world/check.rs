@@ -1,0 +1,315 @@
+//! The properties, checked again after every step.
+//!
+//! - The honest never lose: no verdict, no quarantine, no forfeit is about them.
+//! - What is wrong is attributed to who claimed it.
+//! - A job that somebody honest ran ends with the right answer, or without one.
+//! - Money is conserved, and the stored postings are the ledger in memory.
+//! - The log only grows.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lockstep_model::dispute::{export, judge};
+use lockstep_protocol::dispute::{Claim, DisputeId, Reason, Side, SignedEntry, Terms, Verdict, What};
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{JobId, Millis, NodeId};
+use lockstep_protocol::ledger::{Ledger, Posting};
+use lockstep_protocol::limits::{GRACE_MS, MAX_ROUNDS, MOVE_MIN_MS};
+use lockstep_protocol::machine::{Action, Record};
+
+use super::cast::Role;
+use super::coordinator::Coordinator;
+use super::job::Jobs;
+use super::log::{Log, Watcher};
+use super::party::Party;
+use super::store::{Batch, Store};
+use super::{Broken, Held};
+use crate::report::Counts;
+
+/// So many steps lie between two looks at the log.
+const STEPS_PER_LOOK: u64 = 16;
+
+/// The clock goes on in steps of at most a second, in each round.
+const SLACK_MS: u64 = 30_000;
+
+/// What has been seen so far.
+#[derive(Default)]
+pub struct Check {
+    watcher: Watcher,
+    steps: u64,
+    /// Jobs of which an honest run was accepted.
+    honestly_run: BTreeSet<JobId>,
+    /// Disputes with their terms, and when they were opened: in time that the coordinator served.
+    opened: BTreeMap<DisputeId, (Terms, Millis)>,
+    /// Milliseconds for which the coordinator was down.
+    down_ms: u64,
+    /// Disputes with their verdicts.
+    verdicts: BTreeMap<DisputeId, Verdict>,
+    /// Jobs that ended with a wrong answer, with who gave it.
+    wrong: BTreeMap<JobId, NodeId>,
+}
+
+impl Check {
+    /// After a step was written.
+    ///
+    /// # Errors
+    /// A property does not hold.
+    pub fn step(&mut self, batch: &Batch, parties: &[Party], jobs: &Jobs, counts: &mut Counts) -> Held {
+        let honest = |node: &NodeId| is_honest(parties, node);
+        for signed in &batch.entries {
+            self.entry(signed, parties, jobs, counts)?;
+        }
+        for record in &batch.records {
+            match record {
+                Record::Challenged { .. } => counts.challenges += 1,
+                Record::Quarantined { node, place, .. } if honest(node) => {
+                    return Err(Broken::verdict(format!("the honest {node} is quarantined for {place}")));
+                }
+                Record::Ran { job, result, .. } => {
+                    let receipt = &result.receipt.receipt;
+                    count_cheat(parties, &receipt.worker, counts);
+                    // A right run of a cheat that plays to lose counts for nothing.
+                    if honest(&receipt.worker) {
+                        self.honestly_run.insert(*job);
+                        if receipt.roots != jobs.get(job).case.honest().roots {
+                            return Err(Broken::new("an honest run has other roots than an honest run"));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        for posting in &batch.postings {
+            if let Posting::Forfeit { node, .. } = posting
+                && honest(node)
+            {
+                return Err(Broken::verdict(format!("the honest {node} forfeits credits")));
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry of a dispute.
+    fn entry(&mut self, signed: &SignedEntry, parties: &[Party], jobs: &Jobs, counts: &mut Counts) -> Held {
+        let (id, at) = (signed.entry.dispute, signed.entry.at);
+        match &signed.entry.what {
+            What::Opened(terms) => {
+                self.opened.insert(id, ((**terms).clone(), self.served(at)));
+                if let Claim::Partial(_) = terms.claimant {
+                    counts.disputes_of_partial_runs += 1;
+                    Side::BOTH.into_iter().for_each(|side| count_cheat(parties, &terms.key(side), counts));
+                }
+                Ok(())
+            }
+            What::Moved { .. } => {
+                counts.moves += 1;
+                Ok(())
+            }
+            What::Credited { .. } | What::Notice { .. } => Ok(()),
+            What::Verdict(verdict) => {
+                if self.verdicts.insert(id, *verdict).is_some() {
+                    return Err(Broken::verdict(format!("dispute {id} has two verdicts")));
+                }
+                self.verdict(id, verdict, at, parties, jobs, counts)
+            }
+        }
+    }
+
+    /// The honest never lose, and of two claims the one that is wrong does.
+    fn verdict(
+        &self,
+        id: DisputeId,
+        verdict: &Verdict,
+        at: Millis,
+        parties: &[Party],
+        jobs: &Jobs,
+        counts: &mut Counts,
+    ) -> Held {
+        let (terms, opened) = self.opened.get(&id).ok_or_else(|| Broken::new("a verdict without a beginning"))?;
+        let truth = &jobs.get(&terms.job_id()).case.honest().roots;
+        let index = usize::from(verdict.place.layer) - 1;
+        let claims = Side::BOTH.map(|side| {
+            let (key, lost) = (terms.key(side), verdict.losers[side.index()]);
+            (role_of(parties, &key), lost, terms.claim(side).roots().get(..=index) == Some(&truth[..=index]))
+        });
+        let words = |why: &str| {
+            let [a, b] = claims.map(|(role, lost, right)| format!("{role:?} lost {lost} right {right}"));
+            Broken::verdict(format!("dispute {id}: {why}; claimant {a}, challenger {b}: {verdict:?}"))
+        };
+        if claims.iter().any(|(role, lost, _)| *lost && role.is_some_and(Role::is_honest)) {
+            return Err(words("somebody honest lost"));
+        }
+        if !verdict.losers.contains(&true) {
+            return Err(words("nobody lost"));
+        }
+        let plays_right = |(role, _, right): &(Option<Role>, bool, bool)| *right && role.is_some_and(Role::is_honest);
+        for (own, other) in [(0, 1), (1, 0)] {
+            if plays_right(&claims[own]) && !claims[other].1 {
+                return Err(words("whoever contradicted the honest did not lose"));
+            }
+        }
+        let limit = terms.budgets_ms.iter().sum::<u64>() + MAX_ROUNDS as u64 * (MOVE_MIN_MS + GRACE_MS);
+        if self.served(at).since(*opened) > limit + SLACK_MS {
+            return Err(words("it took too long"));
+        }
+        counts.disputes += 1;
+        let kind = match verdict.reason {
+            Reason::Contradiction => "contradiction",
+            Reason::Equivocation => "equivocation",
+            Reason::Conceded => "conceded",
+            Reason::Recomputed { .. } => "recomputed",
+            Reason::Perjury => "perjury",
+            Reason::Silence => "silence",
+        };
+        let loser = match verdict.losers {
+            [true, true] => "both",
+            [true, false] => "claimant",
+            _ => "challenger",
+        };
+        *counts.verdicts.entry(format!("{kind}, {loser} lost")).or_default() += 1;
+        Ok(())
+    }
+
+    /// After a step: the ledger, in memory or folded from the store.
+    ///
+    /// # Errors
+    /// Its sums are not those of its accounts, or it has more or fewer postings than are stored.
+    pub fn books(&self, ledger: &Ledger, stored: usize) -> Held {
+        if ledger.postings() != stored as u64 {
+            return Err(Broken::new(format!("{} postings were made, {stored} are stored", ledger.postings())));
+        }
+        let (mut free, mut held) = (0_u128, 0_u128);
+        for (_, account) in ledger.accounts() {
+            free += u128::from(account.free());
+            held += account.held().map(|(_, amount)| u128::from(amount)).sum::<u128>();
+        }
+        let totals = ledger.totals();
+        let there = u128::from(totals.issued) - u128::from(totals.burned);
+        if free + held == there && free == u128::from(totals.free) && held == u128::from(totals.held) {
+            Ok(())
+        } else {
+            Err(Broken::new(format!("accounts hold {free} + {held} credits, where {totals:?} are accounted for")))
+        }
+    }
+
+    /// After a step: the log.
+    ///
+    /// # Errors
+    /// It does not continue what it was.
+    pub fn log(&mut self, log: &Log, keys: &Keypair, now: Millis) -> Held {
+        self.steps += 1;
+        if self.steps.is_multiple_of(STEPS_PER_LOOK) {
+            self.watcher.look(log, keys, now).map_err(Broken::new)?;
+        }
+        Ok(())
+    }
+
+    /// A job has ended.
+    ///
+    /// # Errors
+    /// Its answer is wrong although somebody honest ran it.
+    pub fn ended(&mut self, action: &Action, jobs: &Jobs, parties: &[Party], counts: &mut Counts) -> Held {
+        let (job, outcome) = match action {
+            Action::JobDone { job, outcome } => (job, outcome),
+            Action::Overturned { job, refutation } => {
+                self.wrong.retain(|of, worker| (of, *worker) != (job, refutation.worker));
+                return Ok(());
+            }
+            Action::JobFailed { reason, .. } => {
+                counts.jobs_failed += 1;
+                *counts.failures.entry(reason.to_string()).or_default() += 1;
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        counts.jobs_done += 1;
+        let right = outcome.result.receipt.receipt.roots == jobs.get(job).case.honest().roots;
+        if right {
+            return Ok(());
+        }
+        if self.honestly_run.contains(job) {
+            return Err(Broken::verdict(format!(
+                "job {job} ends with a wrong answer that somebody honest contradicted"
+            )));
+        }
+        counts.jobs_wrong_unaudited += 1;
+        let by = outcome.result.receipt.receipt.worker;
+        self.wrong.insert(*job, by);
+        if parties.iter().any(|party| party.id() == by && party.role.is_honest()) {
+            return Err(Broken::verdict("an honest answer is wrong"));
+        }
+        Ok(())
+    }
+
+    /// The coordinator was down for so long, which is charged to nobody.
+    pub fn down(&mut self, ms: u64) {
+        self.down_ms += ms;
+    }
+
+    fn served(&self, at: Millis) -> Millis {
+        Millis(at.0.saturating_sub(self.down_ms))
+    }
+
+    /// After a start.
+    ///
+    /// # Errors
+    /// A dispute has another verdict than before.
+    pub fn restarted(&self, coordinator: &Coordinator) -> Held {
+        for id in self.opened.keys() {
+            if let Some(verdict) = coordinator.verdict(id)
+                && verdict != self.verdicts.get(id).copied()
+            {
+                return Err(Broken::verdict(format!("dispute {id} has another verdict after a restart")));
+            }
+        }
+        Ok(())
+    }
+
+    /// When everything has ended.
+    ///
+    /// # Errors
+    /// The stored postings are no ledger, credits are still held for what is over, a transcript is judged otherwise offline, or a wrong answer stands although
+    /// somebody honest could challenge it.
+    pub fn end(&self, jobs: &Jobs, parties: &[Party], store: &Store, counts: &mut Counts) -> Held {
+        let ledger = store.ledger()?;
+        self.books(&ledger, store.postings())?;
+        if ledger.totals().held > 0 {
+            return Err(Broken::new(format!("everything has ended, and credits are held: {:?}", ledger.totals())));
+        }
+        for (id, (terms, _)) in &self.opened {
+            let manifest = jobs.get(&terms.job_id()).case.package().manifest_bytes();
+            let entries = store.transcript(id)?;
+            let judged = judge(&export(manifest.to_vec(), entries));
+            let report = judged.map_err(|error| Broken::new(format!("the file of dispute {id}: {error}")))?;
+            if Some(&report.verdict) != self.verdicts.get(id) {
+                return Err(Broken::verdict(format!("dispute {id} is judged otherwise offline: {:?}", report.verdict)));
+            }
+            if let Some(element) = report.element {
+                *counts.elements.entry(element.step).or_default() += 1;
+            }
+            counts.rounds += u64::from(report.rounds);
+            counts.rounds_max = counts.rounds_max.max(report.rounds.into());
+            counts.dispute_bytes_max = counts.dispute_bytes_max.max(report.referee_bytes);
+        }
+        // An honest party looks at every answer, and challenges it if it is wrong: unless it gave it itself.
+        if let Some((job, by)) = self.wrong.first_key_value()
+            && parties.iter().any(|party| party.role.is_honest())
+        {
+            return Err(Broken::verdict(format!("the wrong answer of job {job} by {by} stands")));
+        }
+        Ok(())
+    }
+}
+
+fn role_of(parties: &[Party], node: &NodeId) -> Option<Role> {
+    parties.iter().find(|party| party.id() == *node).map(|party| party.role)
+}
+
+fn is_honest(parties: &[Party], node: &NodeId) -> bool {
+    role_of(parties, node).is_some_and(Role::is_honest)
+}
+
+fn count_cheat(parties: &[Party], node: &NodeId, counts: &mut Counts) {
+    if let Some(Role::Cheat(adversary)) = role_of(parties, node) {
+        *counts.adversaries.entry(adversary.name().to_owned()).or_default() += 1;
+    }
+}

@@ -1,0 +1,116 @@
+//! The jobs of a world.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockstep_model::dispute::LayerCase;
+use lockstep_protocol::commitment::Geometry;
+use lockstep_protocol::dispute::Terms;
+use lockstep_protocol::ids::{JobId, Nonce, Place, Seed};
+use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
+use lockstep_protocol::machine::{AuditPolicy, JobSpec};
+
+use super::Broken;
+use crate::random::Random;
+use crate::runs::{self, Case};
+
+/// A job with what it is made of.
+pub struct WorldJob {
+    /// Model and tokens.
+    pub case: &'static Case,
+    /// As it is submitted.
+    pub spec: JobSpec,
+    seed: u64,
+}
+
+impl WorldJob {
+    /// A job of a world.
+    fn draw(seed: u64, index: usize, parties: usize, random: &mut Random) -> Self {
+        let case = runs::draw(random);
+        let (package, nonce) = (case.package(), Nonce::from_bytes(random.bytes32()));
+        let program = package.program();
+        let job = Job {
+            spec_version: SPEC_VERSION,
+            model: package.model_id(),
+            kind: JobKind::Embedding,
+            tokens: case.tokens.clone(),
+            request: RequestInput::Tokens(case.tokens.clone()).hash(&nonce),
+            seed: Seed::from_bytes(random.bytes32()),
+            nonce,
+        };
+        let most = (parties as u64 - 1).clamp(1, 3);
+        let policy = AuditPolicy {
+            per_mille: if random.per_mille(900) { 1_000 } else { 500 },
+            auditors: random.within(1..=most) as u8,
+            hold: random.per_mille(200),
+            distinct_operators: false,
+            lockstep: random.per_mille(250),
+        };
+        let spec = JobSpec {
+            job: Arc::new(job),
+            layers: case.layers(),
+            output_count: case.honest().output.len() as u32,
+            work_units: program.macs(case.tokens.len() as u64),
+            policy,
+            planted: random.per_mille(150).then(|| case.honest().roots.clone()),
+        };
+        Self { case, spec, seed: seed ^ ((index as u64) << 32) }
+    }
+
+    /// Where it commits.
+    pub fn geometry(&self) -> Geometry {
+        self.spec.job.header().geometry(self.spec.layers).expect("the job's shape is that of its model")
+    }
+
+    /// The stream from which everybody who colludes draws the same lie about this job.
+    pub fn shared(&self) -> Random {
+        Random::new("gang", self.seed)
+    }
+}
+
+/// All of them, with the dispute views of their layers: whoever plays or referees derives the same from the manifest.
+pub struct Jobs {
+    jobs: BTreeMap<JobId, WorldJob>,
+    views: RefCell<BTreeMap<(JobId, Place), Arc<LayerCase>>>,
+}
+
+impl Jobs {
+    /// The jobs of a world with so many parties.
+    pub fn draw(seed: u64, parties: usize) -> Self {
+        let mut random = Random::new("jobs", seed);
+        let count = if random.per_mille(250) { 2 } else { 1 };
+        let job = |index| WorldJob::draw(seed, index, parties, &mut random);
+        let jobs = (0..count).map(job).map(|job| (job.spec.job.id(), job)).collect();
+        Self { jobs, views: RefCell::default() }
+    }
+
+    /// One that is there.
+    pub fn get(&self, job: &JobId) -> &WorldJob {
+        &self.jobs[job]
+    }
+
+    /// In the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (&JobId, &WorldJob)> {
+        self.jobs.iter()
+    }
+
+    /// The dispute view of a place.
+    pub fn view(&self, job: &JobId, place: Place) -> Arc<LayerCase> {
+        let make = || {
+            let job = self.get(job);
+            let view = LayerCase::new(job.case.package().manifest(), &job.spec.job.header(), place);
+            Arc::new(view.expect("the models of the simulation can be disputed"))
+        };
+        Arc::clone(self.views.borrow_mut().entry((*job, place)).or_insert_with(make))
+    }
+
+    /// The dispute view of the place that the terms are about.
+    ///
+    /// # Errors
+    /// The terms do not check.
+    pub fn view_of(&self, terms: &Terms) -> Result<Arc<LayerCase>, Broken> {
+        let ground = terms.check().map_err(|error| Broken::new(format!("terms that do not check: {error}")))?;
+        Ok(self.view(&terms.job_id(), ground.place))
+    }
+}

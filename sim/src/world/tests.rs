@@ -1,0 +1,81 @@
+//! The simulation can fail: with one rule broken, it says so.
+
+use std::num::NonZeroUsize;
+
+use lockstep_protocol::dispute::What;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ledger::Posting;
+
+use super::coordinator::{Effect, Step};
+use super::{Tamper, run_tampered};
+use crate::report::Report;
+use crate::runner::run_with;
+
+/// Worlds with one thing done otherwise.
+fn tampered(seeds: u64, tamper: Tamper) -> Report {
+    run_with(1_000, seeds, NonZeroUsize::new(2).unwrap(), &|_| {}, &|seed| run_tampered(seed, tamper))
+}
+
+/// A referee that blames the other side, and signs that.
+fn blame_the_other(step: &mut Step, keys: &Keypair) {
+    for signed in &mut step.batch.entries {
+        if let What::Verdict(verdict) = &mut signed.entry.what
+            && verdict.losers[0] != verdict.losers[1]
+        {
+            verdict.losers.reverse();
+            *signed = signed.entry.clone().sign(keys);
+        }
+    }
+}
+
+/// A coordinator that keeps what is forfeited for nobody.
+fn forget_postings(step: &mut Step, _: &Keypair) {
+    step.batch.postings.retain(|posting| !matches!(posting, Posting::Release { .. }));
+}
+
+/// A coordinator that acknowledges moves that it has not written.
+fn lose_entries(step: &mut Step, _: &Keypair) {
+    step.batch.entries.retain(|signed| !matches!(signed.entry.what, What::Moved { .. }));
+}
+
+/// A coordinator that never says what somebody is asked.
+fn ask_nobody(step: &mut Step, _: &Keypair) {
+    step.effects.retain(|effect| !matches!(effect, Effect::Send(_, super::Down::Ask(_))));
+}
+
+#[test]
+fn nothing_is_violated_where_nothing_is_broken() {
+    assert_eq!(tampered(40, |_, _| {}).violations, []);
+}
+
+#[test]
+fn a_referee_that_blames_the_other_side_is_noticed() {
+    let report = tampered(40, blame_the_other);
+    assert!(report.wrong_verdicts > 0, "{report:#?}");
+    let first = &report.violations[0];
+    assert_eq!(first.replay, format!("lockstep sim --first-seed {} --seeds 1", first.seed));
+}
+
+#[test]
+fn a_ledger_that_is_not_stored_as_it_is_kept_is_noticed() {
+    assert!(!tampered(40, forget_postings).violations.is_empty());
+}
+
+#[test]
+fn a_transcript_with_a_hole_is_noticed() {
+    assert!(!tampered(40, lose_entries).violations.is_empty());
+}
+
+#[test]
+fn a_coordinator_that_lets_the_honest_run_out_of_time_is_noticed() {
+    assert!(tampered(40, ask_nobody).wrong_verdicts > 0);
+}
+
+#[test]
+fn a_report_follows_from_its_seeds_whatever_the_threads() {
+    let run = |threads| crate::run(77, 60, NonZeroUsize::new(threads).unwrap(), &|_| {});
+    let report = run(1);
+    assert_eq!(report, run(3));
+    assert_eq!(report, run(1));
+    assert!(report.counts.disputes > 0);
+}
