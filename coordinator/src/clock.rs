@@ -26,6 +26,12 @@ impl Clock {
         self.base.plus(elapsed)
     }
 
+    /// Lets time pass at once.
+    #[cfg(test)]
+    pub fn advance(&mut self, ms: u64) {
+        self.base = self.base.plus(ms);
+    }
+
     /// The time to write down before one at or after `now` is used in a durable record; `None` while an earlier
     /// reservation covers it.
     pub fn reserve(&mut self, now: Millis) -> Option<Millis> {

@@ -1,15 +1,12 @@
 //! What a coordinator is told at its start.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_kernels::backend::Backend;
-use lockstep_kernels::reference::Reference;
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::limits::HTTP_WAIT_MS;
+use lockstep_protocol::limits::{DEFAULT_GRANT_CREDITS, HTTP_WAIT_MS};
 use lockstep_protocol::machine::AuditPolicy;
 
 use crate::error::StartError;
@@ -17,18 +14,31 @@ use crate::error::StartError;
 /// Which workers may join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allow {
-    /// Every key.
+    /// Every key. Nobody knows who operates it.
     Any,
-    /// These keys only.
-    Keys(BTreeSet<NodeId>),
+    /// These keys only, each with the name of its operator where that is known.
+    Keys(BTreeMap<NodeId, Option<String>>),
 }
 
 impl Allow {
+    /// These keys only, of unknown operators.
+    pub fn keys(keys: impl IntoIterator<Item = NodeId>) -> Self {
+        Self::Keys(keys.into_iter().map(|key| (key, None)).collect())
+    }
+
     /// Whether a key may join.
     pub fn permits(&self, node: &NodeId) -> bool {
         match self {
             Self::Any => true,
-            Self::Keys(keys) => keys.contains(node),
+            Self::Keys(keys) => keys.contains_key(node),
+        }
+    }
+
+    /// Who operates a key, where that is known.
+    pub fn operator(&self, node: &NodeId) -> Option<&str> {
+        match self {
+            Self::Any => None,
+            Self::Keys(keys) => keys.get(node)?.as_deref(),
         }
     }
 }
@@ -76,15 +86,18 @@ pub struct Config {
     pub audit: AuditPolicy,
     /// Keys of clients; without any, every client is served.
     pub api_keys: Vec<ApiKey>,
-    /// What recomputes a job over which two workers differ.
-    pub oracle: Arc<dyn Backend>,
+    /// Credits that a worker gets when it joins for the first time, for its bonds.
+    pub grant: u64,
+    /// Of 1,000 audited jobs that ended well, how many are run again under another name, to see whether workers answer
+    /// as before: 0 to 1,000.
+    pub planted_per_mille: u16,
     /// How long a client waits for an answer before it is told to come back.
     pub http_wait: Duration,
 }
 
 impl Config {
-    /// Workers and clients on this machine only, one job in ten audited by one worker, every key allowed, the
-    /// reference backend as oracle.
+    /// Workers and clients on this machine only, one job in ten audited by one worker, every key allowed, no planted
+    /// jobs.
     pub fn local(data_dir: PathBuf) -> Self {
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
@@ -93,9 +106,10 @@ impl Config {
             http_bind: loopback,
             packages: Vec::new(),
             allow: Allow::Any,
-            audit: AuditPolicy { per_mille: 100, auditors: 1, hold: false },
+            audit: AuditPolicy { per_mille: 100, auditors: 1, hold: false, distinct_operators: false, lockstep: false },
             api_keys: Vec::new(),
-            oracle: Arc::new(Reference),
+            grant: DEFAULT_GRANT_CREDITS,
+            planted_per_mille: 0,
             http_wait: Duration::from_millis(HTTP_WAIT_MS),
         }
     }
@@ -109,6 +123,9 @@ impl Config {
             return Err(StartError::Config(
                 "the audit policy is out of range: 0 to 1000 per mille, 1 to 8 auditors".into(),
             ));
+        }
+        if self.planted_per_mille > 1_000 {
+            return Err(StartError::Config("planted jobs are 0 to 1000 of 1000".into()));
         }
         Ok(())
     }
@@ -124,7 +141,8 @@ impl std::fmt::Debug for Config {
             .field("allow", &self.allow)
             .field("audit", &self.audit)
             .field("api_keys", &self.api_keys.len())
-            .field("oracle", &self.oracle.name())
+            .field("grant", &self.grant)
+            .field("planted_per_mille", &self.planted_per_mille)
             .field("http_wait", &self.http_wait)
             .finish()
     }

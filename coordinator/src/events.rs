@@ -1,6 +1,6 @@
 //! What a coordinator tells those who watch it.
 
-use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Place, Root};
+use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, ModelId, NodeId, Place, Root, VerdictKind};
 use serde::Serialize;
 
 /// Something happened, and is durable where it has to be. Sent in the order in which it happened.
@@ -114,12 +114,78 @@ pub enum Event {
         /// Its root there.
         auditor_root: Option<Root>,
     },
-    /// The job was recomputed, or could not be.
-    Settled {
+    /// Two workers that ran a job side by side streamed different roots, and the job has stopped there.
+    Diverged {
         /// Which job.
         job: JobId,
-        /// Whether it could be.
-        recomputed: bool,
+        /// The first place at which they differ.
+        place: Place,
+        /// Whose.
+        nodes: [NodeId; 2],
+    },
+    /// Two workers play a dispute about a place at which their runs differ.
+    DisputeOpened {
+        /// Which dispute.
+        dispute: DisputeId,
+        /// About which job.
+        job: JobId,
+        /// The first place at which the runs differ.
+        place: Place,
+        /// Whose run is challenged.
+        claimant: NodeId,
+        /// Who challenges it.
+        challenger: NodeId,
+    },
+    /// A side's move was taken.
+    DisputeMoved {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// In which round, from 0.
+        round: u16,
+        /// Who moved.
+        node: NodeId,
+        /// Whether that is the claimant.
+        claimant: bool,
+        /// What the move was: `descend`, `ops`, `reveal`, `open` or `concede`.
+        stage: &'static str,
+        /// What is in dispute after it.
+        narrowed: Narrowed,
+        /// Bytes of the signed move.
+        bytes: u64,
+    },
+    /// A side's clock has run out; a move that comes within the grace period still counts.
+    DisputeNotice {
+        /// In which dispute.
+        dispute: DisputeId,
+        /// Whose.
+        node: NodeId,
+    },
+    /// A dispute has a verdict.
+    DisputeJudged {
+        /// Which.
+        dispute: DisputeId,
+        /// About which job.
+        job: JobId,
+        /// How it was lost.
+        kind: VerdictKind,
+        /// Who lost: one, or both.
+        losers: Vec<NodeId>,
+        /// The element in dispute, where it came to one.
+        element: Option<DisputedElement>,
+        /// Rounds that were played.
+        rounds: u16,
+        /// Bytes of all moves that the referee took.
+        referee_bytes: u64,
+        /// What the referee computed for it: signatures, hashes and the element, in microseconds of processor time, without the
+        /// disk and the network. Only what was done since the last start of the coordinator.
+        referee_micros: u64,
+    },
+    /// A run of a job that had ended well lost a challenge.
+    Overturned {
+        /// Which job.
+        job: JobId,
+        /// Whose run.
+        node: NodeId,
     },
     /// A worker was found wrong and gets nothing any more.
     Quarantined {
@@ -127,8 +193,17 @@ pub enum Event {
         node: NodeId,
         /// In which job.
         job: JobId,
-        /// The first place at which it was wrong.
+        /// The first place at which its run differed from the other side's.
         place: Place,
+        /// By what it was found out.
+        kind: VerdictKind,
+    },
+    /// A worker took its run back, and gets nothing for a while.
+    Retracted {
+        /// Which.
+        node: NodeId,
+        /// Its run of which job.
+        job: JobId,
     },
     /// A job has ended well.
     Done {
@@ -148,4 +223,34 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+}
+
+/// What is still in dispute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Narrowed {
+    /// The layer whose output differs.
+    pub layer: u16,
+    /// The step in dispute, such as `layer_norm.squares`; none while it is the layer's output.
+    pub step: Option<String>,
+    /// The first chunk in dispute of the layer's output, or of the step once there is one.
+    pub first_chunk: u64,
+    /// How many chunks from there on.
+    pub chunks: u64,
+    /// The element in dispute, once it is known: its index in the step, rows padded to whole chunks.
+    pub element: Option<u64>,
+}
+
+/// The number on which a dispute came down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DisputedElement {
+    /// The step, such as `layer_norm.squares`.
+    pub step: String,
+    /// Its row in the step.
+    pub row: u64,
+    /// Its column.
+    pub column: u64,
+    /// What claimant and challenger say it is.
+    pub claimed: [i64; 2],
+    /// What it is, where somebody opened what it follows from.
+    pub right: Option<i64>,
 }

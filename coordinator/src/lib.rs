@@ -6,7 +6,8 @@
 //! - [`start`]: puts everything together ([`Coordinator::start`]) and takes it down ([`Handle::shutdown`]).
 //! - [`config`], [`error`]: what a coordinator is told, and why it does not start.
 //! - [`store`]: the one file, written by one thread, many commits in one flush; the transparency log is in it.
-//! - [`engine`]: the task that owns the machine: inputs in, records to the store, then effects.
+//! - [`engine`]: the task that owns the machine, the disputes and the draws: inputs in, records to the store, then
+//!   effects.
 //! - [`models`]: packages that are served, and the program behind each.
 //! - [`sessions`]: connections of workers.
 //! - [`http`] serves clients.

@@ -98,7 +98,14 @@ impl Model {
             seed,
             nonce,
         };
-        JobSpec { job: Arc::new(job), layers: self.layers, output_count: self.dimensions, work_units, policy }
+        JobSpec {
+            job: Arc::new(job),
+            layers: self.layers,
+            output_count: self.dimensions,
+            work_units,
+            policy,
+            planted: None,
+        }
     }
 
     /// Opens chunks of a blob for a worker; `None` where there is no such blob or range. Hashes: blocks for

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, wall};
 use crate::config::Config;
-use crate::engine::{self, EngineHandle, Oracle, Parts};
+use crate::engine::{self, EngineHandle, Parts};
 use crate::error::{ShutdownError, StartError};
 use crate::events::Event;
 use crate::http::{App, AppParts, router, serve};
@@ -81,14 +81,15 @@ impl Coordinator {
             store: Arc::clone(&store),
             models: Arc::clone(&models),
             clock,
-            oracle: Oracle(Arc::clone(&config.oracle)),
-            runtime: tokio::runtime::Handle::current(),
+            grant: config.grant,
+            planted_per_mille: config.planted_per_mille,
         };
         let running = engine::start(parts, restored)?;
         let engine = running.handle;
         let (stop_http, http_stopped) = watch::channel(false);
         let (stop_quic, quic_stopped) = watch::channel(false);
         let app = App::new(AppParts {
+            node,
             engine: engine.clone(),
             models: Arc::clone(&models),
             store: Arc::clone(&store),
@@ -97,7 +98,7 @@ impl Coordinator {
             http_wait: config.http_wait,
             started,
         });
-        let sessions = Sessions::new(engine.clone(), Arc::clone(&models), config.allow);
+        let sessions = Sessions::new(engine.clone(), Arc::clone(&models), Arc::clone(&store), config.allow);
         Ok(Handle {
             node,
             quic,
@@ -221,6 +222,7 @@ fn remember(store: &Store, models: &Models) -> Result<(), StartError> {
         id: model.id(),
         name: model.name().to_owned(),
         path: model.path().to_string_lossy().into_owned(),
+        manifest: model.package().manifest_bytes().to_vec(),
         at,
     };
     let writes = models.served().iter().map(write).collect();

@@ -32,8 +32,8 @@ pub fn spec(number: u8) -> JobSpec {
         seed: Seed::from_bytes([5; 32]),
         nonce,
     };
-    let policy = AuditPolicy { per_mille: 0, auditors: 1, hold: false };
-    JobSpec { job: Arc::new(job), layers: 3, output_count: 4, work_units: 100, policy }
+    let policy = AuditPolicy { per_mille: 0, auditors: 1, hold: false, distinct_operators: false, lockstep: false };
+    JobSpec { job: Arc::new(job), layers: 3, output_count: 4, work_units: 100, policy, planted: None }
 }
 
 fn tensor(name: &str, rows: Rows, kind: TensorKind) -> Tensor {

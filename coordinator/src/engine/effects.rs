@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::commitment::ChainHead;
-use lockstep_protocol::ids::{JobId, NodeId, Nonce};
-use lockstep_protocol::job::Job;
-use lockstep_protocol::machine::{Action, Output, Record, SubmitError};
+use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Nonce};
+use lockstep_protocol::ledger::Posting;
+use lockstep_protocol::machine::{Action, DrawSubject, Output, Record, SubmitError};
 use lockstep_protocol::messages::{JobResult, RefusalCode};
-use lockstep_protocol::receipt::{Receipt, SignedStatement, same_result};
+use lockstep_protocol::receipt::{Receipt, same_result};
 
 use super::peer::{Down, Peer};
-use super::{Engine, Live, Submission, SubmitRequest};
+use super::{ChallengeOutcome, ChallengeReply, Engine, Live, MoveOutcome, MoveReply, Submission, SubmitRequest};
 use crate::events::Event;
 use crate::store::{Access, Write};
 
@@ -19,22 +18,30 @@ use crate::store::{Access, Write};
 pub(super) enum Effect {
     /// Send to a session: the one that was there when the machine decided.
     Send(Arc<Peer>, Down),
+    /// Ask a side of a dispute once more, if its session has room for that.
+    Ask(Arc<Peer>, Down),
     /// End a session.
     Close(Arc<Peer>),
     /// End a session because another of its key joined.
     Replace(Arc<Peer>),
     /// Tell a client how its submission went.
     Reply(JobId, Submission, Box<SubmitRequest>),
-    /// The job has an answer.
-    Answer(JobId, Arc<Receipt>),
     /// The job has ended.
     Done(JobId, Arc<Receipt>),
     /// The job has ended without a result.
     Failed(JobId, String),
     /// Draw whether the job is audited.
-    Draw(JobId, ChainHead, Nonce),
-    /// Recompute the job.
-    Settle(Arc<Job>),
+    Draw(JobId, DrawSubject, Nonce),
+    /// Tell whoever brought a move how it went.
+    MoveMade(MoveReply, MoveOutcome),
+    /// Tell whoever challenged a run how that went.
+    Challenged(ChallengeReply, ChallengeOutcome),
+    /// A dispute is in the store from now on.
+    Opened(DisputeId),
+    /// The receipt of an ended job is in the store as it was changed.
+    Amended(JobId),
+    /// Show what the ledger has, once it may be shown.
+    Posted(Vec<Posting>),
     /// Tell whoever watches.
     Emit(Event),
 }
@@ -50,6 +57,12 @@ impl Engine {
     /// Takes an output apart. Receipts are made here, before they are durable, so that they are written in one
     /// transaction with the records that they follow from.
     pub(super) fn plan(&mut self, output: Output, mut request: Option<Box<SubmitRequest>>, step: &mut Step) {
+        if !output.postings.is_empty() {
+            // The machine has made them already.
+            let first = self.machine.ledger().postings() - output.postings.len() as u64;
+            step.effects.push(Effect::Posted(output.postings.clone()));
+            step.writes.push(Write::Postings { first, postings: output.postings, at: self.clock.now() });
+        }
         for record in output.records {
             self.note(&record, step);
             step.writes.push(Write::Record(record));
@@ -64,17 +77,29 @@ impl Engine {
         let event = match record {
             Record::Submitted(spec) => {
                 let (job, model, tokens) = (record.job(), spec.job.model, spec.job.tokens.len());
-                self.jobs.insert(job, Live::new(spec.job.clone()));
+                self.jobs.insert(job, Live::new(spec.clone()));
                 Event::JobSubmitted { job, model, tokens }
             }
             Record::Assigned { job, epoch, node } => Event::Assigned { job: *job, epoch: *epoch, node: *node },
-            Record::Ran { job, result } => self.note_run(*job, result),
+            Record::Ran { job, result, .. } => self.note_run(*job, result),
             Record::Drawn { job, auditors, .. } => Event::AuditDrawn { job: *job, auditors: *auditors },
-            Record::Settled { job, truth } => Event::Settled { job: *job, recomputed: truth.is_some() },
-            Record::Quarantined { node, job, place } => Event::Quarantined { node: *node, job: *job, place: *place },
-            Record::Tightened { .. } | Record::Abandoned { .. } | Record::Finished { .. } | Record::Failed { .. } => {
-                return;
+            Record::Quarantined { node, job, place, kind } => {
+                Event::Quarantined { node: *node, job: *job, place: *place, kind: *kind }
             }
+            Record::SetAside { node, job, .. } => Event::Retracted { node: *node, job: *job },
+            Record::Committed { .. }
+            | Record::Disputed { .. }
+            | Record::Diverged { .. }
+            | Record::Challenged { .. }
+            | Record::ChallengeEnded { .. }
+            | Record::Redeemed { .. }
+            | Record::Refuted { .. }
+            | Record::Judged { .. }
+            | Record::Retracted { .. }
+            | Record::Tightened { .. }
+            | Record::Abandoned { .. }
+            | Record::Finished { .. }
+            | Record::Failed { .. } => return,
         };
         step.effects.push(Effect::Emit(event));
     }
@@ -95,7 +120,9 @@ impl Engine {
         match action {
             Action::RefuseWorker { node, code } => self.refuse(&node, code, step),
             Action::Quarantine { node, .. } => self.refuse(&node, RefusalCode::Quarantined, step),
+            Action::SetAside { node, .. } => self.refuse(&node, RefusalCode::Faulty, step),
             Action::Disconnect { node } => self.close(&node, step),
+            Action::Unposted { posting, error } => tracing::error!(?posting, %error, "the ledger refused a posting"),
             Action::Submitted { job } => {
                 if let Some(request) = request {
                     request.owner = true;
@@ -116,8 +143,20 @@ impl Engine {
             Action::Committed { node, job, epoch, place, root, differs } => {
                 step.effects.push(Effect::Emit(Event::Committed { job, epoch, node, place, root, differs }));
             }
-            Action::Answer { job, result } => self.plan_answer(job, *result, step),
-            Action::NeedDraw { job, head, nonce } => step.effects.push(Effect::Draw(job, head, nonce)),
+            Action::Reveal { node, job, epoch } => self.send(&node, Down::Reveal(job, epoch), step),
+            Action::NeedLockstepDraw { job, nonce } => {
+                step.effects.push(Effect::Draw(job, DrawSubject::Lockstep(job), nonce));
+            }
+            Action::Halt { node, job, epoch } => self.send(&node, Down::Halt(job, epoch), step),
+            Action::Diverged { job, place, nodes } => {
+                step.effects.push(Effect::Emit(Event::Diverged { job, place, nodes }));
+            }
+            // Whoever asked is told where the challenge was taken in.
+            Action::RefuseChallenge { .. } => {}
+            Action::Overturned { job, refutation } => self.overturn(job, &refutation, step),
+            Action::NeedDraw { job, head, nonce } => {
+                step.effects.push(Effect::Draw(job, DrawSubject::FirstRun(head), nonce));
+            }
             Action::Mismatch { job, difference, first, auditor } => {
                 step.effects.push(Effect::Emit(Event::Mismatch {
                     job,
@@ -128,13 +167,12 @@ impl Engine {
                     auditor_root: difference.b,
                 }));
             }
-            Action::NeedSettlement { job } => step.effects.push(Effect::Settle(job)),
+            Action::OpenDispute { job, terms } => self.open_dispute(job, *terms, step),
             Action::JobDone { job, outcome } => {
                 if let Some(live) = self.jobs.get_mut(&job) {
                     let now = self.clock.now();
-                    let stated = live.answered.as_ref().map(|receipt| receipt.statements.clone()).unwrap_or_default();
-                    let receipt = outcome.receipt(&live.job, live.answered.take(), &self.keys, now);
-                    log_statements(job, &receipt, &stated, step);
+                    let receipt = outcome.receipt(&live.spec.job, None, &self.keys, now);
+                    log_statements(job, &receipt, step);
                     step.writes.push(Write::Done { job, receipt: receipt.to_json(), at: now });
                     step.effects.push(Effect::Done(job, Arc::new(receipt)));
                 }
@@ -147,26 +185,18 @@ impl Engine {
         }
     }
 
-    fn plan_answer(&mut self, job: JobId, result: JobResult, step: &mut Step) {
-        let Some(live) = self.jobs.get_mut(&job) else {
-            return;
-        };
-        let now = self.clock.now();
-        let receipt = Receipt::accepted((*live.job).clone(), result.receipt, result.output, &self.keys, now);
-        live.answered = Some(receipt.clone());
-        log_statements(job, &receipt, &[], step);
-        step.writes.push(Write::Answered { job, receipt: receipt.to_json(), at: now });
-        step.effects.push(Effect::Answer(job, Arc::new(receipt)));
-    }
-
-    fn send(&self, node: &NodeId, message: Down, step: &mut Step) {
+    pub(super) fn send(&self, node: &NodeId, message: Down, step: &mut Step) {
         if let Some(peer) = self.peers.get(node) {
             step.effects.push(Effect::Send(Arc::clone(peer), message));
         }
     }
 
-    /// Turns a worker away; its session is over.
-    fn refuse(&mut self, node: &NodeId, code: RefusalCode, step: &mut Step) {
+    /// Turns a worker away; its session is over. One that plays in a dispute stays for that, and gets no job.
+    pub(super) fn refuse(&mut self, node: &NodeId, code: RefusalCode, step: &mut Step) {
+        if self.disputes.has(node) {
+            self.disputes.turned_away.insert(*node, code);
+            return;
+        }
         let reason = super::refusal_reason(code).to_owned();
         step.effects.push(Effect::Emit(Event::WorkerRefused { node: *node, reason }));
         if let Some(peer) = self.peers.remove(node) {
@@ -183,9 +213,9 @@ impl Engine {
     }
 }
 
-/// Logs the statements of a receipt that are not logged yet.
-fn log_statements(job: JobId, receipt: &Receipt, logged: &[SignedStatement], step: &mut Step) {
-    for signed in receipt.statements.iter().filter(|signed| !logged.contains(signed)) {
+/// Logs the statements of a receipt.
+fn log_statements(job: JobId, receipt: &Receipt, step: &mut Step) {
+    for signed in &receipt.statements {
         step.writes.push(Write::Stated { job, statement: signed.statement.digest() });
     }
 }

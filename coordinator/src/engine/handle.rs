@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::{JobId, ModelId};
+use lockstep_protocol::dispute::SignedMove;
+use lockstep_protocol::ids::{DisputeId, JobId, ModelId};
 use lockstep_protocol::machine::table::Stage;
-use lockstep_protocol::machine::{JobSpec, WorkerView};
+use lockstep_protocol::machine::{Challenge, JobSpec, WorkerView};
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{JobEnd, Message, Peer, Submission, SubmitRequest, View};
+use super::{ChallengeOutcome, DisputeStatus, JobEnd, Message, MoveOutcome, Peer, Submission, SubmitRequest, View};
 use crate::events::Event;
 use crate::store::AccessDigest;
 
@@ -31,8 +32,6 @@ pub struct WorkerStatus {
 pub struct JobStatus {
     /// Where it stands; `None` where it has ended and its end is being written.
     pub stage: Option<Stage>,
-    /// Whether clients can have its receipt.
-    pub answered: bool,
     /// On which model.
     pub model: ModelId,
     /// Whether a worker has it.
@@ -69,6 +68,11 @@ impl EngineHandle {
         Self { inputs, events }
     }
 
+    /// Waits until the engine has ended: after an order to stop, or because the store has.
+    pub async fn ended(&self) {
+        self.inputs.closed().await;
+    }
+
     /// Watches from now on. A watcher that lags far behind loses the oldest events, and is told so.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
@@ -91,8 +95,8 @@ impl EngineHandle {
         self.submit_with(spec, wait, None, true).await
     }
 
-    /// Submits a job as a client of the network does: `token` opens it from then on. Where the job was submitted
-    /// before and the client is not its `owner`, its end can be waited for, but no answer before that.
+    /// Submits a job as a client of the network does: `token` opens it from then on; before its end only where the job
+    /// was not submitted before, or the client is its `owner`.
     ///
     /// # Errors
     /// [`Stopped`].
@@ -108,6 +112,34 @@ impl EngineHandle {
         let request = SubmitRequest { reply, answer: wait.then_some(answer), token, owner };
         self.send(Message::Submit(spec, Box::new(request))).await?;
         Ok(Submitted { outcome, end })
+    }
+
+    /// Brings a signed move of a dispute, whoever has it. Its outcome comes once it is durable.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn make_move(&self, signed: SignedMove) -> Result<MoveOutcome, Stopped> {
+        let (reply, outcome) = oneshot::channel();
+        self.send(Message::Move(Box::new(signed), Some(reply))).await?;
+        outcome.await.map_err(|_| Stopped)
+    }
+
+    /// Disputes a run of a job that has ended. Its outcome comes once it is durable.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn challenge(&self, challenge: Challenge) -> Result<ChallengeOutcome, Stopped> {
+        let (reply, outcome) = oneshot::channel();
+        self.send(Message::Challenge(Box::new(challenge), reply)).await?;
+        outcome.await.map_err(|_| Stopped)
+    }
+
+    /// Where a dispute stands; `None` where none of this id is being played.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn dispute(&self, dispute: DisputeId) -> Result<Option<DisputeStatus>, Stopped> {
+        self.ask(move |view| view.disputes.status(&dispute)).await
     }
 
     /// Looks at the state.
@@ -150,8 +182,7 @@ impl EngineHandle {
             let seen = view.machine.job(&job);
             Some(JobStatus {
                 stage: seen.as_ref().map(|seen| seen.stage),
-                answered: live.visible.is_some(),
-                model: live.job.model,
+                model: live.spec.job.model,
                 leased: seen.is_some_and(|seen| !seen.leases.is_empty()),
             })
         })

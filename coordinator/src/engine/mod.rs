@@ -1,37 +1,48 @@
-//! The task that owns the job machine.
+//! The task that owns the job machine, the disputes and the draws.
 //!
 //! It drains inputs in batches, lets the machine take each, hands all records to the store as one commit, and goes on
 //! with the next batch while the disk works. When the store says that a commit is durable, and only then, its effects
 //! are carried out, in order. So acknowledgements, assignments, answers and events always speak of what is kept.
 
+mod books;
+mod challenges;
+mod disputes;
+mod draws;
 mod effects;
 mod handle;
 mod peer;
 mod perform;
+mod planted;
+mod show;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_kernels::backend::Backend;
+use lockstep_protocol::dispute::SignedMove;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, NodeId};
-use lockstep_protocol::job::Job;
-use lockstep_protocol::limits::{
-    MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, MAX_SETTLEMENTS, STORE_BATCH, TAKEOVER_MS,
+use lockstep_protocol::ids::{JobId, Millis, NodeId, Nonce};
+#[cfg(test)]
+use lockstep_protocol::limits::TICK_MS;
+use lockstep_protocol::limits::{MAX_ENGINE_INPUTS, MAX_EVENT_LAG, MAX_PENDING_COMMITS, STORE_BATCH, TAKEOVER_MS};
+use lockstep_protocol::machine::{
+    self, Action, Capabilities, Challenge, DrawSubject, Input, JobSpec, Machine, Record, audit_draw, lockstep_draw,
 };
-use lockstep_protocol::machine::{Action, Capabilities, Input, JobSpec, Machine, Record};
 use lockstep_protocol::messages::RefusalCode;
 use lockstep_protocol::receipt::{Receipt, WorkerReceipt};
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
+pub use self::books::Books;
+pub use self::challenges::{ChallengeOutcome, ChallengeReply};
+pub use self::disputes::{DisputeStatus, Disputes, MoveOutcome, MoveReply};
+use self::draws::Draws;
 use self::effects::{Effect, Step};
 pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
 pub use self::peer::{Down, Peer};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
-use crate::store::{AccessDigest, Commit, Restored, SECRET_BYTES, STORE_CLOSE, SharedStore, Write};
+use crate::store::{AccessDigest, Commit, OpenDispute, Restored, STORE_CLOSE, SharedStore, Write};
 
 /// A key whose sessions replace each other within this time is likely used by two workers.
 const TAKEOVER: Duration = Duration::from_millis(TAKEOVER_MS);
@@ -44,12 +55,30 @@ pub enum Message {
     Left(NodeId, u64),
     /// A session's worker said something; dropped where another session of the key took over.
     From(u64, NodeId, Input),
-    /// Answers to the engine's own questions.
+    /// What the engine tells itself.
     Own(Input),
+    /// What the engine does because something is durable.
+    Due(Due),
     /// A client submits a job.
     Submit(JobSpec, Box<SubmitRequest>),
+    /// A move of a dispute, from a client that wants to hear how it went, or from the session of the key that signed it.
+    Move(Box<SignedMove>, Option<MoveReply>),
+    /// Somebody disputes a run of a job that has ended.
+    Challenge(Box<Challenge>, ChallengeReply),
+    /// Disputes see so many milliseconds pass.
+    #[cfg(test)]
+    Pass(u64),
     /// A question about the state.
     Ask(Box<dyn FnOnce(&View<'_>) + Send>),
+}
+
+/// What the engine does because something is durable.
+#[derive(Debug)]
+pub enum Due {
+    /// Draw about a job: whatever the draw is made from is durable.
+    Draw(JobId, DrawSubject, Nonce),
+    /// Submit a job of its own.
+    Plant(Box<JobSpec>),
 }
 
 /// The state, to look at.
@@ -58,6 +87,10 @@ pub struct View<'a> {
     pub machine: &'a Machine,
     /// The connected workers.
     pub peers: &'a BTreeMap<NodeId, Arc<Peer>>,
+    /// The ledger as others may see it.
+    pub books: &'a Books,
+    /// The disputes that are being played.
+    pub disputes: &'a Disputes,
     models: &'a Models,
     jobs: &'a BTreeMap<JobId, Live>,
 }
@@ -93,7 +126,7 @@ pub enum Submission {
 /// What a client waits for.
 #[derive(Clone, Debug)]
 pub enum JobEnd {
-    /// An answer, with its receipt so far.
+    /// An answer, with its receipt.
     Answer(Arc<Receipt>),
     /// None, and why.
     Failed(String),
@@ -102,25 +135,14 @@ pub enum JobEnd {
 /// An unfinished job, as far as clients and watchers are concerned.
 #[derive(Debug)]
 struct Live {
-    job: Arc<Job>,
+    spec: JobSpec,
     first_run: Option<WorkerReceipt>,
-    /// The receipt that the client has or is about to get.
-    answered: Option<Receipt>,
-    /// The same, once it is durable.
-    visible: Option<Arc<Receipt>>,
     waiters: Vec<oneshot::Sender<JobEnd>>,
-    /// Those that submitted the same job again without a token of its first submission. A worker could do that to
-    /// have the first run before its audit, so these are answered when the job has ended.
-    late: Vec<oneshot::Sender<JobEnd>>,
 }
 
 impl Live {
-    fn into_waiters(self) -> impl Iterator<Item = oneshot::Sender<JobEnd>> {
-        self.waiters.into_iter().chain(self.late)
-    }
-
-    fn new(job: Arc<Job>) -> Self {
-        Self { job, first_run: None, answered: None, visible: None, waiters: Vec::new(), late: Vec::new() }
+    fn new(spec: JobSpec) -> Self {
+        Self { spec, first_run: None, waiters: Vec::new() }
     }
 }
 
@@ -135,20 +157,10 @@ pub struct Parts {
     pub models: Arc<Models>,
     /// The clock, started.
     pub clock: Clock,
-    /// Recomputes disputed jobs.
-    pub oracle: Oracle,
-    /// Where blocking work and waiting goes.
-    pub runtime: tokio::runtime::Handle,
-}
-
-/// The backend that recomputes disputed jobs.
-#[derive(Clone)]
-pub struct Oracle(pub Arc<dyn Backend>);
-
-impl std::fmt::Debug for Oracle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Oracle({})", self.0.name())
-    }
+    /// Credits that a worker gets when it joins for the first time.
+    pub grant: u64,
+    /// Of 1,000 audited jobs, how many are planted again.
+    pub planted_per_mille: u16,
 }
 
 /// The engine's state.
@@ -157,21 +169,23 @@ struct Engine {
     machine: Machine,
     clock: Clock,
     keys: Keypair,
-    secret: [u8; SECRET_BYTES],
+    draws: Draws,
+    books: Books,
+    disputes: Disputes,
+    /// Receipts whose last change is on its way to the disk, with how many changes are.
+    amended: BTreeMap<JobId, (usize, Receipt)>,
     store: SharedStore,
     models: Arc<Models>,
-    oracle: Oracle,
-    runtime: tokio::runtime::Handle,
-    settlements: Arc<Semaphore>,
     jobs: BTreeMap<JobId, Live>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
     /// Effects of commits that are on their way to the disk, oldest first.
     pending: VecDeque<Vec<Effect>>,
-    /// Inputs that follow from effects.
-    own: VecDeque<Input>,
+    /// Of 1,000 audited jobs, how many are planted again.
+    planted_per_mille: u16,
+    /// What follows from what is durable now.
+    due: VecDeque<Due>,
     events: broadcast::Sender<Event>,
-    inputs: mpsc::Sender<Message>,
-    durable: mpsc::UnboundedSender<()>,
+    durable: mpsc::UnboundedSender<bool>,
     stop: Arc<Notify>,
 }
 
@@ -195,28 +209,29 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
     let (inputs, messages) = mpsc::channel(MAX_ENGINE_INPUTS);
     let (durable, done) = mpsc::unbounded_channel();
     let events = broadcast::Sender::new(MAX_EVENT_LAG);
-    let handle = EngineHandle::new(inputs.clone(), events.clone());
+    let handle = EngineHandle::new(inputs, events.clone());
     let stop = Arc::new(Notify::new());
+    let config = machine::Config { coordinator: parts.keys.id(), grant: parts.grant };
     let mut engine = Engine {
         jobs: live_jobs(&restored),
-        machine: Machine::restore(restored.records, restored.last_epoch)?,
+        machine: Machine::restore(config, restored.records, restored.last_epoch, restored.ledger)?,
+        draws: Draws::new(restored.draw_secret, restored.draws, restored.anchored),
+        books: restored.books,
+        disputes: Disputes::new(parts.keys.clone(), parts.clock.now(), restored.judged),
+        amended: BTreeMap::new(),
         clock: parts.clock,
         keys: parts.keys,
-        secret: restored.secret,
         store: parts.store,
         models: parts.models,
-        oracle: parts.oracle,
-        runtime: parts.runtime,
-        settlements: Arc::new(Semaphore::new(MAX_SETTLEMENTS)),
         peers: BTreeMap::new(),
         pending: VecDeque::new(),
-        own: VecDeque::new(),
+        planted_per_mille: parts.planted_per_mille,
+        due: VecDeque::new(),
         events,
-        inputs,
         durable,
         stop: Arc::clone(&stop),
     };
-    engine.resume();
+    engine.resume(restored.disputes, restored.alive);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -234,9 +249,9 @@ fn live_jobs(restored: &Restored) -> BTreeMap<JobId, Live> {
     for record in &restored.records {
         match record {
             Record::Submitted(spec) => {
-                jobs.insert(record.job(), Live::new(spec.job.clone()));
+                jobs.insert(record.job(), Live::new(spec.clone()));
             }
-            Record::Ran { job, result } => {
+            Record::Ran { job, result, .. } => {
                 if let Some(live) = jobs.get_mut(job) {
                     live.first_run.get_or_insert_with(|| result.receipt.receipt.clone());
                 }
@@ -244,34 +259,39 @@ fn live_jobs(restored: &Restored) -> BTreeMap<JobId, Live> {
             _ => {}
         }
     }
-    for (job, receipt) in &restored.answered {
-        if let Some(live) = jobs.get_mut(job) {
-            live.answered = Some(receipt.clone());
-            live.visible = Some(Arc::new(receipt.clone()));
-        }
-    }
     jobs
 }
 
 impl Engine {
-    fn resume(&mut self) {
+    fn resume(&mut self, disputes: Vec<OpenDispute>, alive: Millis) {
         let now = self.clock.now();
-        let output = self.machine.resume(now);
         let mut step = Step::default();
+        self.draws.anchor(&mut step.writes);
+        // Before the machine asks for them once more.
+        self.resume_disputes(disputes, alive, &mut step);
+        let output = self.machine.resume(now);
         self.plan(output, None, &mut step);
         self.commit(step);
     }
 
     /// Runs until the order to stop; says whether everything could be written.
-    async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut done: mpsc::UnboundedReceiver<()>) -> bool {
+    async fn run(mut self, mut messages: mpsc::Receiver<Message>, mut done: mpsc::UnboundedReceiver<bool>) -> bool {
         let mut batch = Vec::with_capacity(STORE_BATCH);
         let stop = Arc::clone(&self.stop);
         let mut stopping = false;
         while !stopping {
-            let sleep = self.machine.next_wake().map(|at| self.clock.until(at));
+            let sleep = self.next_wake().map(|at| self.clock.until(at));
             tokio::select! {
                 biased;
-                Some(()) = done.recv() => self.perform_next(),
+                Some(is_kept) = done.recv() => {
+                    if is_kept {
+                        self.perform_next();
+                    } else {
+                        // Nothing that was planned since is kept or acknowledged; the next start begins before it.
+                        tracing::error!("the store has stopped, and so the coordinator does: start it again");
+                        stopping = true;
+                    }
+                }
                 () = stop.notified() => {
                     stopping = true;
                     // What came before the order.
@@ -282,7 +302,7 @@ impl Engine {
                     stopping = count == 0;
                     self.take(batch.drain(..));
                     // Under constant load the branch below never comes to its turn.
-                    if self.machine.next_wake().is_some_and(|at| self.clock.until(at).is_zero()) {
+                    if self.next_wake().is_some_and(|at| self.clock.until(at).is_zero()) {
                         self.take([Message::Own(Input::Tick)]);
                     }
                 }
@@ -294,9 +314,9 @@ impl Engine {
                     self.take([Message::Own(Input::Tick)]);
                 }
             }
-            if !self.own.is_empty() {
-                let own: Vec<_> = self.own.drain(..).map(Message::Own).collect();
-                self.take(own);
+            if !self.due.is_empty() {
+                let due: Vec<_> = self.due.drain(..).map(Message::Due).collect();
+                self.take(due);
             }
         }
         self.finish(&mut done).await;
@@ -306,13 +326,18 @@ impl Engine {
         self.pending.is_empty()
     }
 
+    /// When to tick at the latest.
+    fn next_wake(&self) -> Option<Millis> {
+        self.machine.next_wake().into_iter().chain(self.disputes.next_wake()).min()
+    }
+
     /// Waits until what is pending is written, or the store gives it up: then its channel has no senders any more. A
     /// disk that does not even fail is not waited for.
-    async fn finish(&mut self, done: &mut mpsc::UnboundedReceiver<()>) {
+    async fn finish(&mut self, done: &mut mpsc::UnboundedReceiver<bool>) {
         self.store.close();
         self.durable = mpsc::unbounded_channel().0;
         let all = async {
-            while !self.pending.is_empty() && done.recv().await.is_some() {
+            while !self.pending.is_empty() && done.recv().await == Some(true) {
                 self.perform_next();
             }
         };
@@ -324,6 +349,8 @@ impl Engine {
     /// Takes a batch of messages in, and queues what they come to as one commit.
     fn take(&mut self, messages: impl IntoIterator<Item = Message>) {
         let mut step = Step::default();
+        // First: what comes now has waited for as long as the coordinator stood still.
+        self.tick_disputes(&mut step);
         for message in messages {
             self.message(message, &mut step);
         }
@@ -337,11 +364,8 @@ impl Engine {
         if let Some(at) = self.clock.reserve(self.clock.now()) {
             step.writes.push(Write::Clock(at));
         }
-        let durable = self.durable.clone();
-        let then = Box::new(move || {
-            // The receiver is gone only when the engine is.
-            let _ = durable.send(());
-        });
+        let durable = Durable(Some(self.durable.clone()));
+        let then = Box::new(move || durable.tell());
         match self.store.submit(Commit { writes: step.writes, then }) {
             Ok(()) => self.pending.push_back(step.effects),
             Err(error) => tracing::error!(%error, "nothing can be kept any more; nothing is acknowledged"),
@@ -358,9 +382,30 @@ impl Engine {
                 }
             }
             Message::Own(input) => self.input(input, None, step),
+            Message::Due(Due::Draw(job, subject, nonce)) => self.draw(job, subject, &nonce, step),
+            Message::Due(Due::Plant(spec)) => self.input(Input::Submit(*spec), None, step),
+            Message::Move(signed, reply) => self.make_move(*signed, reply, step),
+            Message::Challenge(challenge, reply) => self.challenge(*challenge, reply, step),
             Message::Submit(spec, request) => self.input(Input::Submit(spec), Some(request), step),
+            #[cfg(test)]
+            Message::Pass(ms) => {
+                for _ in 0..ms / TICK_MS {
+                    self.clock.advance(TICK_MS);
+                    self.tick_disputes(step);
+                }
+            }
             Message::Ask(question) => question(&self.view()),
         }
+    }
+
+    /// Draws. The secret's number is written in the transaction of what is drawn with it.
+    fn draw(&mut self, job: JobId, subject: DrawSubject, nonce: &Nonce, step: &mut Step) {
+        let secret = self.draws.take(&mut step.writes);
+        let draw = match subject {
+            DrawSubject::Lockstep(job) => lockstep_draw(&secret, job, nonce),
+            DrawSubject::FirstRun(head) => audit_draw(&secret, &head, nonce),
+        };
+        self.input(Input::Drawn { job, draw }, None, step);
     }
 
     fn input(&mut self, input: Input, request: Option<Box<SubmitRequest>>, step: &mut Step) {
@@ -370,7 +415,14 @@ impl Engine {
     }
 
     fn view(&self) -> View<'_> {
-        View { machine: &self.machine, peers: &self.peers, models: &self.models, jobs: &self.jobs }
+        View {
+            machine: &self.machine,
+            peers: &self.peers,
+            books: &self.books,
+            disputes: &self.disputes,
+            models: &self.models,
+            jobs: &self.jobs,
+        }
     }
 
     fn is_current(&self, node: &NodeId, session: u64) -> bool {
@@ -399,20 +451,46 @@ impl Engine {
             .actions
             .iter()
             .any(|action| matches!(action, Action::RefuseWorker { node: other, .. } if *other == node));
-        if !refused {
+        if !refused || self.disputes.has(&node) {
             // Before anything that the machine has for it.
             step.effects.push(Effect::Send(peer, Down::Welcome));
             step.effects.push(Effect::Emit(event));
         }
+        self.disputes.turned_away.remove(&node);
         self.plan(output, None, step);
+        self.tell_verdicts(&node, step);
+        self.ask_again(&node, step);
     }
 
     fn left(&mut self, node: NodeId, session: u64, step: &mut Step) {
         if self.is_current(&node, session) {
             self.peers.remove(&node);
+            self.disputes.turned_away.remove(&node);
             self.input(Input::WorkerLeft { node }, None, step);
             step.effects.push(Effect::Emit(Event::WorkerLeft { node }));
         }
+    }
+}
+
+/// Tells the engine that a commit is durable, or, where the store drops it, that it never will be.
+struct Durable(Option<mpsc::UnboundedSender<bool>>);
+
+impl Durable {
+    fn tell(mut self) {
+        self.send(true);
+    }
+
+    fn send(&mut self, is_kept: bool) {
+        if let Some(sender) = self.0.take() {
+            // The receiver is gone only when the engine is.
+            let _ = sender.send(is_kept);
+        }
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        self.send(false);
     }
 }
 
@@ -424,5 +502,6 @@ pub fn refusal_reason(code: RefusalCode) -> &'static str {
         RefusalCode::Quarantined => "this key was caught with wrong results",
         RefusalCode::Full => "the coordinator has as many workers as it takes: try again later",
         RefusalCode::BadHello => "the hello is not acceptable",
+        RefusalCode::Faulty => "this worker took a run back: test its machine, and come again later",
     }
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
+use lockstep_protocol::dispute::{SignedEntry, Verdict};
+use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::MAX_OUTBOX_MESSAGES;
-use lockstep_protocol::messages::{Hello, RefusalCode};
+use lockstep_protocol::messages::{Ask, Hello, RefusalCode};
 use tokio::sync::{Notify, mpsc};
+
+use crate::store::Cosign;
 
 /// What goes down to a worker. Jobs are shared until they are written.
 #[derive(Clone, Debug)]
@@ -20,10 +23,22 @@ pub enum Down {
     Refused(RefusalCode),
     /// It gets a job.
     Assign(LeaseEpoch, Arc<Job>),
+    /// It may send the result to which it committed.
+    Reveal(JobId, LeaseEpoch),
     /// Its result is durable.
     Accepted(JobId, LeaseEpoch),
+    /// It is to stop a run and sign what it streamed.
+    Halt(JobId, LeaseEpoch),
     /// Its assignment is over.
     Cancel(JobId, LeaseEpoch),
+    /// It is its turn in a dispute.
+    Asked(Box<Ask>),
+    /// Its move in a dispute is durable.
+    Acknowledged(Box<SignedEntry>),
+    /// Its dispute is over.
+    Judged(DisputeId, Verdict),
+    /// It is asked to cosign a head of the log.
+    Cosign(Box<Cosign>),
     /// The coordinator goes down; the connection ends after it.
     Shutdown,
 }
@@ -76,6 +91,13 @@ impl Peer {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.outbox.try_send(message) {
             tracing::warn!(node = %self.node, "the worker does not read its messages; disconnecting");
             self.kill();
+        }
+    }
+
+    /// Queues a message that comes again later, unless half of the queue waits: nobody loses its connection over it.
+    pub fn offer(&self, message: Down) {
+        if self.outbox.capacity() > MAX_OUTBOX_MESSAGES / 2 {
+            self.send(message);
         }
     }
 

@@ -1,17 +1,15 @@
 //! Carrying out effects whose writes are durable.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use lockstep_model::rerun::rerun;
 use lockstep_protocol::ids::JobId;
-use lockstep_protocol::job::Job;
-use lockstep_protocol::machine::{Input, audit_draw};
+use lockstep_protocol::machine::JobSpec;
 use lockstep_protocol::receipt::Receipt;
 use tokio::sync::oneshot;
 
 use super::effects::Effect;
-use super::{Engine, JobEnd, Live, Message, Submission, SubmitRequest};
+use super::planted::planted;
+use super::{Due, Engine, JobEnd, Submission, SubmitRequest};
 use crate::events::Event;
 
 impl Engine {
@@ -20,26 +18,34 @@ impl Engine {
         for effect in self.pending.pop_front().unwrap_or_default() {
             self.perform(effect);
         }
+        self.books.publish(|job| self.jobs.contains_key(job));
     }
 
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Send(peer, message) => peer.send(message),
+            Effect::Ask(peer, message) => peer.offer(message),
             Effect::Close(peer) => peer.kill(),
             Effect::Replace(peer) => peer.replace(),
             Effect::Reply(job, outcome, request) => self.reply(job, outcome, *request),
-            Effect::Answer(job, receipt) => self.answer(job, &receipt),
             Effect::Done(job, receipt) => self.done(job, &receipt),
             Effect::Failed(job, reason) => {
-                let waiters = self.jobs.remove(&job).map(Live::into_waiters);
+                let waiters = self.jobs.remove(&job).map(|live| live.waiters);
                 tell(waiters.into_iter().flatten(), &JobEnd::Failed(reason.clone()));
                 self.emit(Event::Failed { job, reason });
             }
-            Effect::Draw(job, head, nonce) => {
-                let draw = audit_draw(&self.secret, &head, &nonce);
-                self.own.push_back(Input::Drawn { job, draw });
+            Effect::Draw(job, subject, nonce) => self.due.push_back(Due::Draw(job, subject, nonce)),
+            Effect::MoveMade(reply, outcome) => {
+                // Whoever brought it may be gone.
+                let _ = reply.send(outcome);
             }
-            Effect::Settle(job) => self.settle(job),
+            Effect::Challenged(reply, outcome) => {
+                // As above.
+                let _ = reply.send(outcome);
+            }
+            Effect::Opened(dispute) => self.disputes.is_kept(&dispute),
+            Effect::Amended(job) => self.amended_is_kept(job),
+            Effect::Posted(postings) => postings.into_iter().for_each(|posting| self.books.take(posting)),
             Effect::Emit(event) => self.emit(event),
         }
     }
@@ -51,13 +57,7 @@ impl Engine {
             (outcome, Some(live)) => {
                 // Clients that gave up waiting leave their places.
                 live.waiters.retain(|waiter| !waiter.is_closed());
-                live.late.retain(|waiter| !waiter.is_closed());
-                match (&live.visible, request.answer) {
-                    (_, waiter) if !request.owner => live.late.extend(waiter),
-                    (Some(receipt), Some(waiter)) => tell([waiter], &JobEnd::Answer(Arc::clone(receipt))),
-                    (None, waiter) => live.waiters.extend(waiter),
-                    (Some(_), None) => {}
-                }
+                live.waiters.extend(request.answer);
                 outcome
             }
         };
@@ -65,16 +65,11 @@ impl Engine {
         let _ = request.reply.send(outcome);
     }
 
-    fn answer(&mut self, job: JobId, receipt: &Arc<Receipt>) {
-        if let Some(live) = self.jobs.get_mut(&job) {
-            live.visible = Some(Arc::clone(receipt));
-            tell(std::mem::take(&mut live.waiters), &JobEnd::Answer(Arc::clone(receipt)));
-        }
-    }
-
     fn done(&mut self, job: JobId, receipt: &Arc<Receipt>) {
-        let waiters = self.jobs.remove(&job).map(Live::into_waiters);
-        tell(waiters.into_iter().flatten(), &JobEnd::Answer(Arc::clone(receipt)));
+        if let Some(live) = self.jobs.remove(&job) {
+            tell(live.waiters, &JobEnd::Answer(Arc::clone(receipt)));
+            self.plant(&live.spec, receipt);
+        }
         match receipt.check() {
             Ok(standing) => self.emit(Event::Done {
                 job,
@@ -86,38 +81,18 @@ impl Engine {
         }
     }
 
-    /// Recomputes a job beside everything else, and feeds the outcome back.
-    fn settle(&self, job: Arc<Job>) {
-        let (models, oracle, inputs) = (Arc::clone(&self.models), self.oracle.clone(), self.inputs.clone());
-        let turn = Arc::clone(&self.settlements);
-        self.runtime.spawn(async move {
-            let Ok(_turn) = turn.acquire_owned().await else {
-                return;
-            };
-            let id = job.id();
-            let recompute = move || {
-                let model = models.of_job(&job.model).ok_or("the model is not served any more".to_owned())?;
-                // The file may have been overwritten under its mapping; a verdict must not rest on that.
-                let package = model.package();
-                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
-                let right = rerun(package, &*oracle.0, &job.tokens).map_err(|error| error.to_string())?;
-                package.verify(NonZeroUsize::MIN).map_err(|error| error.to_string())?;
-                Ok::<_, String>(right)
-            };
-            let truth = match tokio::task::spawn_blocking(recompute).await {
-                Ok(Ok(right)) => Some(right.roots),
-                Ok(Err(error)) => {
-                    tracing::error!(job = %id, error, "the job can't be recomputed");
-                    None
-                }
-                Err(error) => {
-                    tracing::error!(job = %id, %error, "recomputing the job failed");
-                    None
-                }
-            };
-            // Where the engine has stopped, the next start asks again.
-            let _ = inputs.send(Message::Own(Input::Settled { job: id, truth })).await;
-        });
+    fn plant(&mut self, spec: &JobSpec, receipt: &Receipt) {
+        let mut random = [0; 40];
+        if self.planted_per_mille == 0 || self.models.of_job(&spec.job.model).is_none() {
+            return;
+        }
+        match getrandom::fill(&mut random) {
+            Ok(()) => {
+                let planted = planted(spec, receipt, self.planted_per_mille, &random);
+                self.due.extend(planted.map(|spec| Due::Plant(Box::new(spec))));
+            }
+            Err(error) => tracing::error!(%error, "no job is planted: the system gives no random numbers"),
+        }
     }
 
     fn emit(&self, event: Event) {
@@ -125,8 +100,15 @@ impl Engine {
             Event::Mismatch { job, place, first, auditor, .. } => {
                 tracing::warn!(%job, %place, %first, %auditor, "two runs differ");
             }
-            Event::Quarantined { node, job, place } => {
+            Event::Quarantined { node, job, place, .. } => {
                 tracing::warn!(%node, %job, %place, "the worker was wrong and gets nothing any more");
+            }
+            Event::Retracted { node, job } => tracing::warn!(%node, %job, "a worker took its run back"),
+            Event::Diverged { job, place, nodes: [a, b] } => {
+                tracing::warn!(%job, %place, %a, %b, "two runs side by side differ; the job has stopped");
+            }
+            Event::DisputeJudged { dispute, job, kind, losers, .. } => {
+                tracing::warn!(%dispute, %job, ?kind, ?losers, "a dispute has a verdict");
             }
             Event::Rejected { node, job, reason, .. } => tracing::warn!(%node, %job, reason, "a result was refused"),
             Event::Failed { job, reason } => tracing::warn!(%job, reason, "the job failed"),

@@ -84,7 +84,7 @@ struct AcceptedJobs {
 /// What to tell the client.
 pub async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let deadline = Instant::now() + app.http_wait;
-    let body = read(body).await?;
+    let body = read_body(body, MAX_HTTP_BODY_BYTES).await?;
     let reader = Arc::clone(&app);
     let prepared = app.blocking(move || prepare(&reader.models, reader.audit, &body)).await??;
     let (access, token) = access::draw()?;
@@ -106,7 +106,11 @@ pub async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: B
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-async fn read(body: Body) -> Result<axum::body::Bytes, ApiError> {
+/// Reads a body of at most so many bytes, with patience for slow clients but not for all.
+///
+/// # Errors
+/// It is longer, breaks off, or takes too long.
+pub(super) async fn read_body(body: Body, most: usize) -> Result<axum::body::Bytes, ApiError> {
     let too_long = |error: &axum::Error| {
         let mut source: Option<&dyn std::error::Error> = Some(error);
         while let Some(error) = source {
@@ -118,11 +122,11 @@ async fn read(body: Body) -> Result<axum::body::Bytes, ApiError> {
         false
     };
     let kind = "invalid_request_error";
-    let bytes = axum::body::to_bytes(body, MAX_HTTP_BODY_BYTES);
+    let bytes = axum::body::to_bytes(body, most);
     match tokio::time::timeout(Duration::from_millis(HTTP_BODY_MS), bytes).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if too_long(&error) => {
-            let message = format!("The body is longer than {MAX_HTTP_BODY_BYTES} bytes.");
+            let message = format!("The body is longer than {most} bytes.");
             Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, kind, None, message))
         }
         Ok(Err(error)) => Err(ApiError::invalid(format!("The body could not be read: {error}"))),
@@ -148,6 +152,7 @@ async fn submit(
         let known = if prepared.chosen_nonces { stored(app, *id).await? } else { None };
         sent.push(match known {
             Some(end) => {
+                check_audits(*id, &end, prepared)?;
                 access::grant(app, *id, token).await?;
                 Err(end)
             }
@@ -166,7 +171,9 @@ async fn submit(
                 (Submission::Kept | Submission::Known, answer) => Pending::Coming(answer),
                 (Submission::Ended, _) => {
                     let end = stored(app, *id).await?;
-                    Pending::Ready(end.ok_or_else(|| ApiError::internal("An ended job is not in the store."))?)
+                    let end = end.ok_or_else(|| ApiError::internal("An ended job is not in the store."))?;
+                    check_audits(*id, &end, prepared)?;
+                    Pending::Ready(end)
                 }
                 (Submission::Busy, _) => return Err(busy()),
                 (Submission::Refused(reason), _) => return Err(ApiError::invalid(reason)),
@@ -174,6 +181,23 @@ async fn submit(
         });
     }
     Ok(pending)
+}
+
+/// A job that has ended gets no more audits: whoever asks for more than it had must not take its answer for one that
+/// was audited so.
+fn check_audits(job: JobId, end: &JobEnd, prepared: &Prepared) -> Result<(), ApiError> {
+    let (asked, found) = match end {
+        JobEnd::Answer(receipt) => (prepared.audits_asked, receipt.audits.len()),
+        JobEnd::Failed(_) => return Ok(()),
+    };
+    if found >= asked {
+        return Ok(());
+    }
+    let message = format!(
+        "Job {job} has ended with {found} audits, and no more can follow; this request asks for {asked}. Ask with \
+         another nonce to have it run and audited again, or without lockstep.audit for the answer as it is."
+    );
+    Err(ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some("ended_without_audit"), message))
 }
 
 fn busy() -> ApiError {
@@ -190,7 +214,7 @@ async fn stored(app: &Arc<App>, job: JobId) -> Result<Option<JobEnd>, ApiError> 
             Ok(Some(JobEnd::Answer(Arc::new(receipt))))
         }
         Ok(Some(Stored::Failed(reason))) => Ok(Some(JobEnd::Failed(reason))),
-        Ok(Some(Stored::Answered(_)) | None) => Ok(None),
+        Ok(None) => Ok(None),
         Err(error) => Err(broken(error.to_string())),
     })
     .await?

@@ -88,8 +88,6 @@ pub async fn job(
         return Ok(axum::Json(live_json(id, &job, access)));
     }
     let (status, reason) = match stored(&app, id).await? {
-        Stored::Answered(_) if access == Access::WhenEnded => return Ok(axum::Json(unfinished_json(id))),
-        Stored::Answered(_) => ("closing", None),
         Stored::Done(_) => ("done", None),
         Stored::Failed(reason) => ("failed", Some(reason)),
     };
@@ -109,17 +107,18 @@ fn live_json(id: JobId, job: &JobStatus, access: Access) -> Value {
         return unfinished_json(id);
     }
     let status = match job.stage {
+        Some(Stage::Choosing) => "queued",
         Some(Stage::Open) if !job.leased => "queued",
         Some(Stage::Open) => "running",
         Some(Stage::Drawing | Stage::Auditing) => "auditing",
-        Some(Stage::Settling) => "settling",
+        Some(Stage::Disputing) => "disputing",
         Some(Stage::Closing | Stage::Done | Stage::Failed) | None => "closing",
     };
     json!({
         "id": id,
         "object": "lockstep.job",
         "status": status,
-        "answered": job.answered,
+        "answered": false,
         "model_id": job.model,
     })
 }
@@ -131,13 +130,10 @@ pub async fn receipt(
     presented: Presented,
 ) -> Result<Response, ApiError> {
     let id = parse(&id)?;
-    let access = presented.to(&app, id).await?.ok_or_else(|| no_job(id))?;
+    presented.to(&app, id).await?.ok_or_else(|| no_job(id))?;
     let live = app.engine.job(id).await.map_err(|_| ApiError::stopping())?;
     match (live, stored(&app, id).await) {
-        (_, Ok(Stored::Answered(_))) if access == Access::WhenEnded => Err(not_yet(id)),
-        (_, Ok(Stored::Answered(json) | Stored::Done(json))) => {
-            Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
-        }
+        (_, Ok(Stored::Done(json))) => Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response()),
         (_, Ok(Stored::Failed(reason))) => Err(ApiError::not_found(format!("Job {id} failed: {reason}."))),
         (Some(_), Err(_)) => Err(not_yet(id)),
         (None, Err(error)) => Err(error),

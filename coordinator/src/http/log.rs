@@ -14,7 +14,7 @@ use super::App;
 use super::access::Presented;
 use super::error::ApiError;
 use super::info::{no_job, not_yet, parse, stored};
-use crate::store::{Access, ProofRequest, Store, StoreError, Stored};
+use crate::store::{ProofRequest, Store, StoreError};
 
 /// `GET /v1/log/head`: a signed head over all that was in the log when it was asked for, and nothing else, as
 /// `lockstep log verify` takes it. Askers wait for their turn, so that they don't make the coordinator sign all the time.
@@ -49,23 +49,19 @@ pub async fn proof(
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
     let job = parse(&query.job)?;
-    let access = presented.to(&app, job).await?.ok_or_else(|| no_job(job))?;
-    let stated_only = visible(&app, job, access).await?;
-    let request = ProofRequest { job, size: query.size, from: query.from, stated_only };
+    presented.to(&app, job).await?.ok_or_else(|| no_job(job))?;
+    check_ended(&app, job).await?;
+    let request = ProofRequest { job, size: query.size, from: query.from };
     let proof = read(&app, move |store| store.log_proof(&request)).await?;
     let proof = proof.ok_or_else(|| ApiError::not_found("There is no such head of the log."))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], proof.to_json()).into_response())
 }
 
-/// Whether only what the receipt so far shows may be told of a job. Of one without an answer nothing is told, and of one
-/// that has not ended nothing to those who only submitted it again, as its workers could: they must not learn whether
-/// others run it.
-async fn visible(app: &Arc<App>, job: JobId, access: Access) -> Result<bool, ApiError> {
+/// Of a job that has not ended nothing is told, to nobody: its entries would tell its workers whether others run it.
+async fn check_ended(app: &Arc<App>, job: JobId) -> Result<(), ApiError> {
     let live = app.engine.job(job).await.map_err(|_| ApiError::stopping())?;
     match (live, stored(app, job).await) {
-        (_, Ok(Stored::Done(_) | Stored::Failed(_))) => Ok(false),
-        (_, Ok(Stored::Answered(_))) if access == Access::WhenEnded => Err(not_yet(job)),
-        (_, Ok(Stored::Answered(_))) => Ok(true),
+        (_, Ok(_)) => Ok(()),
         (Some(_), Err(_)) => Err(not_yet(job)),
         (None, Err(error)) => Err(error),
     }

@@ -1,11 +1,16 @@
-//! HTTP for clients: OpenAI's embeddings with receipts beside the answer, and what can be looked at.
+//! HTTP for clients: OpenAI's embeddings with receipts beside the answer; disputes, challenges, the log and the ledger for
+//! everybody; and what can be looked at.
 
 mod access;
+mod challenges;
+mod disputes;
 mod embeddings;
 mod error;
 mod info;
+mod ledger;
 mod log;
 mod prepare;
+mod rate;
 mod request;
 mod serve;
 
@@ -18,7 +23,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use lockstep_protocol::ids::Millis;
+use lockstep_protocol::ids::{Millis, NodeId};
 use lockstep_protocol::limits::{HTTP_WORK_PER_CORE, MAX_HTTP_REQUESTS};
 use lockstep_protocol::machine::AuditPolicy;
 use tokio::sync::Semaphore;
@@ -33,6 +38,7 @@ use crate::store::SharedStore;
 /// What all handlers share.
 #[derive(Debug)]
 pub struct App {
+    node: NodeId,
     engine: EngineHandle,
     models: Arc<Models>,
     store: SharedStore,
@@ -40,6 +46,8 @@ pub struct App {
     api_keys: Vec<ApiKey>,
     http_wait: Duration,
     started: Millis,
+    /// Moves of disputes by where they come from.
+    moves: rate::Moves,
     /// Requests that are being answered.
     requests: Semaphore,
     /// Tokenising, hashing and reading that runs at a time.
@@ -49,6 +57,8 @@ pub struct App {
 /// What [`App::new`] is made from.
 #[derive(Debug)]
 pub struct AppParts {
+    /// The coordinator's key.
+    pub node: NodeId,
     /// The way to the engine.
     pub engine: EngineHandle,
     /// The served models.
@@ -70,6 +80,7 @@ impl App {
     pub fn new(parts: AppParts) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
+            node: parts.node,
             engine: parts.engine,
             models: parts.models,
             store: parts.store,
@@ -77,6 +88,7 @@ impl App {
             api_keys: parts.api_keys,
             http_wait: parts.http_wait,
             started: parts.started,
+            moves: rate::Moves::default(),
             requests: Semaphore::new(MAX_HTTP_REQUESTS),
             blocking: Semaphore::new(HTTP_WORK_PER_CORE * cores),
         })
@@ -101,6 +113,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/jobs/{id}", get(info::job))
         .route("/v1/jobs/{id}/receipt", get(info::receipt))
         .route("/v1/workers", get(info::workers))
+        .route("/v1/challenges", post(challenges::challenge))
+        .route("/v1/disputes", get(disputes::disputes))
+        .route("/v1/disputes/{id}", get(disputes::dispute))
+        .route("/v1/disputes/{id}/file", get(disputes::file))
+        .route("/v1/disputes/{id}/moves", post(disputes::moves))
+        .route("/v1/ledger", get(ledger::ledger))
         .route("/v1/log/head", get(log::head))
         .route("/v1/log/proof", get(log::proof))
         .route("/v1/log/consistency", get(log::consistency))

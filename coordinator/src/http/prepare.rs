@@ -25,6 +25,8 @@ pub struct Prepared {
     pub wait: bool,
     /// Whether the client chose the nonces, so that it may have submitted the same jobs before.
     pub chosen_nonces: bool,
+    /// How many audits the client asks for in any case; 0 where it leaves that to the coordinator.
+    pub audits_asked: usize,
 }
 
 /// Reads, checks and tokenises a request.
@@ -44,6 +46,7 @@ pub fn prepare(models: &Models, policy: AuditPolicy, body: &[u8]) -> Result<Prep
     let nonces = nonces(&extension, inputs.len())?;
     let seed = extension.seed.unwrap_or(Seed::from_bytes([0; 32]));
     let policy = wished(policy, extension.audit);
+    let asks = matches!(extension.audit, Some(AuditWish::Always | AuditWish::Hold));
     let mut jobs = Vec::with_capacity(inputs.len());
     for (input, nonce) in inputs.iter().zip(nonces) {
         let spec = model.spec(input, tokens(model, input)?, nonce, seed, policy);
@@ -55,6 +58,7 @@ pub fn prepare(models: &Models, policy: AuditPolicy, body: &[u8]) -> Result<Prep
         encoding: request.encoding_format.unwrap_or_default(),
         wait: extension.wait.unwrap_or(true),
         chosen_nonces: extension.nonce.is_some(),
+        audits_asked: if asks { usize::from(policy.auditors) } else { 0 },
     })
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
+
+use super::rate::ClientAddress;
 
 /// Serves until `stop` turns true, then lets requests end.
 pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
@@ -29,8 +31,9 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
             () = stopped(&mut stop) => break,
             _ = connections.join_next(), if !connections.is_empty() => {}
             (permit, accepted) = accept => match accepted {
-                Ok((stream, _)) => {
-                    let (router, stop) = (router.clone(), stop.clone());
+                Ok((stream, address)) => {
+                    let router = router.clone().layer(Extension(ClientAddress(address.ip())));
+                    let stop = stop.clone();
                     connections.spawn(async move {
                         connection(stream, router, stop, Duration::from_millis(HTTP_WRITE_MS)).await;
                         drop(permit);

@@ -22,7 +22,20 @@ impl Bucket {
         self.take_at(Instant::now())
     }
 
+    /// Whether nothing was taken for so long that it does not matter any more.
+    pub fn is_full(&mut self) -> bool {
+        self.fill(Instant::now());
+        self.tokens == self.capacity
+    }
+
     fn take_at(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        let taken = self.tokens > 0;
+        self.tokens -= u64::from(taken);
+        taken
+    }
+
+    fn fill(&mut self, now: Instant) {
         let elapsed = u64::try_from(now.saturating_duration_since(self.filled).as_millis()).unwrap_or(u64::MAX);
         let gained = elapsed.saturating_mul(self.per_second) / 1_000;
         if gained > 0 {
@@ -30,9 +43,6 @@ impl Bucket {
             // The rest of a token that has not come yet is kept as time.
             self.filled += Duration::from_millis(gained.saturating_mul(1_000) / self.per_second);
         }
-        let taken = self.tokens > 0;
-        self.tokens -= u64::from(taken);
-        taken
     }
 }
 

@@ -1,4 +1,5 @@
-//! Job streams: begin, roots, result.
+//! Job streams: begin, roots, commitment, result. Moves of disputes and runs that were stopped come on streams of their
+//! own.
 
 use std::sync::Arc;
 
@@ -39,6 +40,14 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
     let mut frames = Frames::<JobMessage>::new(stream);
     let (job, epoch) = match frames.next().await {
         Ok(Some(JobMessage::Begin { job, epoch })) => (job, epoch),
+        Ok(Some(JobMessage::Move(signed))) => {
+            frames.stop();
+            return session.make_move(signed).await;
+        }
+        Ok(Some(JobMessage::Partial(partial))) => {
+            frames.stop();
+            return session.tell(Input::Partial { node: session.node, partial: Box::new(partial) }).await;
+        }
         Ok(Some(_)) => return Err(End::Protocol("a job stream does not begin with its assignment".to_owned())),
         // A stream that was opened and dropped is about nothing.
         Ok(None) | Err(LinkError::Read(_)) => return Ok(()),
@@ -59,10 +68,11 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
     run(&session, frames, job, epoch).await
 }
 
-/// Roots, then the result. How many roots there are and where, the machine knows.
+/// Roots, a commitment to them, and when the worker is told to reveal it, the result. How many roots there are and
+/// where, and who is told when, the machine knows.
 async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
     let node = session.node;
-    for _ in 0..=MAX_RECEIPT_ROOTS {
+    for _ in 0..MAX_RECEIPT_ROOTS + 2 {
         let message = match frames.next().await {
             Ok(message) => message,
             Err(LinkError::Frame(error)) => return Err(End::Protocol(error.to_string())),
@@ -76,10 +86,16 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             Some(JobMessage::Layer { place, root }) => {
                 session.tell(Input::LayerRoot { node, job, epoch, place, root }).await?;
             }
-            Some(JobMessage::Result(result)) => {
-                session.tell(Input::Completed { node, job, epoch, result: Box::new(result) }).await?;
+            Some(JobMessage::Commit { commitment }) => {
+                session.tell(Input::Committed { node, job, epoch, commitment }).await?;
+            }
+            Some(JobMessage::Result { result, salt }) => {
+                session.tell(Input::Completed { node, job, epoch, result: Box::new(result), salt }).await?;
                 frames.stop();
                 return Ok(());
+            }
+            Some(JobMessage::Move(_) | JobMessage::Partial(_)) => {
+                return Err(End::Protocol("what comes on a stream of its own comes on a job's".to_owned()));
             }
             Some(JobMessage::Begin { .. }) => return Err(End::Protocol("a job stream begins twice".to_owned())),
             None => return session.tell(Input::Failed { node, job, epoch, code: FailureCode::Internal }).await,

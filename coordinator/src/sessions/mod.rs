@@ -3,7 +3,8 @@
 //! A connection that breaks the protocol, floods or lies about its assignments is closed, and nothing else suffers:
 //! its leases are over the moment it is gone, and their jobs go to others.
 
-mod bucket;
+pub(crate) mod bucket;
+mod cosign;
 mod jobs;
 mod packages;
 mod session;
@@ -22,29 +23,32 @@ use tokio::task::JoinSet;
 use crate::config::Allow;
 use crate::engine::EngineHandle;
 use crate::models::Models;
+use crate::store::SharedStore;
 
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Sessions {
     engine: EngineHandle,
     models: Arc<Models>,
+    store: SharedStore,
     allow: Allow,
     last_session: AtomicU64,
     /// Connections at a time.
     connections: Arc<Semaphore>,
     /// Connections of each address that have not said hello.
     pending: Mutex<BTreeMap<IpAddr, usize>>,
-    /// Openings that are made at a time.
+    /// Openings that are made, and questions that are put to the store, at a time.
     openings: Arc<Semaphore>,
 }
 
 impl Sessions {
     /// Sessions that feed this engine and serve these models to these workers.
-    pub fn new(engine: EngineHandle, models: Arc<Models>, allow: Allow) -> Arc<Self> {
+    pub fn new(engine: EngineHandle, models: Arc<Models>, store: SharedStore, allow: Allow) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             engine,
             models,
+            store,
             allow,
             last_session: AtomicU64::new(0),
             connections: Arc::new(Semaphore::new(MAX_WORKERS + MAX_PENDING_CONNECTIONS)),

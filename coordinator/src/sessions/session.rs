@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
+use lockstep_protocol::dispute::SignedMove;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::limits::{
     CONTROL_BURST_MESSAGES, CONTROL_MESSAGES_PER_SECOND, HEARTBEAT_MS, HELLO_MS, LAST_WORD_MS, MAX_HELD_MODELS,
-    STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
+    MOVE_BURST, MOVES_PER_SECOND, STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
 };
 use lockstep_protocol::machine::{Capabilities, Input};
 use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
@@ -17,8 +18,9 @@ use quinn::{Connection, Incoming, SendStream};
 use tokio::sync::mpsc;
 
 use super::bucket::Bucket;
-use super::{Entry, Sessions, jobs, packages};
+use super::{Entry, Sessions, cosign, jobs, packages};
 use crate::engine::{Down, EngineHandle, Message, Peer, refusal_reason};
+use crate::store::Cosign;
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -55,6 +57,7 @@ pub(super) struct Session {
     /// Live assignments, and whether each has its stream.
     assigned: Mutex<BTreeMap<(JobId, LeaseEpoch), bool>>,
     strays: Mutex<Bucket>,
+    moves: Mutex<Bucket>,
 }
 
 /// Whose assignment a job stream is about.
@@ -72,6 +75,19 @@ impl Session {
     /// Feeds the engine.
     pub async fn tell(&self, input: Input) -> Result<(), End> {
         let message = Message::From(self.number, self.node, input);
+        self.sessions.engine.send(message).await.map_err(|_| End::Shutdown)
+    }
+
+    /// Brings a move of a dispute, of this session's key: those of others come over HTTP. A worker needs a few a dispute,
+    /// and each costs the coordinator a signature's check.
+    pub async fn make_move(&self, signed: SignedMove) -> Result<(), End> {
+        if !self.moves.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(End::Protocol("it makes too many moves".to_owned()));
+        }
+        if signed.check(&self.node).is_err() {
+            return Err(End::Protocol("it brings a move that it has not signed".to_owned()));
+        }
+        let message = Message::Move(Box::new(signed), None);
         self.sessions.engine.send(message).await.map_err(|_| End::Shutdown)
     }
 
@@ -173,7 +189,8 @@ fn check(sessions: &Sessions, greeted: &Greeted) -> Result<(), (RefusalCode, Str
 /// A worker that was let in: everything that goes on until one part of it ends.
 async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
     let Greeted { connection, address, node, up, down, mut hello } = greeted;
-    let capabilities = Capabilities::from(&hello);
+    let mut capabilities = Capabilities::from(&hello);
+    capabilities.operator = sessions.allow.operator(&node).map(str::to_owned);
     hello.models = Vec::new();
     let number = sessions.next_session();
     let (peer, messages, kill) = Peer::new(node, number, hello, address);
@@ -188,12 +205,14 @@ async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
         number,
         assigned: Mutex::new(BTreeMap::new()),
         strays: Mutex::new(Bucket::new(STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND)),
+        moves: Mutex::new(Bucket::new(MOVE_BURST, MOVES_PER_SECOND)),
     });
     let end = tokio::select! {
         end = talk_up(&session, up) => end,
         end = talk_down(&session, down, messages) => end,
         end = jobs::accept(&session, &connection) => end,
         end = packages::accept(&session, &connection) => end,
+        end = cosign::ask(&session, &told) => end,
         () = kill.notified() => End::Killed,
         _ = connection.closed() => End::Gone,
     };
@@ -235,6 +254,14 @@ async fn talk_up(session: &Session, mut up: Frames<ToCoordinator>) -> End {
             ToCoordinator::Heartbeat { .. } => Input::Heartbeat { node },
             ToCoordinator::HaveModel { model } => Input::ModelHeld { node, model },
             ToCoordinator::Draining => Input::Draining { node },
+            ToCoordinator::Cosigned(cosignature) => match cosign::take(session, cosignature).await {
+                Ok(()) => Input::Heartbeat { node },
+                Err(end) => return end,
+            },
+            ToCoordinator::Retract { job, epoch } => {
+                tracing::warn!(%node, %job, %epoch, "a worker says that its own run is wrong");
+                Input::Retracted { node, job, epoch }
+            }
             ToCoordinator::Failed { job, epoch, code, reason } => {
                 tracing::info!(%node, %job, %epoch, ?code, reason, "a worker gives an assignment back");
                 session.unassign(job, epoch);
@@ -266,6 +293,15 @@ async fn talk_down(session: &Session, mut down: SendStream, mut messages: mpsc::
             Down::Cancel(job, epoch) => {
                 session.unassign(job, epoch);
                 (ToWorker::Cancel { job, epoch }, None)
+            }
+            Down::Reveal(job, epoch) => (ToWorker::Reveal { job, epoch }, None),
+            Down::Halt(job, epoch) => (ToWorker::Halt { job, epoch }, None),
+            Down::Asked(ask) => (ToWorker::Asked(ask), None),
+            Down::Acknowledged(entry) => (ToWorker::Acknowledged(entry), None),
+            Down::Judged(dispute, verdict) => (ToWorker::Judged { dispute, verdict }, None),
+            Down::Cosign(asked) => {
+                let Cosign { head, from, path } = *asked;
+                (ToWorker::Cosign { head, from, path }, None)
             }
             Down::Shutdown => (ToWorker::Shutdown, Some(End::Shutdown)),
         };

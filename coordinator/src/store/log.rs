@@ -3,6 +3,7 @@
 //! The leaves' blinds are not stored: they follow from the log's secret. All nodes of full subtrees are, about two for
 //! each entry, so that any path of any size is made from a few of them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lockstep_protocol::canonical::{from_bytes, to_bytes};
@@ -13,6 +14,7 @@ use lockstep_protocol::log::{
     Blind, Consistency, Entry, LOG_PROOF_FORMAT, LeafProof, LogHead, LogProof, SignedHead, Subtree, Tree,
     consistency_path, inclusion_path, leaf_hash,
 };
+use lockstep_protocol::machine::DrawSecret;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{SECRET_BYTES, StoreError};
@@ -60,9 +62,12 @@ impl Log {
         let index = self.tree.size();
         connection.prepare_cached("INSERT INTO log (seq, job, entry) VALUES (?1, ?2, ?3)")?.execute((
             index as i64,
-            entry.job().as_bytes(),
+            entry.job().map(|job| *job.as_bytes()),
             to_bytes(entry),
         ))?;
+        if let Entry::Anchored { chain, .. } = entry {
+            connection.prepare_cached("INSERT INTO anchors VALUES (?1, ?2)")?.execute((chain, index as i64))?;
+        }
         let mut insert = connection.prepare_cached("INSERT INTO log_nodes VALUES (?1, ?2, ?3)")?;
         let leaf = leaf_hash(&Blind::derive(&self.secret, index), entry);
         self.tree.append(leaf, |at, hash| {
@@ -80,11 +85,6 @@ impl Log {
             put_head(connection, &self.head)?;
         }
         Ok(())
-    }
-
-    /// How many entries there are.
-    pub fn size(&self) -> u64 {
-        self.tree.size()
     }
 }
 
@@ -131,7 +131,7 @@ fn hash_again(
     }
 }
 
-fn node(connection: &Connection, at: Subtree) -> Result<Digest, StoreError> {
+pub(super) fn node(connection: &Connection, at: Subtree) -> Result<Digest, StoreError> {
     let mut query = connection.prepare_cached("SELECT hash FROM log_nodes WHERE level = ?1 AND seq = ?2")?;
     let hash = query.query_row((at.level, at.index as i64), |row| row.get(0)).optional()?;
     hash.map(Digest::from_bytes)
@@ -139,9 +139,11 @@ fn node(connection: &Connection, at: Subtree) -> Result<Digest, StoreError> {
 }
 
 fn put_head(connection: &Connection, head: &SignedHead) -> Result<(), StoreError> {
-    connection
-        .prepare_cached("INSERT INTO log_heads (size, head) VALUES (?1, ?2)")?
-        .execute((head.head.size as i64, to_bytes(head)))?;
+    connection.prepare_cached("INSERT INTO log_heads (size, head, digest) VALUES (?1, ?2, ?3)")?.execute((
+        head.head.size as i64,
+        to_bytes(head),
+        head.head.digest().as_bytes(),
+    ))?;
     Ok(())
 }
 
@@ -159,6 +161,12 @@ fn head_of(connection: &Connection, size: u64) -> Result<Option<SignedHead>, Sto
     read_head(query.query_row([size], |row| row.get(0)).optional()?)
 }
 
+/// The head of this digest.
+pub(super) fn head_of_digest(connection: &Connection, digest: &Digest) -> Result<Option<SignedHead>, StoreError> {
+    let mut query = connection.prepare_cached("SELECT head FROM log_heads WHERE digest = ?1")?;
+    read_head(query.query_row([digest.as_bytes()], |row| row.get(0)).optional()?)
+}
+
 fn read_head(bytes: Option<Vec<u8>>) -> Result<Option<SignedHead>, StoreError> {
     bytes.map(|bytes| from_bytes(&bytes).map_err(|error| StoreError::Log(format!("a head: {error}")))).transpose()
 }
@@ -172,9 +180,6 @@ pub struct ProofRequest {
     pub size: Option<u64>,
     /// The size of an earlier log that this one must be shown to continue.
     pub from: Option<u64>,
-    /// Leave out what comes after the last statement about the job: whether and by whom it is being audited is told to
-    /// nobody before it is over.
-    pub stated_only: bool,
 }
 
 /// What the store says to that.
@@ -199,11 +204,12 @@ pub(super) fn prove(connection: &Connection, request: &ProofRequest) -> Result<F
         return Ok(Found::NoSuchSize);
     };
     let size = head.head.size;
-    let mut entries = entries_of(&view, request)?;
+    let mut entries = entries_of(&view, &request.job)?;
     if let Some((last, _)) = entries.last().filter(|(index, _)| request.size.is_none() && *index >= size) {
         return Ok(Found::NeedsHead(last + 1));
     }
     entries.retain(|(index, _)| *index < size);
+    add_anchors(&view, &mut entries)?;
     let secret = super::meta(&view, LOG_SECRET)?.ok_or(StoreError::Value(LOG_SECRET))?;
     let leaf = |(index, entry): (u64, Entry)| {
         let path = inclusion_path(index, size, |at| node(&view, at))?;
@@ -212,26 +218,38 @@ pub(super) fn prove(connection: &Connection, request: &ProofRequest) -> Result<F
     let entries = entries.into_iter().map(leaf).collect::<Result<_, StoreError>>()?;
     let path = |from| consistency_path(from, size, |at| node(&view, at)).map(|path| Consistency { from, path });
     let consistency = request.from.map(path).transpose()?;
-    let proof = LogProof { format: LOG_PROOF_FORMAT.to_owned(), job: request.job, head, entries, consistency };
+    let cosignatures = super::cosignatures::of_size(&view, size)?;
+    let format = LOG_PROOF_FORMAT.to_owned();
+    let proof = LogProof { format, job: request.job, head, cosignatures, entries, consistency };
     Ok(Found::Proof(Box::new(proof)))
 }
 
-fn entries_of(connection: &Connection, request: &ProofRequest) -> Result<Vec<(u64, Entry)>, StoreError> {
+fn decode((seq, bytes): (i64, Vec<u8>)) -> Result<(u64, Entry), StoreError> {
+    let entry = from_bytes(&bytes).map_err(|error| StoreError::Log(format!("entry {seq}: {error}")))?;
+    Ok((seq as u64, entry))
+}
+
+fn entries_of(connection: &Connection, job: &JobId) -> Result<Vec<(u64, Entry)>, StoreError> {
     let mut query = connection.prepare_cached("SELECT seq, entry FROM log WHERE job = ?1 ORDER BY seq LIMIT ?2")?;
-    let rows = query.query_map((request.job.as_bytes(), MAX_LOG_ENTRIES as i64), |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
-    })?;
-    let mut entries = Vec::new();
-    for row in rows {
-        let (seq, bytes) = row?;
-        let entry: Entry = from_bytes(&bytes).map_err(|error| StoreError::Log(format!("entry {seq}: {error}")))?;
-        entries.push((seq as u64, entry));
+    let rows = query.query_map((job.as_bytes(), MAX_LOG_ENTRIES as i64), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.map(|row| decode(row?)).collect()
+}
+
+/// Adds to the entries of a job the anchors of its draws: what these were committed to before they were made.
+fn add_anchors(connection: &Connection, entries: &mut Vec<(u64, Entry)>) -> Result<(), StoreError> {
+    let of_draw = |(_, entry): &(u64, Entry)| match entry {
+        Entry::Drawn { secret, .. } => DrawSecret::chain_of(secret.number),
+        _ => None,
+    };
+    let chains: BTreeSet<u32> = entries.iter().filter_map(of_draw).collect();
+    let mut anchor = connection
+        .prepare_cached("SELECT seq, entry FROM log WHERE seq = (SELECT seq FROM anchors WHERE chain = ?1)")?;
+    for chain in chains {
+        entries.push(decode(anchor.query_row([chain], |row| Ok((row.get(0)?, row.get(1)?)))?)?);
     }
-    if request.stated_only {
-        let stated = entries.iter().rposition(|(_, entry)| matches!(entry, Entry::Statement { .. }));
-        entries.truncate(stated.map_or(0, |last| last + 1));
-    }
-    Ok(entries)
+    entries.sort_by_key(|(index, _)| *index);
+    entries.truncate(MAX_LOG_ENTRIES);
+    Ok(())
 }
 
 /// The path from one size of the log to a later one; `None` where the log is not that large.
@@ -251,9 +269,9 @@ pub(super) fn size(connection: &Connection) -> Result<u64, StoreError> {
 
 /// The newest head, and, where the log has grown since, how long it is until the next one is due.
 pub(super) fn head(connection: &Connection) -> Result<(SignedHead, Option<Duration>), StoreError> {
-    let view = connection.unchecked_transaction()?;
-    let head = newest_head(&view)?.ok_or_else(|| StoreError::Log("no head was ever signed".to_owned()))?;
-    let grown = size(&view)? > head.head.size;
+    // The head first: an entry that comes in between only makes the next one due.
+    let head = newest_head(connection)?.ok_or_else(|| StoreError::Log("no head was ever signed".to_owned()))?;
+    let grown = size(connection)? > head.head.size;
     let left = head.head.time.plus(LOG_HEAD_MS).since(wall());
     // A clock that was set back makes nobody wait for longer.
     Ok((head, grown.then(|| Duration::from_millis(left.min(LOG_HEAD_MS)))))

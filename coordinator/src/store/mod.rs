@@ -5,7 +5,8 @@
 //! with `synchronous = FULL`: a commit that was reported is on the disk, and neither a killed process nor a power cut
 //! takes it back.
 //!
-//! Every entry of the transparency log is written in the transaction of what it is about (`log.rs`).
+//! Every entry of the transparency log is written in the transaction of what it is about (`log.rs`), and so are the
+//! entries of disputes and the postings of the ledger.
 //!
 //! Measured on a virtual disk with `examples/commit_rate.rs`, in commits of one record a second: a write-ahead log
 //! does 9,000 and a rollback journal 1,850 in a loop; through the writer, with an entry of the log for each record, it
@@ -13,13 +14,16 @@
 //! 450,000 entries a second; an entry takes 250 bytes.
 
 mod access;
+mod cosignatures;
+mod disputes;
+mod ledger;
 mod log;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -27,21 +31,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lockstep_protocol::canonical::{DecodeError, from_bytes};
+use lockstep_protocol::dispute::{SignedEntry, Terms};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
+use lockstep_protocol::ids::{Digest, DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use lockstep_protocol::ledger::{Ledger, Posting};
 use lockstep_protocol::limits::{LOG_HEAD_WAIT_MS, STORE_BUSY_MS, STORE_CHECKPOINT_PAGES, STORE_CLOSE_MS};
-use lockstep_protocol::log::{Entry, LogProof, SignedHead};
+use lockstep_protocol::log::{LogProof, SignedHead};
 use lockstep_protocol::machine::Record;
-use lockstep_protocol::receipt::{Receipt, ReceiptError};
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use thiserror::Error;
 
 pub use self::access::{Access, AccessDigest};
+pub use self::cosignatures::Cosign;
+pub use self::disputes::{DisputeEntry, DisputeRow, JudgedDispute, OpenDispute};
 pub use self::log::ProofRequest;
 use self::log::{Found, Log};
 pub use self::schema::SCHEMA_VERSION;
 use self::writer::Writer;
 pub use self::writer::{Commit, Write};
+use crate::engine::Books;
 
 /// The store's file in the data directory.
 pub const STORE_FILE: &str = "coordinator.db";
@@ -50,8 +58,14 @@ const LOCK_FILE: &str = "coordinator.lock";
 /// Keys of `meta`, each with 8 bytes, little-endian.
 const CLOCK: &str = "clock";
 const LAST_EPOCH: &str = "last epoch";
-/// The key in `meta` under which the secret of audit draws is.
-const AUDIT_SECRET: &str = "audit secret";
+/// When the coordinator was last known to run, written while it has disputes.
+const ALIVE: &str = "alive";
+/// The number of the next draw.
+const DRAWS: &str = "draws";
+/// How many chains of secrets for draws the log has anchors of.
+const ANCHORED: &str = "anchored chains";
+/// The key in `meta` under which the secret of all draws is.
+const DRAW_SECRET: &str = "draw secret";
 /// Bytes of a secret.
 pub const SECRET_BYTES: usize = 32;
 
@@ -88,6 +102,16 @@ pub enum StoreError {
     /// Another database.
     #[error("{STORE_FILE} is a database, but not a coordinator's")]
     NotAStore,
+    /// Written by an older program, whose jobs can't be gone on with.
+    #[error(
+        "{STORE_FILE} has schema version {found}, from before disputes and the ledger; this program reads version \
+         {SCHEMA_VERSION} and can't go on with it: let the older program finish its jobs, and give this one a new data \
+         directory"
+    )]
+    Older {
+        /// The file's version.
+        found: i64,
+    },
     /// Written by a newer program.
     #[error(
         "{STORE_FILE} has schema version {found}; this program knows up to {SCHEMA_VERSION}: use the newer program"
@@ -104,15 +128,15 @@ pub enum StoreError {
         /// Why.
         error: DecodeError,
     },
-    /// A receipt that does not read.
-    #[error("the receipt of a job is damaged: {0}")]
-    Receipt(ReceiptError),
     /// A value with another length than it must have.
     #[error("the store's {0} is damaged")]
     Value(&'static str),
     /// The transparency log does not fit together, or not to its last signed head.
     #[error("the transparency log was changed by something else: {0}; restore the store as this coordinator left it")]
     Log(String),
+    /// The postings don't add up.
+    #[error("the ledger was changed by something else: {0}; restore the store as this coordinator left it")]
+    Ledger(String),
     /// A head did not become durable in time.
     #[error("the store can't be written at the moment")]
     Busy,
@@ -131,17 +155,20 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-impl From<ReceiptError> for StoreError {
-    fn from(error: ReceiptError) -> Self {
-        Self::Receipt(error)
+impl StoreError {
+    /// Whether the same write fails again, whatever the disk does: what is written breaks the tables' rules.
+    fn is_fault(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation),
+            Self::Value(_) | Self::Log(_) | Self::Ledger(_) | Self::Record { .. } => true,
+            _ => false,
+        }
     }
 }
 
-/// How a job stands in the store.
+/// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// It has an answer; audits may follow. The receipt so far, in JSON.
-    Answered(String),
     /// It has ended well. Its receipt in JSON.
     Done(String),
     /// It has ended without a result. Why.
@@ -153,14 +180,26 @@ pub enum Stored {
 pub struct Restored {
     /// Records of unfinished jobs and all quarantines, in order.
     pub records: Vec<Record>,
-    /// Receipts that clients of unfinished jobs may have already.
-    pub answered: BTreeMap<JobId, Receipt>,
     /// The highest lease epoch of all records that were ever written.
     pub last_epoch: LeaseEpoch,
     /// A time at or after every time that was ever used.
     pub clock: Millis,
-    /// The secret of audit draws.
-    pub secret: [u8; SECRET_BYTES],
+    /// When the coordinator was last known to run; 0 where it never had a dispute.
+    pub alive: Millis,
+    /// The secret of all draws.
+    pub draw_secret: [u8; SECRET_BYTES],
+    /// The number of the next draw.
+    pub draws: u64,
+    /// How many chains of secrets for draws the log has anchors of.
+    pub anchored: u64,
+    /// What all postings make.
+    pub ledger: Ledger,
+    /// The same, as far as it is public.
+    pub books: Books,
+    /// The disputes that have no verdict, in the order in which they were opened.
+    pub disputes: Vec<OpenDispute>,
+    /// Of the newest disputes those that have ended, oldest first.
+    pub judged: Vec<JudgedDispute>,
     /// Models that were served before, with their packages.
     pub models: Vec<(ModelId, PathBuf)>,
 }
@@ -192,7 +231,7 @@ impl Store {
         connection.pragma_update(None, "wal_autocheckpoint", STORE_CHECKPOINT_PAGES)?;
         schema::migrate(&mut connection, now_ms)?;
         let restored = restore(&connection)?;
-        let log = open_log(&mut connection, keys, &restored)?;
+        let log = open_log(&mut connection, keys)?;
         let reader = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         Ok((Self { writer: Writer::start(connection, log)?, reader: Mutex::new(reader), _lock: lock }, restored))
     }
@@ -269,7 +308,7 @@ impl Store {
         self.writer.is_healthy()
     }
 
-    /// What clients may have of a job; `None` where the store has nothing for them (yet). Blocks.
+    /// How a job ended; `None` where it has not, or there is none. Blocks.
     ///
     /// # Errors
     /// What SQLite says.
@@ -283,11 +322,92 @@ impl Store {
             .optional()?;
         match row {
             None => Ok(None),
-            Some((writer::ANSWERED, _, Some(receipt))) => Ok(Some(Stored::Answered(receipt))),
             Some((writer::DONE, _, Some(receipt))) => Ok(Some(Stored::Done(receipt))),
             Some((writer::FAILED, Some(reason), _)) => Ok(Some(Stored::Failed(reason))),
             Some(_) => Err(StoreError::Value("job status")),
         }
+    }
+
+    /// When a job ended; `None` where it has not. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn ended(&self, job: &JobId) -> Result<Option<Millis>, StoreError> {
+        let reader = self.reader();
+        let mut query = reader.prepare_cached("SELECT changed_ms FROM jobs WHERE job = ?1")?;
+        let at: Option<i64> = query.query_row([job.as_bytes()], |row| row.get(0)).optional()?;
+        Ok(at.map(|at| Millis(at as u64)))
+    }
+
+    /// What to ask a worker to cosign; `None` where it has cosigned the newest head. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn next_cosign(&self, worker: &NodeId) -> Result<Option<Cosign>, StoreError> {
+        cosignatures::next(&self.reader(), worker)
+    }
+
+    /// The head of the log with this digest, if one was signed. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn head_of_digest(&self, digest: &Digest) -> Result<Option<SignedHead>, StoreError> {
+        log::head_of_digest(&self.reader(), digest)
+    }
+
+    /// A dispute and its transcript; `None` where there is none. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn dispute(&self, dispute: &DisputeId) -> Result<Option<(DisputeRow, Vec<SignedEntry>)>, StoreError> {
+        let reader = self.reader();
+        let view = reader.unchecked_transaction()?;
+        let Some(row) = disputes::get(&view, dispute)? else {
+            return Ok(None);
+        };
+        let entries = disputes::entries(&view, dispute)?;
+        Ok(Some((row, entries)))
+    }
+
+    /// What a dispute was opened on; `None` where there is no such dispute. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn dispute_terms(&self, dispute: &DisputeId) -> Result<Option<Terms>, StoreError> {
+        disputes::terms(&self.reader(), dispute)
+    }
+
+    /// What the disputes about a job were opened on. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn terms_of_job(&self, job: &JobId) -> Result<Vec<Terms>, StoreError> {
+        disputes::terms_of_job(&self.reader(), job)
+    }
+
+    /// The newest disputes before a number, newest first, each with the first entry of its transcript and the last.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn disputes(&self, before: i64, most: usize) -> Result<Vec<(DisputeRow, Vec<SignedEntry>)>, StoreError> {
+        disputes::list(&self.reader(), before, most)
+    }
+
+    /// The manifest of a model that was served at some time. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn manifest(&self, model: &ModelId) -> Result<Option<Vec<u8>>, StoreError> {
+        disputes::manifest(&self.reader(), model)
+    }
+
+    /// The postings of the ledger from one index, counted from 0, to before another. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn postings(&self, first: u64, end: u64) -> Result<Vec<Posting>, StoreError> {
+        ledger::range(&self.reader(), first, end)
     }
 
     /// What a token opens of a job; `None` where it opens nothing, or there is no such job. Blocks.
@@ -362,14 +482,27 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 }
 
 fn restore(connection: &Connection) -> Result<Restored, StoreError> {
+    let records = records(connection)?;
+    let (ledger, books) = ledger::fold(connection, &unfinished(&records))?;
     Ok(Restored {
-        records: records(connection)?,
-        answered: answered(connection)?,
+        records,
         last_epoch: LeaseEpoch(meta(connection, LAST_EPOCH)?.map_or(0, u64::from_le_bytes)),
         clock: Millis(meta(connection, CLOCK)?.map_or(0, u64::from_le_bytes)),
-        secret: secret(connection, AUDIT_SECRET)?,
+        alive: Millis(meta(connection, ALIVE)?.map_or(0, u64::from_le_bytes)),
+        draw_secret: secret(connection, DRAW_SECRET)?,
+        draws: meta(connection, DRAWS)?.map_or(0, u64::from_le_bytes),
+        anchored: meta(connection, ANCHORED)?.map_or(0, u64::from_le_bytes),
+        ledger,
+        books,
+        disputes: disputes::open(connection)?,
+        judged: disputes::judged(connection)?,
         models: models(connection)?,
     })
+}
+
+/// The jobs that have not ended.
+fn unfinished(records: &[Record]) -> BTreeSet<JobId> {
+    records.iter().filter(|record| matches!(record, Record::Submitted(_))).map(Record::job).collect()
 }
 
 fn records(connection: &Connection) -> Result<Vec<Record>, StoreError> {
@@ -378,16 +511,6 @@ fn records(connection: &Connection) -> Result<Vec<Record>, StoreError> {
     rows.map(|row| {
         let (seq, bytes) = row?;
         from_bytes(&bytes).map_err(|error| StoreError::Record { seq, error })
-    })
-    .collect()
-}
-
-fn answered(connection: &Connection) -> Result<BTreeMap<JobId, Receipt>, StoreError> {
-    let mut query = connection.prepare("SELECT job, receipt FROM jobs WHERE status = ?1")?;
-    let rows = query.query_map([writer::ANSWERED], |row| Ok((row.get::<_, [u8; 32]>(0)?, row.get::<_, String>(1)?)))?;
-    rows.map(|row| {
-        let (job, receipt) = row?;
-        Ok((JobId::from_bytes(job), Receipt::from_json(&receipt)?))
     })
     .collect()
 }
@@ -404,21 +527,10 @@ fn meta<const N: usize>(connection: &Connection, key: &'static str) -> Result<Op
     value.map(|bytes| bytes.try_into().map_err(|_| StoreError::Value(key))).transpose()
 }
 
-/// Opens the log. A store from before there was a log has records that it does not show: they are its first entries.
-fn open_log(connection: &mut Connection, keys: &Keypair, restored: &Restored) -> Result<Log, StoreError> {
+/// Opens the log, and signs what a crash left unsigned.
+fn open_log(connection: &mut Connection, keys: &Keypair) -> Result<Log, StoreError> {
     let transaction = connection.transaction()?;
     let mut log = Log::open(&transaction, keys)?;
-    if log.size() == 0 {
-        for entry in restored.records.iter().filter_map(Entry::of_record) {
-            log.append(&transaction, &entry)?;
-        }
-        for (job, receipt) in &restored.answered {
-            for signed in &receipt.statements {
-                let entry = Entry::Statement { job: *job, statement: signed.statement.digest() };
-                log.append(&transaction, &entry)?;
-            }
-        }
-    }
     log.sign(&transaction, true)?;
     transaction.commit()?;
     Ok(log)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::ids::Place;
+use lockstep_protocol::ids::{Place, VerdictKind};
 use lockstep_protocol::machine::JobFailure;
 
 use super::*;
@@ -39,18 +39,22 @@ fn what_was_committed_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let (store, restored) = open(dir.path());
     assert!(restored.records.is_empty());
-    let secret = restored.secret;
+    let secret = restored.draw_secret;
     assert_ne!(secret, [0; 32]);
     let job = submitted(1).job();
-    let quarantined =
-        Record::Quarantined { node: NodeId::from_bytes([3; 32]), job, place: Place { point: 0, layer: 1 } };
+    let quarantined = Record::Quarantined {
+        node: NodeId::from_bytes([3; 32]),
+        job,
+        place: Place { point: 0, layer: 1 },
+        kind: VerdictKind::Proven,
+    };
     commit(&store, vec![Write::Record(submitted(1)), Write::Record(quarantined.clone()), Write::Clock(Millis(77))]);
     commit(&store, vec![Write::Record(submitted(2))]);
     drop(store);
 
     let (store, restored) = open(dir.path());
     assert_eq!(restored.records, [submitted(1), quarantined.clone(), submitted(2)]);
-    assert_eq!((restored.clock, restored.secret), (Millis(77), secret));
+    assert_eq!((restored.clock, restored.draw_secret), (Millis(77), secret));
     let reason = JobFailure::Attempts.to_string();
     commit(&store, vec![Write::Failed { job, reason: reason.clone(), at: Millis(5) }]);
     assert_eq!(store.job(&job).unwrap(), Some(Stored::Failed(reason)));
@@ -136,6 +140,13 @@ fn newer_foreign_and_used_stores_are_refused() {
     drop(connection);
     let error = Store::open(dir.path(), &keys(), 1).unwrap_err();
     assert!(matches!(error, StoreError::Newer { found: 99 }), "{error}");
+    // From before there were disputes.
+    let connection = Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    connection.pragma_update(None, "user_version", 3).unwrap();
+    drop(connection);
+    let error = Store::open(dir.path(), &keys(), 1).unwrap_err();
+    assert!(matches!(error, StoreError::Older { found: 3 }), "{error}");
+    assert!(error.to_string().contains("new data directory"), "{error}");
 
     let foreign = tempfile::tempdir().unwrap();
     let connection = Connection::open(foreign.path().join(STORE_FILE)).unwrap();
@@ -162,6 +173,27 @@ fn a_refused_write_is_tried_again_until_it_is_durable() {
     blocker.execute_batch("ROLLBACK").unwrap();
     done.recv().unwrap();
     assert!(store.is_writable());
+    drop(store);
+    assert_eq!(open(dir.path()).1.records, [submitted(1)]);
+}
+
+/// What breaks the tables' rules would be tried for ever: the store stops, and what was kept before it is there.
+#[test]
+fn a_write_that_can_never_be_made_stops_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path());
+    commit(&store, vec![Write::Record(submitted(1))]);
+    Connection::open(dir.path().join(STORE_FILE))
+        .unwrap()
+        .execute_batch(
+            "CREATE TRIGGER no_more BEFORE INSERT ON records BEGIN SELECT RAISE(ABORT, 'a rule is broken'); END",
+        )
+        .unwrap();
+    let (sender, done) = channel::<()>();
+    let then = Box::new(move || sender.send(()).unwrap());
+    store.submit(Commit { writes: vec![Write::Record(submitted(2))], then }).unwrap();
+    assert!(done.recv().is_err(), "whoever waits hears that it is dropped");
+    assert!(!store.is_writable());
     drop(store);
     assert_eq!(open(dir.path()).1.records, [submitted(1)]);
 }

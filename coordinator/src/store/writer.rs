@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
+use lockstep_protocol::ledger::Posting;
 use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE, STORE_RETRY_MS};
-use lockstep_protocol::log::Entry;
+use lockstep_protocol::log::{Cosignature, Entry};
 use lockstep_protocol::machine::Record;
 use rusqlite::Connection;
 
 use super::StoreError;
 use super::access::{self, Access, AccessDigest};
+use super::disputes::{self, DisputeEntry};
 use super::log::Log;
+use super::{cosignatures, ledger};
 
 /// Values of `jobs.status`.
-pub(super) const ANSWERED: i64 = 1;
 pub(super) const DONE: i64 = 2;
 pub(super) const FAILED: i64 = 3;
 
@@ -30,15 +32,6 @@ const JOIN_POLL: Duration = Duration::from_millis(2);
 pub enum Write {
     /// A record of the job machine.
     Record(Record),
-    /// A job has an answer, and a receipt of it in JSON.
-    Answered {
-        /// Which job.
-        job: JobId,
-        /// Its receipt so far.
-        receipt: String,
-        /// When.
-        at: Millis,
-    },
     /// A job has ended well; its records go.
     Done {
         /// Which job.
@@ -47,6 +40,13 @@ pub enum Write {
         receipt: String,
         /// When.
         at: Millis,
+    },
+    /// The receipt of a job that has ended well says more than before.
+    Amended {
+        /// Which job.
+        job: JobId,
+        /// Its receipt.
+        receipt: String,
     },
     /// A job has ended without a result; its records go.
     Failed {
@@ -73,10 +73,39 @@ pub enum Write {
         /// The digest of the statement.
         statement: Digest,
     },
+    /// Changes of the ledger that are made together.
+    Postings {
+        /// The index of the first of them among all postings.
+        first: u64,
+        /// What they are.
+        postings: Vec<Posting>,
+        /// When.
+        at: Millis,
+    },
+    /// One more entry of a dispute's transcript.
+    Dispute(Box<DisputeEntry>),
+    /// A new chain of secrets for draws: none of them was used before this.
+    Anchored {
+        /// Which chain.
+        chain: u32,
+        /// Its anchor.
+        anchor: Digest,
+    },
+    /// Draws below this number have been made.
+    Draws(u64),
+    /// A worker cosigned a head of the log.
+    Cosigned {
+        /// The size of the head.
+        size: u64,
+        /// The cosignature.
+        cosignature: Cosignature,
+    },
     /// The log gets a head that covers everything before this.
     Head,
     /// No time after this one was used so far.
     Clock(Millis),
+    /// The coordinator ran at this time.
+    Alive(Millis),
     /// A model is served.
     Model {
         /// Its id.
@@ -85,6 +114,8 @@ pub enum Write {
         name: String,
         /// Its package.
         path: String,
+        /// Its manifest, of which the id is the hash.
+        manifest: Vec<u8>,
         /// When.
         at: Millis,
     },
@@ -171,8 +202,13 @@ fn run(mut connection: Connection, mut log: Log, commits: &Receiver<Commit>, sta
         // A refused transaction left nothing behind: it is tried again as it is, and until it succeeds nothing in it
         // is acknowledged to anybody. Full disks get room again.
         while let Err(error) = write(&mut connection, &mut log, &batch) {
-            tracing::error!(%error, "the store can't be written; nothing is acknowledged until it can");
             state.healthy.store(false, Ordering::Relaxed);
+            if error.is_fault() {
+                // It would fail for ever. To leave it out would leave a hole in what follows from it: the store stops
+                // here, and the next start goes on from what is on the disk.
+                return tracing::error!(%error, "what is to be written does not fit the store: a bug; the store stops");
+            }
+            tracing::error!(%error, "the store can't be written; nothing is acknowledged until it can");
             if state.closing.load(Ordering::Relaxed) {
                 return;
             }
@@ -214,12 +250,11 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
     match change {
         Write::Record(record) => {
             let job = record.job();
-            let job = (!matches!(record, Record::Quarantined { .. })).then(|| job.as_bytes().as_slice());
+            let job = (!record.outlives_job()).then(|| job.as_bytes().as_slice());
             connection
                 .prepare_cached("INSERT INTO records (job, bytes) VALUES (?1, ?2)")?
                 .execute((job, to_bytes(record)))?;
         }
-        Write::Answered { job, receipt, at } => put_job(connection, job, ANSWERED, None, Some(receipt), *at)?,
         Write::Done { job, receipt, at } => {
             put_job(connection, job, DONE, None, Some(receipt), *at)?;
             drop_records(connection, job)?;
@@ -228,19 +263,30 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             put_job(connection, job, FAILED, Some(reason), None, *at)?;
             drop_records(connection, job)?;
         }
+        Write::Amended { job, receipt } => {
+            connection
+                .prepare_cached("UPDATE jobs SET receipt = ?2 WHERE job = ?1")?
+                .execute((job.as_bytes(), receipt))?;
+        }
         Write::Access { job, digest, access } => access::put(connection, job, digest, *access)?,
+        Write::Postings { postings, at, .. } => {
+            postings.iter().try_for_each(|posting| ledger::put(connection, posting, *at))?;
+        }
+        Write::Dispute(entry) => disputes::put(connection, entry)?,
+        Write::Anchored { chain, .. } => put_meta(connection, super::ANCHORED, u64::from(*chain) + 1)?,
+        Write::Draws(next) => put_meta(connection, super::DRAWS, *next)?,
+        Write::Cosigned { size, cosignature } => cosignatures::put(connection, *size, cosignature)?,
         // What they leave behind is in the log.
         Write::Stated { .. } | Write::Head => {}
-        Write::Clock(at) => {
-            put_meta(connection, super::CLOCK, at.0)?;
-        }
-        Write::Model { id, name, path, at } => {
+        Write::Clock(at) => put_meta(connection, super::CLOCK, at.0)?,
+        Write::Alive(at) => put_meta(connection, super::ALIVE, at.0)?,
+        Write::Model { id, name, path, manifest, at } => {
             connection
                 .prepare_cached(
-                    "INSERT INTO models VALUES (?1, ?2, ?3, ?4)
+                    "INSERT INTO models VALUES (?1, ?2, ?3, ?4, ?5)
                      ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = excluded.path",
                 )?
-                .execute((id.as_bytes(), name, path, at.0 as i64))?;
+                .execute((id.as_bytes(), name, path, at.0 as i64, manifest))?;
         }
     }
     Ok(())
@@ -251,6 +297,9 @@ fn entry(change: &Write) -> Option<Entry> {
     match change {
         Write::Record(record) => Entry::of_record(record),
         Write::Stated { job, statement } => Some(Entry::Statement { job: *job, statement: *statement }),
+        Write::Postings { first, postings, .. } => Entry::of_postings(*first, postings),
+        Write::Dispute(entry) => entry.logged(),
+        Write::Anchored { chain, anchor } => Some(Entry::Anchored { chain: *chain, anchor: *anchor }),
         _ => None,
     }
 }

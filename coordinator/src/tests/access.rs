@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::worker::{Worker, keys};
-use super::{ALWAYS, PATIENCE, embed, embed_again, get, get_job, world};
+use super::{ALWAYS, PATIENCE, embed, get, get_job, wait_for, world};
+use crate::Event;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_auditor_learns_nothing_about_its_job_before_it_has_ended() {
@@ -17,8 +18,10 @@ async fn an_auditor_learns_nothing_about_its_job_before_it_has_ended() {
         let nonce = "0c".repeat(32);
         json!({"model": "tiny", "input": "w1 w2", "lockstep": {"nonce": nonce, "wait": wait}})
     };
-    let (status, first) = embed(http, &body(true)).await;
-    assert_eq!(status, 200, "{first}");
+    let mut events = world.handle.events();
+    let (status, first) = embed(http, &body(false)).await;
+    assert_eq!(status, 202, "{first}");
+    wait_for(&mut events, |event| matches!(event, Event::Accepted { .. }).then_some(())).await;
     let mut auditor = join(2).await;
     let (job, epoch) = auditor.assignment().await;
     assert_eq!(json!(job.id()), first["lockstep"]["jobs"][0]);
@@ -39,12 +42,11 @@ async fn an_auditor_learns_nothing_about_its_job_before_it_has_ended() {
     let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
     assert!(early.is_err(), "the first run was given away: {early:?}");
 
-    // The client sees it all, and whoever waited is answered when the audit has ended.
+    // The client is told that it is being audited, and answered when that has ended, as is whoever waited.
     let (status, seen) = get_job(http, &first, "").await;
     assert_eq!((status, &seen["status"]), (200, &json!("auditing")));
     assert!(seen.get("runs").is_none() && seen.get("leases").is_none(), "{seen}");
-    let again = embed_again(http, &body(true), &first).await;
-    assert_eq!((again.0, &again.1["lockstep"]["receipts"]), (200, &first["lockstep"]["receipts"]));
+    assert_eq!(get_job(http, &first, "/receipt").await.0, 409);
     let result = auditor.run(&job, epoch, None);
     auditor.stream(&job, epoch, result).await;
     let (status, late) = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
@@ -52,5 +54,6 @@ async fn an_auditor_learns_nothing_about_its_job_before_it_has_ended() {
     let audit = &late["lockstep"]["receipts"][0]["audits"][0]["receipt"]["worker"];
     assert_eq!(audit, &json!(keys(2).id()));
     assert_eq!(get_job(http, &mine, "/receipt").await.0, 200);
+    assert_eq!(get_job(http, &first, "/receipt").await, (200, late["lockstep"]["receipts"][0].clone()));
     world.handle.shutdown().await.unwrap();
 }

@@ -191,3 +191,25 @@ async fn the_same_nonce_is_the_same_job() {
     }
     assert_eq!(submitted, 2);
 }
+
+/// An ended job gets no audit any more, so a client that asks for one is told so instead of being given the old answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_of_an_ended_job_is_refused_and_not_pretended() {
+    let world = with_worker(|_| {}).await;
+    let http = world.handle.http_addr();
+    let mut events = world.handle.events();
+    let body = |extra: Value| {
+        let mut lockstep = json!({"nonce": "0e".repeat(32)});
+        lockstep.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        json!({"model": "tiny", "input": "w1 w2", "lockstep": lockstep})
+    };
+    assert_eq!(embed(http, &body(json!({}))).await.0, 200);
+    super::wait_for(&mut events, |event| matches!(event, crate::Event::Done { .. }).then_some(())).await;
+    for wish in ["always", "hold"] {
+        let (status, error) = embed(http, &body(json!({"audit": wish}))).await;
+        assert_eq!((status, &error["error"]["code"]), (409, &json!("ended_without_audit")), "{error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("another nonce"), "{error}");
+    }
+    assert_eq!(embed(http, &body(json!({"audit": "default"}))).await.0, 200);
+    world.handle.shutdown().await.unwrap();
+}

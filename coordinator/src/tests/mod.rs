@@ -1,8 +1,11 @@
 //! A coordinator as a whole: over HTTP on one side and QUIC on the other.
 
 mod access;
+mod challenges;
+mod disputes;
 mod hostile;
 mod http;
+mod ledger;
 mod log;
 mod restart;
 mod worker;
@@ -23,9 +26,12 @@ use crate::{Config, Coordinator, Event, Handle};
 
 /// Nothing in these tests takes so long.
 const PATIENCE: Duration = Duration::from_secs(30);
-const NEVER: AuditPolicy = AuditPolicy { per_mille: 0, auditors: 1, hold: false };
-const ALWAYS: AuditPolicy = AuditPolicy { per_mille: 1_000, auditors: 1, hold: false };
-const HOLD: AuditPolicy = AuditPolicy { per_mille: 1_000, auditors: 1, hold: true };
+const NEVER: AuditPolicy =
+    AuditPolicy { per_mille: 0, auditors: 1, hold: false, distinct_operators: false, lockstep: false };
+const ALWAYS: AuditPolicy =
+    AuditPolicy { per_mille: 1_000, auditors: 1, hold: false, distinct_operators: false, lockstep: false };
+const HOLD: AuditPolicy =
+    AuditPolicy { per_mille: 1_000, auditors: 1, hold: true, distinct_operators: false, lockstep: false };
 
 /// A coordinator with its directory and its model.
 struct World {
@@ -73,6 +79,11 @@ async fn wait_for<T>(events: &mut broadcast::Receiver<Event>, mut pick: impl FnM
 
 /// One HTTP request on a connection of its own: status and body.
 async fn request(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
+    let (status, body) = request_bytes(address, head, body).await;
+    (status, String::from_utf8(body).unwrap())
+}
+
+async fn request_bytes(address: SocketAddr, head: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let head = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -80,10 +91,10 @@ async fn request(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) 
     let _ = stream.write_all(body).await;
     let mut reply = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut reply)).await.expect("an answer in time");
-    let reply = String::from_utf8(reply).unwrap();
-    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {reply:?}"));
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
+    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no answer: {reply:?}"));
+    let body = reply.split_off(end + 4);
+    let status = String::from_utf8(reply).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body)
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, Value) {
@@ -95,14 +106,6 @@ async fn get(address: SocketAddr, path: &str) -> (u16, Value) {
 async fn get_job(address: SocketAddr, answer: &Value, rest: &str) -> (u16, Value) {
     let (id, token) = (answer["lockstep"]["jobs"][0].as_str().unwrap(), answer["lockstep"]["access"].as_str().unwrap());
     get(address, &format!("/v1/jobs/{id}{rest}?access={token}")).await
-}
-
-/// Submits the same again, with the token of the first submission.
-async fn embed_again(address: SocketAddr, body: &Value, first: &Value) -> (u16, Value) {
-    let token = first["lockstep"]["access"].as_str().unwrap();
-    let head = format!("POST /v1/embeddings HTTP/1.1\r\nlockstep-access: {token}");
-    let (status, body) = request(address, &head, body.to_string().as_bytes()).await;
-    (status, serde_json::from_str(&body).unwrap())
 }
 
 async fn embed(address: SocketAddr, body: &Value) -> (u16, Value) {

@@ -1,17 +1,25 @@
 //! Workers for tests: they speak the real protocol over the real link, honestly or not.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use lockstep_kernels::backend::Backend;
 use lockstep_kernels::reference::Reference;
 use lockstep_link::{Client, Frames, send};
+use lockstep_model::dispute::{LayerCase, Trace};
 use lockstep_model::rerun::rerun;
+use lockstep_protocol::commitment::RunCommitment;
+use lockstep_protocol::dispute::{MoveBody, Partial, Player, SignedMove};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId, Root, Salt};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::messages::{Hello, JobMessage, JobResult, PROTOCOL_VERSION, ToCoordinator, ToWorker, Welcome};
+use lockstep_protocol::messages::{
+    Ask, Hello, JobMessage, JobResult, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
+};
 use lockstep_protocol::receipt::{Run, WorkerReceipt};
+use lockstep_sim::adversary::{Change, Lie, LyingBackend, Target};
 use quinn::{Connection, SendStream};
 
 use crate::models::Model;
@@ -20,6 +28,12 @@ use crate::testing::LAYERS;
 pub fn keys(number: u8) -> Keypair {
     Keypair::from_seed([number; 32])
 }
+
+/// A product of the second transformer layer is off by a bit, at the second token.
+pub const LIE: Lie = Lie { layer: 2, op: 1, target: Target::Element { row: 1, col: 3 }, change: Change::Xor(4) };
+
+/// Hides nothing: whoever reads these tests may know what their workers commit to.
+const SALT: Salt = Salt::from_bytes([0x5a; 32]);
 
 pub fn hello(model: &Model) -> Hello {
     Hello {
@@ -38,9 +52,15 @@ pub fn hello(model: &Model) -> Hello {
 pub struct Worker {
     pub keys: Keypair,
     pub model: Arc<Model>,
+    /// What it computes with.
+    pub backend: Arc<dyn Backend>,
     pub connection: Connection,
     pub up: SendStream,
     pub down: Frames<ToWorker>,
+    /// What came while something else was waited for.
+    heard: VecDeque<ToWorker>,
+    /// Runs that are committed to and not revealed.
+    committed: BTreeMap<(JobId, LeaseEpoch), (SendStream, JobResult, Job)>,
     _client: Client,
 }
 
@@ -53,10 +73,24 @@ impl Worker {
         let connection = client.connect(address).await.unwrap();
         let (mut up, down) = connection.open_bi().await.unwrap();
         send(&mut up, &ToCoordinator::Hello(hello(&model))).await.unwrap();
-        Self { keys, model, connection, up, down: Frames::new(down), _client: client }
+        let (heard, committed) = Default::default();
+        Self {
+            keys,
+            model,
+            backend: Arc::new(Reference),
+            connection,
+            up,
+            down: Frames::new(down),
+            heard,
+            committed,
+            _client: client,
+        }
     }
 
     pub async fn next(&mut self) -> ToWorker {
+        if let Some(message) = self.heard.pop_front() {
+            return message;
+        }
         let next = tokio::time::timeout(super::PATIENCE, self.down.next());
         next.await.expect("a message in time").expect("a message").expect("no end")
     }
@@ -68,18 +102,35 @@ impl Worker {
         }
     }
 
-    /// The next assignment; what else comes is passed over.
-    pub async fn assignment(&mut self) -> (Job, LeaseEpoch) {
+    /// The first message that fits; what else comes is kept for later.
+    async fn find<T>(&mut self, mut pick: impl FnMut(&ToWorker) -> Option<T>) -> T {
+        let known = self.heard.iter().position(|message| pick(message).is_some());
+        if let Some(message) = known.and_then(|at| self.heard.remove(at)) {
+            return pick(&message).expect("it was just picked");
+        }
         loop {
-            if let ToWorker::Assign { epoch, job } = self.next().await {
-                return (job, epoch);
+            let next = tokio::time::timeout(super::PATIENCE, self.down.next());
+            let message = next.await.expect("a message in time").expect("a message").expect("no end");
+            match pick(&message) {
+                Some(found) => return found,
+                None => self.heard.push_back(message),
             }
         }
     }
 
+    /// The next assignment.
+    pub async fn assignment(&mut self) -> (Job, LeaseEpoch) {
+        let pick = |message: &ToWorker| match message {
+            ToWorker::Assign { epoch, job } => Some((job.clone(), *epoch)),
+            _ => None,
+        };
+        self.find(pick).await
+    }
+
     /// Runs a job; with `lie`, claims another root at that place of the stream, and signs it.
     pub fn run(&self, job: &Job, epoch: LeaseEpoch, lie: Option<usize>) -> JobResult {
-        let (mut roots, output) = truth(&self.model, job);
+        let right = rerun(self.model.package(), &*self.backend, &job.tokens).unwrap();
+        let (mut roots, output) = (right.roots, right.output);
         if let Some(index) = lie {
             roots[index] = Root::from_bytes([0x66; 32]);
         }
@@ -95,33 +146,141 @@ impl Worker {
         JobResult { receipt: receipt.sign(&self.keys), output }
     }
 
-    /// Streams a result as the protocol has it.
-    pub async fn stream(&self, job: &Job, epoch: LeaseEpoch, result: JobResult) {
+    /// Streams the roots of a result and commits to them. The result itself waits for [`Worker::reveal`].
+    pub async fn commit(&mut self, job: &Job, epoch: LeaseEpoch, result: JobResult) {
         let mut stream = self.connection.open_uni().await.unwrap();
         let geometry = job.header().geometry(LAYERS).unwrap();
-        send(&mut stream, &JobMessage::Begin { job: job.id(), epoch }).await.unwrap();
-        for (place, root) in geometry.places().zip(result.receipt.receipt.roots.clone()) {
+        let (id, roots) = (job.id(), &result.receipt.receipt.roots);
+        send(&mut stream, &JobMessage::Begin { job: id, epoch }).await.unwrap();
+        for (place, root) in geometry.places().zip(roots.iter().copied()) {
             send(&mut stream, &JobMessage::Layer { place, root }).await.unwrap();
         }
-        send(&mut stream, &JobMessage::Result(result)).await.unwrap();
+        let commitment = RunCommitment::of(id, epoch, self.keys.id(), &SALT, roots);
+        send(&mut stream, &JobMessage::Commit { commitment }).await.unwrap();
+        self.committed.insert((id, epoch), (stream, result, job.clone()));
+    }
+
+    /// Sends the result of a run that was committed to.
+    pub async fn reveal(&mut self, job: JobId, epoch: LeaseEpoch) {
+        let (mut stream, result, _) = self.committed.remove(&(job, epoch)).expect("it was committed to");
+        send(&mut stream, &JobMessage::Result { result, salt: SALT }).await.unwrap();
         stream.finish().unwrap();
         // Held until it has arrived: a dropped stream is finished all the same, but a dropped connection is not.
         let _ = stream.stopped().await;
     }
 
-    /// Takes assignments until the connection ends.
-    pub async fn serve(mut self, lie: Option<usize>) {
-        while let Ok(Some(message)) = self.down.next().await {
-            if let ToWorker::Assign { epoch, job } = message {
-                let result = self.run(&job, epoch, lie);
-                self.stream(&job, epoch, result).await;
+    /// Signs what it streamed of a run that is to stop.
+    pub async fn halt(&mut self, id: JobId, epoch: LeaseEpoch) {
+        let (_, result, job) = self.committed.remove(&(id, epoch)).expect("it was streamed");
+        let geometry = job.header().geometry(LAYERS).unwrap();
+        let roots = result.receipt.receipt.roots;
+        let partial = Partial::of_roots(id, &geometry, epoch, roots, self.keys.id()).unwrap().sign(&self.keys);
+        let mut stream = self.connection.open_uni().await.unwrap();
+        send(&mut stream, &JobMessage::Partial(partial)).await.unwrap();
+        let _ = stream.finish();
+        let _ = stream.stopped().await;
+    }
+
+    /// Delivers a result as the protocol has it. What else comes meanwhile is kept for [`Worker::next`].
+    pub async fn stream(&mut self, job: &Job, epoch: LeaseEpoch, result: JobResult) {
+        self.commit(job, epoch, result).await;
+        let told = async {
+            while let Ok(Some(message)) = self.down.next().await {
+                if message == (ToWorker::Reveal { job: job.id(), epoch }) {
+                    return true;
+                }
+                self.heard.push_back(message);
+            }
+            false
+        };
+        if tokio::time::timeout(super::PATIENCE, told).await.expect("an answer to the commitment") {
+            self.reveal(job.id(), epoch).await;
+        }
+    }
+
+    /// Makes this a worker that computes one element wrong, consistently.
+    pub fn lying(self) -> Self {
+        self.lying_like(LIE)
+    }
+
+    /// The same, with another lie.
+    pub fn lying_like(mut self, lie: Lie) -> Self {
+        self.backend = Arc::new(LyingBackend::new("liar".to_owned(), Reference, &[lie]));
+        self
+    }
+
+    /// The move that follows from this worker's own run, whatever that was.
+    pub fn answer(&self, ask: &Ask) -> SignedMove {
+        self.say(ask, None)
+    }
+
+    /// This move, or the one that follows from its run.
+    pub fn say(&self, ask: &Ask, said: Option<MoveBody>) -> SignedMove {
+        let package = self.model.package();
+        let program = package.program();
+        let case = LayerCase::of_terms(package.manifest(), &ask.terms).unwrap();
+        let place = ask.terms.check().unwrap().place;
+        let mut executor = self.backend.load(Arc::clone(program), package.params()).unwrap();
+        let mut run = Trace::run(&mut *executor, program, package.params(), &ask.job.tokens, place).unwrap();
+        let player = Player::new(&ask.terms, ask.side, &ask.moves, &case).unwrap();
+        let body = said.unwrap_or_else(|| player.next(&mut run, &case).unwrap());
+        player.sign(body, &self.keys, &[]).unwrap()
+    }
+
+    /// Sends a move.
+    pub async fn make_move(&self, signed: SignedMove) {
+        let mut stream = self.connection.open_uni().await.unwrap();
+        send(&mut stream, &JobMessage::Move(signed)).await.unwrap();
+        let _ = stream.finish();
+        let _ = stream.stopped().await;
+    }
+
+    /// What it is asked next in a dispute.
+    pub async fn asked(&mut self) -> Ask {
+        let pick = |message: &ToWorker| match message {
+            ToWorker::Asked(ask) => Some((**ask).clone()),
+            _ => None,
+        };
+        self.find(pick).await
+    }
+
+    /// Plays its disputes until it is turned away, and says why.
+    pub async fn serve_until_refused(mut self) -> RefusalCode {
+        loop {
+            match self.next().await {
+                ToWorker::Asked(ask) => {
+                    let signed = self.answer(&ask);
+                    self.make_move(signed).await;
+                }
+                ToWorker::Refused { code, .. } => return code,
+                _ => {}
             }
         }
     }
-}
 
-/// The right roots and output of a job.
-pub fn truth(model: &Model, job: &Job) -> (Vec<Root>, Vec<i32>) {
-    let right = rerun(model.package(), &Reference, &job.tokens).unwrap();
-    (right.roots, right.output)
+    /// Takes assignments until the connection ends.
+    pub async fn serve(mut self, lie: Option<usize>) {
+        loop {
+            let message = match self.heard.pop_front() {
+                Some(message) => message,
+                None => match self.down.next().await {
+                    Ok(Some(message)) => message,
+                    _ => return,
+                },
+            };
+            match message {
+                ToWorker::Assign { epoch, job } => {
+                    let result = self.run(&job, epoch, lie);
+                    self.commit(&job, epoch, result).await;
+                }
+                ToWorker::Reveal { job, epoch } => self.reveal(job, epoch).await,
+                ToWorker::Halt { job, epoch } => self.halt(job, epoch).await,
+                ToWorker::Asked(ask) => {
+                    let signed = self.answer(&ask);
+                    self.make_move(signed).await;
+                }
+                _ => {}
+            }
+        }
+    }
 }

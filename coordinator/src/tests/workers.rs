@@ -1,12 +1,13 @@
 //! Leases, audits and settlements with real workers.
 
+use lockstep_protocol::machine::AuditPolicy;
 use lockstep_protocol::messages::{RefusalCode, ToWorker};
 use lockstep_protocol::openings::{ChunkRange, verify_range};
 use lockstep_protocol::receipt::Receipt;
 use serde_json::Value;
 
 use super::worker::{Worker, keys};
-use super::{ALWAYS, HOLD, World, ask, embed, wait_for, world};
+use super::{HOLD, World, ask, embed, wait_for, world};
 use crate::{Allow, Event};
 
 async fn join(world: &World, number: u8) -> Worker {
@@ -40,76 +41,6 @@ async fn an_audited_job_has_both_runs_in_its_receipt() {
     });
     assert!(matched.await);
     assert_eq!(streamed, 2 * 3);
-    world.handle.shutdown().await.unwrap();
-}
-
-/// The first worker lies; the client still gets the right answer, and the liar is out.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lie_is_found_settled_and_punished_before_the_client_is_answered() {
-    let world = world(|config| config.audit = HOLD).await;
-    let mut events = world.handle.events();
-    let mut liar = join(&world, 1).await;
-    liar.welcome().await;
-    let liars_key = liar.keys.id();
-    let asked = tokio::spawn({
-        let http = world.handle.http_addr();
-        async move { embed(http, &ask("w3 w4 w5")).await }
-    });
-    let (job, epoch) = liar.assignment().await;
-    let lie = liar.run(&job, epoch, Some(1));
-    liar.stream(&job, epoch, lie).await;
-    tokio::spawn(join(&world, 2).await.serve(None));
-
-    let (place, first) = wait_for(&mut events, |event| match event {
-        Event::Mismatch { place, first, .. } => Some((place, first)),
-        _ => None,
-    })
-    .await;
-    assert_eq!((place.point, place.layer, first), (2, 2, liars_key));
-    let found = wait_for(&mut events, |event| match event {
-        Event::Quarantined { node, place, .. } => Some((node, place)),
-        _ => None,
-    });
-    assert_eq!(found.await, (liars_key, place));
-
-    let (status, answer) = asked.await.unwrap();
-    assert_eq!(status, 200, "{answer}");
-    let receipt = receipt(&answer);
-    let standing = receipt.check().unwrap();
-    assert_eq!((receipt.worker.receipt.worker, standing.refuted), (keys(2).id(), None));
-    assert_eq!((standing.matched, standing.mismatched), (0, 1));
-
-    // It is told so, and does not come in again.
-    let told = loop {
-        match liar.next().await {
-            ToWorker::Refused { code, .. } => break code,
-            ToWorker::Accepted { .. } => {}
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(told, RefusalCode::Quarantined);
-    let again = join(&world, 1).await.next().await;
-    assert!(matches!(again, ToWorker::Refused { code: RefusalCode::Quarantined, .. }), "{again:?}");
-    world.handle.shutdown().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_was_given_before_its_audit_is_refuted_in_the_receipt() {
-    let world = world(|config| config.audit = ALWAYS).await;
-    let mut events = world.handle.events();
-    tokio::spawn(join(&world, 1).await.serve(Some(0)));
-    let (status, answer) = embed(world.handle.http_addr(), &ask("w1")).await;
-    assert_eq!((status, receipt(&answer).worker.receipt.worker), (200, keys(1).id()));
-    tokio::spawn(join(&world, 2).await.serve(None));
-    let worker = wait_for(&mut events, |event| match event {
-        Event::Done { worker, .. } => Some(worker),
-        _ => None,
-    });
-    assert_eq!(worker.await, keys(2).id());
-    let (_, later) = super::get_job(world.handle.http_addr(), &answer, "/receipt").await;
-    let later = Receipt::from_json(&later.to_string()).unwrap();
-    later.check().unwrap();
-    assert_eq!((later.worker.receipt.worker, later.audits.len()), (keys(2).id(), 1));
     world.handle.shutdown().await.unwrap();
 }
 
@@ -152,7 +83,7 @@ async fn a_second_session_of_a_key_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_listed_keys_come_in() {
-    let world = world(|config| config.allow = Allow::Keys([keys(2).id()].into())).await;
+    let world = world(|config| config.allow = Allow::keys([keys(2).id()])).await;
     let refused = join(&world, 1).await.next().await;
     assert!(matches!(refused, ToWorker::Refused { code: RefusalCode::NotAllowed, .. }), "{refused:?}");
     join(&world, 2).await.welcome().await;
@@ -192,4 +123,55 @@ async fn a_package_is_served_in_verified_parts() {
         assert_eq!(replies.next().await.unwrap(), Some(PackageReply::NotFound));
     }
     world.handle.shutdown().await.unwrap();
+}
+
+/// An auditor of the same operator proves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_is_of_another_operator_where_that_is_asked_for() {
+    let operators = [(1, "acme"), (2, "acme"), (3, "other")];
+    let world = world(|config| {
+        config.audit = AuditPolicy { distinct_operators: true, ..HOLD };
+        config.allow = Allow::Keys(operators.map(|(number, of)| (keys(number).id(), Some(of.to_owned()))).into());
+    })
+    .await;
+    for (number, _) in operators {
+        tokio::spawn(join(&world, number).await.serve(None));
+    }
+    let (status, answer) = embed(world.handle.http_addr(), &ask("w1 w2")).await;
+    assert_eq!(status, 200, "{answer}");
+    let receipt = receipt(&answer);
+    let runs = [&receipt.worker, &receipt.audits[0]].map(|run| run.receipt.worker);
+    assert!(runs.contains(&keys(3).id()), "{runs:?}");
+    world.handle.shutdown().await.unwrap();
+}
+
+/// An audited job is run once more under another name, and no more than once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audited_job_is_planted_again() {
+    let world = world(|config| {
+        config.audit = HOLD;
+        config.planted_per_mille = 1_000;
+    })
+    .await;
+    let mut events = world.handle.events();
+    for number in [1, 2] {
+        tokio::spawn(join(&world, number).await.serve(None));
+    }
+    assert_eq!(embed(world.handle.http_addr(), &ask("w1 w2")).await.0, 200);
+    let mut submitted = Vec::new();
+    let mut done = 0;
+    wait_for(&mut events, |event| {
+        match event {
+            Event::JobSubmitted { job, tokens, .. } => submitted.push((job, tokens)),
+            Event::Done { .. } => done += 1,
+            _ => {}
+        }
+        (done == 2).then_some(())
+    })
+    .await;
+    assert!(matches!(submitted[..], [(a, 2), (b, 2)] if a != b), "{submitted:?}");
+    world.handle.shutdown().await.unwrap();
+    while let Ok(event) = events.try_recv() {
+        assert!(!matches!(event, Event::JobSubmitted { .. }), "a planted job was planted again");
+    }
 }

@@ -1,0 +1,89 @@
+//! Challenges of runs of jobs that have ended.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use lockstep_protocol::dispute::Claim;
+use lockstep_protocol::ids::{Digest, JobId};
+use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
+use lockstep_protocol::machine::Challenge;
+use lockstep_protocol::receipt::{Receipt, SignedReceipt};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::App;
+use super::access::Presented;
+use super::embeddings::read_body;
+use super::error::ApiError;
+use super::info::no_job;
+use crate::engine::ChallengeOutcome;
+use crate::store::Stored;
+
+/// The body of a challenge.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChallengeBody {
+    /// Of a job that has ended well.
+    job: JobId,
+    /// The challenger's own run of it, signed with the lease epoch of challenges.
+    receipt: SignedReceipt,
+    /// The digest of the receipt that is challenged; that of the answer where it is missing.
+    run: Option<Digest>,
+}
+
+/// `POST /v1/challenges`: disputes a run of a job that has ended, with a run of one's own and a stake. The key of that
+/// run plays: over a session of its own, or by moves that anybody brings. It takes the job's access token, because whoever
+/// plays is told the prompt.
+pub async fn challenge(State(app): State<Arc<App>>, presented: Presented, body: Body) -> Result<Response, ApiError> {
+    let body = read_body(body, MAX_HTTP_BODY_BYTES).await?;
+    let asked: ChallengeBody = serde_json::from_slice(&body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let (job, reader) = (asked.job, Arc::clone(&app));
+    presented.to(&app, job).await?.ok_or_else(|| no_job(job))?;
+    let found = app.blocking(move || Ok((reader.store.job(&job)?, reader.store.ended(&job)?))).await?;
+    let found = found.map_err(|error: crate::store::StoreError| ApiError::internal(format!("The store: {error}")))?;
+    let (Some(Stored::Done(json)), ended) = found else {
+        return Err(no_job(job));
+    };
+    let receipt = Receipt::from_json(&json).map_err(|error| ApiError::internal(error.to_string()))?;
+    let mut runs = std::iter::once(&receipt.worker).chain(&receipt.audits);
+    let wanted = asked.run.unwrap_or_else(|| receipt.worker.receipt.digest());
+    let claimant = runs.find(|run| run.receipt.digest() == wanted).cloned();
+    let claimant = claimant.ok_or_else(|| ApiError::parameter("run", format!("Job {job} has no such run.")))?;
+    is_new(&app, job, &claimant, &asked.receipt).await?;
+    let challenge = Challenge {
+        job: receipt.job.header(),
+        layers: claimant.receipt.layers,
+        work_units: claimant.receipt.work_units,
+        ended,
+        claimant,
+        challenger: asked.receipt,
+    };
+    match app.engine.challenge(challenge).await.map_err(|_| ApiError::stopping())? {
+        ChallengeOutcome::Opened(dispute) => {
+            let opened = json!({"object": "lockstep.challenge", "job": job, "dispute": dispute});
+            Ok((StatusCode::ACCEPTED, axum::Json(opened)).into_response())
+        }
+        ChallengeOutcome::Refused(reason) => Err(refused(&reason)),
+    }
+}
+
+/// Refuses two runs that were disputed before: they have their verdict, or will have it.
+async fn is_new(app: &Arc<App>, job: JobId, a: &SignedReceipt, b: &SignedReceipt) -> Result<(), ApiError> {
+    let reader = Arc::clone(app);
+    let before = app.blocking(move || reader.store.terms_of_job(&job)).await?;
+    let before = before.map_err(|error| ApiError::internal(format!("The store: {error}")))?;
+    let is =
+        |claim: &Claim, signed: &SignedReceipt| matches!(claim, Claim::Receipt(of) if of.receipt == signed.receipt);
+    if before.iter().any(|terms| is(&terms.claimant, a) && is(&terms.challenger, b)) {
+        return Err(refused("these two runs were disputed before"));
+    }
+    Ok(())
+}
+
+fn refused(reason: &str) -> ApiError {
+    let (status, kind) = (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request_error");
+    ApiError::new(status, kind, Some("challenge_refused"), format!("The challenge is refused: {reason}."))
+}
