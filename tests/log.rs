@@ -114,7 +114,7 @@ fn rewrite(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
     let mut tree = Tree::new();
     for entry in &entries {
         let index = tree.size();
-        let row = (index as i64, entry.job().as_bytes().to_vec(), to_bytes(entry));
+        let row = (index as i64, entry.job().map(|job| job.as_bytes().to_vec()), to_bytes(entry));
         store.execute("INSERT INTO log VALUES (?1, ?2, ?3)", row).expect("written");
         let node = |at: lockstep_protocol::log::Subtree, hash: Digest| {
             let row = (at.level, at.index as i64, hash.as_bytes().to_vec());
@@ -123,7 +123,9 @@ fn rewrite(data: &Path, change: impl FnOnce(&mut Vec<Entry>)) {
         tree.append(leaf_hash(&Blind::derive(&secret, index), entry), node).expect("written");
     }
     let head = LogHead::of(&tree, keys.id(), Millis(4_000_000_000_000)).sign(&keys);
-    store.execute("INSERT INTO log_heads VALUES (?1, ?2)", (tree.size() as i64, to_bytes(&head))).expect("written");
+    let digest = head.head.digest();
+    let row = (tree.size() as i64, to_bytes(&head), digest.as_bytes().to_vec());
+    store.execute("INSERT INTO log_heads (size, head, digest) VALUES (?1, ?2, ?3)", row).expect("written");
     store.commit().expect("committed");
 }
 
@@ -142,7 +144,9 @@ fn a_receipt_is_proven_to_be_in_the_log_and_changes_are_found() {
             .arg(&world.proof),
     );
     assert_eq!((&told["valid"], &told["receipt"], &told["other_statements"]), (&json!(true), &json!(true), &json!(0)));
-    assert_eq!(told["entries"], 7, "taken; assigned, run and stated by two workers");
+    assert_eq!(told["entries"], 11, "anchored, taken, drawn; assigned, committed, run and stated of two workers");
+    assert_eq!(told["draws"].as_array().map(Vec::len), Some(1), "{told}");
+    assert_eq!((&told["draws"][0]["number"], &told["draws"][0]["audits"]), (&json!(1), &json!(1)), "{told}");
     let (code, why) = verify(&world.proof, None, Some(first));
     assert!(code == Some(7) && why.contains("does not show the job"), "{why}");
     let other = "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1";
@@ -174,8 +178,11 @@ fn a_receipt_is_proven_to_be_in_the_log_and_changes_are_found() {
         "/head/signature",
         "/entries/0/blind",
         "/entries/1/path/0",
-        "/entries/2/entry/result/receipt",
-        "/entries/1/entry/assigned/worker",
+        "/entries/0/entry/anchored/anchor",
+        "/entries/2/entry/assigned/worker",
+        "/entries/3/entry/committed/commitment",
+        "/entries/4/entry/result/receipt",
+        "/entries/5/entry/drawn/secret/secret",
         "/consistency/path/0",
     ] {
         let mut other = proof.clone();
@@ -218,7 +225,8 @@ fn a_changed_entry_is_caught_as_equivocation() {
 fn a_dropped_entry_is_caught_even_when_the_log_has_grown_since() {
     let Some(mut world) = World::new() else { return };
     world.rewrite(|entries| {
-        entries.remove(1);
+        let assigned = entries.iter().position(|entry| matches!(entry, Entry::Assigned { .. }));
+        entries.remove(assigned.expect("an assignment"));
     });
     let forged = world.temp.path().join("forged.proof");
     // The log is now shorter than it was, with a later head.

@@ -1,3 +1,4 @@
 //! Benchmarks: the engine behind `lockstep bench`. It measures and asserts nothing.
 
 pub mod commit;
+pub mod dispute;

@@ -2,7 +2,7 @@
 """A second implementation of Lockstep inference, written from SPEC.md alone. Clause numbers are SPEC.md's.
 
     pip install numpy blake3 tokenizers cryptography
-    second_implementation --package FILE [--check-receipt FILE] TEXT...
+    second_implementation [--package FILE] [--check-receipt FILE] TEXT...
     second_implementation --vectors kernels/vectors
 
 Reads and checks a package, runs each text through its program in exact integer arithmetic, and prints one JSON object
@@ -90,22 +90,22 @@ def main():
     parser.add_argument("--vectors", metavar="DIR")
     parser.add_argument("texts", metavar="TEXT", nargs="*")
     args = parser.parse_args()
-    if not (args.package or args.vectors):
-        parser.error("one of --package and --vectors is needed")
+    if not (args.package or args.vectors or args.check_receipt):
+        parser.error("one of --package, --vectors and --check-receipt is needed")
     result = {}
     try:
         if args.vectors:
             result["vectors"] = check_vectors(args.vectors)  # name: [cases, failed]
-        if args.package:
-            package = Package(args.package)
+        package = Package(args.package) if args.package else None
+        if package:
             tokens = [package.tokenize(text) for text in args.texts]
             runs = [package.run(ids) for ids in tokens]
             result |= {"model_id": package.model_id.hex(), "tokens": tokens,
                        "layer_roots": [[root(rows).hex() for rows in outputs] for outputs, _ in runs],
                        "integers": [outputs[-1][0].tolist() for outputs, _ in runs],
                        "saturations": sum(clamped for _, clamped in runs)}
-            if args.check_receipt:
-                result["receipt"] = check_receipt(args.check_receipt, package, args.texts)
+        if args.check_receipt:
+            result["receipt"] = check_receipt(args.check_receipt, package, args.texts)
     except (Refused, ValueError) as error:
         sys.exit(f"refused: {error}")
     print(json.dumps(result))

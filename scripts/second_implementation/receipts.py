@@ -17,8 +17,8 @@ STRUCTS = {name: [field.split(":") for field in fields] for name, *fields in (te
         output_count:u32 output_root:b32 layers:u16 roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
     statement coordinator:b32 subject:b32 previous:b32 time:u64 kind:event;
     accepted; audited auditor:b32 receipt:b32 matched:bool; place point:u32 layer:u16;
-    refuted receipt:b32 place:place claimed:b32 correct:b32""".split(";"))}
-EVENTS = ["accepted", "audited", "refuted"]
+    refuted receipt:b32 place:place dispute:b32 kind:verdict; withdrawn receipt:b32""".split(";"))}
+EVENTS = ["accepted", "audited", "refuted", "withdrawn"]
 
 
 def encode(kind, value):
@@ -35,6 +35,9 @@ def encode(kind, value):
         (tag, body), = value.items()
         require(tag in EVENTS, "14.2", "a statement's kind")
         return encode("u16", EVENTS.index(tag) + 1) + encode(tag, body)
+    if kind == "verdict":
+        require(value in ("proven", "timeout"), "14.2", "a verdict")
+        return encode("u16", ("proven", "timeout").index(value) + 1)
     if kind in ("kind", "finish"):
         require(value == {"kind": "embedding", "finish": "complete"}[kind], "11.2, 13.1", kind)
         return encode("u16", 1)
@@ -116,10 +119,11 @@ def check_job(job):
 
 
 def check_statements(receipt, digests):
-    """Section 14 and the second half of 15.3. Whether `worker` has been refuted (15.4)."""
+    """Section 14 and the second half of 15.3. Whether `worker` is refuted or withdrawn (15.4)."""
     runs = [receipt["worker"], *receipt["audits"]]
-    result = lambda r: [r[field] for field in ("layers", "roots", "output_root", "output_count", "finish")]  # 13.6
-    previous, time, audited, refuted, signed = bytes(32), 0, 0, set(), True
+    fields = ("layers", "roots", "output_root", "output_count", "finish", "work_units", "saturations")
+    result = lambda r: [r[field] for field in fields]  # 13.6
+    previous, time, audited, fallen, signed = bytes(32), 0, 0, set(), True
     for number, item in enumerate(receipt["statements"]):
         require(type(item) is dict and sorted(item) == ["signature", "statement"], "15.2", "fields of a statement")
         s = item["statement"]
@@ -127,7 +131,7 @@ def check_statements(receipt, digests):
         (kind, body), = s["kind"].items()
         require(s["coordinator"] == receipt["coordinator"] and s["subject"] == digests[0]
                 and s["previous"] == previous.hex() and s["time"] >= time, "15.3", "the chain of statements")
-        require((kind == "accepted") == (number == 0), "14.4", "the first statement, and only it, accepts")
+        require((kind == "accepted") == (number == 0), "14.5", "the first statement, and only it, accepts")
         signed &= verify(receipt["coordinator"], digest, item["signature"])
         if kind == "audited":
             audited += 1
@@ -136,16 +140,17 @@ def check_statements(receipt, digests):
             matched = result(r) == result(runs[0]["receipt"])
             require([body["auditor"], body["receipt"], body["matched"]] == [r["worker"], digests[audited], matched],
                     "15.3", "a statement about another audit")
-        elif kind == "refuted":
-            require(body["receipt"] in digests and body["receipt"] not in refuted, "15.3", "refuted: no run, or twice")
-            refuted.add(body["receipt"])
-            r, place = runs[digests.index(body["receipt"])]["receipt"], body["place"]
-            require(place["point"] == r["token_count"] - 1 and 1 <= place["layer"] <= len(r["roots"])
-                    and body["claimed"] == r["roots"][place["layer"] - 1] != body["correct"], "15.3", "a refuted place")
+        elif kind in ("refuted", "withdrawn"):
+            require(body["receipt"] in digests and body["receipt"] not in fallen, "15.3", f"{kind}: no run, or twice")
+            fallen.add(body["receipt"])
+            if kind == "refuted":
+                r, place = runs[digests.index(body["receipt"])]["receipt"], body["place"]
+                require(place["point"] == r["token_count"] - 1 and 1 <= place["layer"] <= len(r["roots"]),
+                        "15.3", "a refuted place")
         previous, time = digest, s["time"]
-    require(receipt["statements"], "14.4", "no statement")
+    require(receipt["statements"], "14.5", "no statement")
     require(audited == len(receipt["audits"]), "15.3", "an audit without its statement")
-    return digests[0] in refuted, signed
+    return digests[0] in fallen, signed
 
 
 def check_receipt(path, package, texts):
@@ -167,15 +172,15 @@ def check_receipt(path, package, texts):
     runs = [run["receipt"] for run in (receipt["worker"], *receipt["audits"])]
     for field in ("worker", "epoch"):
         require(len({r[field] for r in runs}) == len(runs), "15.3", f"two runs with the same {field}")
-    refuted, signed = check_statements(receipt, [digest for digest, _ in checked])
-    require(not refuted, "15.4", "the worker is refuted: no answer")
+    fallen, signed = check_statements(receipt, [digest for digest, _ in checked])
+    require(not fallen, "15.4", "the worker is refuted, or took its run back: no answer")
     report = {"job_id": job_id.hex(), "head": runs[0]["head"], "audits": len(runs) - 1,
               "statements": len(receipt["statements"]), "signatures_checked": signed and all(ok for _, ok in checked)}
     if texts:  # 11.5
         inputs = (b"\1" + encode("u32", len(text.encode())) + text.encode() for text in texts)
         requests = [derive("request", encode("b32", job["nonce"]) + input_).hex() for input_ in inputs]
         report["text_matches"] = job["request"] in requests
-    if job["model"] == package.model_id.hex():
+    if package and job["model"] == package.model_id.hex():
         outputs, clamped = package.run(job["tokens"])
         rerun = {"roots": [root(rows).hex() for rows in outputs[1:]], "saturations": clamped,
                  "work_units": package.work(len(job["tokens"]))}

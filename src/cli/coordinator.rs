@@ -1,13 +1,15 @@
 //! `lockstep coordinator`
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use lockstep_coordinator::{Allow, ApiKey, Config, Coordinator};
 use lockstep_protocol::ids::NodeId;
+use lockstep_protocol::limits::DEFAULT_GRANT_CREDITS;
 use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
 
@@ -47,9 +49,9 @@ struct Options {
     /// Packages to serve; may be repeated.
     #[arg(long = "package", env = "LOCKSTEP_PACKAGES", value_delimiter = ',', value_name = "FILE")]
     packages: Option<Vec<PathBuf>>,
-    /// Key of a worker that may join; may be repeated.
-    #[arg(long = "allow-worker", env = "LOCKSTEP_ALLOW_WORKERS", value_delimiter = ',', value_name = "KEY")]
-    allow_workers: Option<Vec<NodeId>>,
+    /// Key of a worker that may join, with the name of who operates it where that is known; may be repeated.
+    #[arg(long = "allow-worker", env = "LOCKSTEP_ALLOW_WORKERS", value_delimiter = ',', value_name = "KEY[=OPERATOR]")]
+    allow_workers: Option<Vec<AllowedWorker>>,
     /// Let every worker join.
     #[arg(long, env = "LOCKSTEP_ALLOW_ANY_WORKER", num_args = 0..=1, default_missing_value = "true")]
     allow_any_worker: Option<bool>,
@@ -59,9 +61,25 @@ struct Options {
     /// Auditors of an audited job [default: 1].
     #[arg(long, env = "LOCKSTEP_AUDITORS", value_name = "N")]
     auditors: Option<u8>,
-    /// Answer an audited job only after its audit [default: true].
+    /// Fail a job that is drawn for an audit and finds too few auditors, instead of answering it with a receipt that
+    /// shows fewer audits. A client can ask for that by itself [default: false].
     #[arg(long, env = "LOCKSTEP_AUDIT_HOLD", num_args = 0..=1, default_missing_value = "true")]
     audit_hold: Option<bool>,
+    /// Take as auditors only workers of other operators than the first one's; those without an operator are none
+    /// [default: false].
+    #[arg(long, env = "LOCKSTEP_AUDIT_OTHER_OPERATORS", num_args = 0..=1, default_missing_value = "true")]
+    audit_other_operators: Option<bool>,
+    /// Let auditors run beside the first worker, so that a job stops at the first layer that differs [default: false].
+    #[arg(long, env = "LOCKSTEP_AUDIT_BESIDE", num_args = 0..=1, default_missing_value = "true")]
+    audit_beside: Option<bool>,
+    /// Share of audited jobs that are run again under another name, to see whether workers answer as before, 0 to 1 in
+    /// steps of 0.001 [default: 0].
+    #[arg(long, env = "LOCKSTEP_PLANTED_PROBABILITY", value_name = "P")]
+    planted_probability: Option<f64>,
+    /// Credits that a worker gets when it joins for the first time, for its bonds.
+    #[arg(long, env = "LOCKSTEP_GRANT_CREDITS", value_name = "N", help = format!("Credits that a worker gets when it \
+        joins for the first time, for its bonds [default: {DEFAULT_GRANT_CREDITS}]"))]
+    grant_credits: Option<u64>,
     /// API keys of clients; without any, HTTP is open. Better in the environment or the file than in a flag.
     #[arg(
         long = "api-key",
@@ -72,6 +90,35 @@ struct Options {
     )]
     #[serde(deserialize_with = "secret::list")]
     api_keys: Option<Vec<Secret>>,
+}
+
+/// A worker on the list, written `KEY` or `KEY=OPERATOR`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct AllowedWorker {
+    key: NodeId,
+    operator: Option<String>,
+}
+
+impl FromStr for AllowedWorker {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (key, operator) = text.split_once('=').map_or((text, None), |(key, operator)| (key, Some(operator)));
+        if operator.is_some_and(str::is_empty) {
+            bail!("{text:?} names no operator after its =");
+        }
+        let key = key.parse().with_context(|| format!("{key:?} is not a worker's key"))?;
+        Ok(Self { key, operator: operator.map(str::to_owned) })
+    }
+}
+
+impl TryFrom<String> for AllowedWorker {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> anyhow::Result<Self> {
+        text.parse()
+    }
 }
 
 impl Options {
@@ -87,6 +134,10 @@ impl Options {
             audit_probability: self.audit_probability.or(file.audit_probability),
             auditors: self.auditors.or(file.auditors),
             audit_hold: self.audit_hold.or(file.audit_hold),
+            audit_other_operators: self.audit_other_operators.or(file.audit_other_operators),
+            audit_beside: self.audit_beside.or(file.audit_beside),
+            planted_probability: self.planted_probability.or(file.planted_probability),
+            grant_credits: self.grant_credits.or(file.grant_credits),
             api_keys: self.api_keys.or(file.api_keys),
         }
     }
@@ -103,7 +154,8 @@ impl Options {
         if packages.is_empty() {
             bail!("there is no package to serve: name one with --package, made by `lockstep import`");
         }
-        let keys: BTreeSet<NodeId> = self.allow_workers.unwrap_or_default().into_iter().collect();
+        let listed = self.allow_workers.unwrap_or_default();
+        let keys: BTreeMap<_, _> = listed.into_iter().map(|worker| (worker.key, worker.operator)).collect();
         let allow = match (self.allow_any_worker.unwrap_or(false), keys.is_empty()) {
             (true, true) => Allow::Any,
             (true, false) => bail!("--allow-any-worker and a list of workers exclude each other"),
@@ -120,23 +172,27 @@ impl Options {
         config.packages = packages;
         config.allow = allow;
         config.audit = AuditPolicy {
-            per_mille: per_mille(self.audit_probability.unwrap_or(0.1))?,
+            per_mille: per_mille("audit probability", self.audit_probability.unwrap_or(0.1))?,
             auditors: self.auditors.unwrap_or(1),
-            hold: self.audit_hold.unwrap_or(true),
+            hold: self.audit_hold.unwrap_or(false),
+            distinct_operators: self.audit_other_operators.unwrap_or(false),
+            lockstep: self.audit_beside.unwrap_or(false),
         };
+        config.planted_per_mille = per_mille("planted probability", self.planted_probability.unwrap_or(0.0))?;
+        config.grant = self.grant_credits.unwrap_or(DEFAULT_GRANT_CREDITS);
         config.api_keys = api_keys.iter().map(|key| ApiKey::from_secret(key.expose())).collect();
         Ok(config)
     }
 }
 
 /// A probability as the policy counts it. One between two steps is refused: rounded, it would be another, perhaps none.
-fn per_mille(probability: f64) -> anyhow::Result<u16> {
+fn per_mille(what: &str, probability: f64) -> anyhow::Result<u16> {
     if !(0.0..=1.0).contains(&probability) {
-        bail!("the audit probability must be from 0 to 1, not {probability}");
+        bail!("the {what} must be from 0 to 1, not {probability}");
     }
     let steps = probability * 1_000.0;
     if (steps - steps.round()).abs() > 1e-9 {
-        bail!("the audit probability must be a multiple of 0.001, not {probability}");
+        bail!("the {what} must be a multiple of 0.001, not {probability}");
     }
     Ok(steps.round() as u16)
 }
@@ -161,7 +217,14 @@ async fn serve(config: Config) -> Outcome {
     }
     println!("clients: http://{}/v1", handle.http_addr());
     println!("workers: lockstep worker --coordinator {}@{}", handle.node_id(), handle.quic_addr());
-    signals.next().await?;
+    let ended = tokio::select! {
+        signal = signals.next() => signal.map(|_| false)?,
+        () = handle.engine().ended() => true,
+    };
+    if ended {
+        // It has said why.
+        return handle.shutdown().await.or_exit(Exit::Failed);
+    }
     println!("going down; everything acknowledged is kept; a second signal ends it at once");
     tokio::select! {
         ended = handle.shutdown() => ended.or_exit(Exit::Failed),
@@ -174,16 +237,28 @@ async fn serve(config: Config) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use super::per_mille;
+    use super::{AllowedWorker, per_mille};
+
+    #[test]
+    fn a_listed_worker_may_have_an_operator() {
+        let key = "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1";
+        let read = |text: &str| text.parse::<AllowedWorker>();
+        assert_eq!(read(key).expect("a key").operator, None);
+        let with = read(&format!("{key}=Ada & Co.")).expect("a key with an operator");
+        assert_eq!((with.key.to_string().as_str(), with.operator.as_deref()), (key, Some("Ada & Co.")));
+        for wrong in ["", "=Ada", &key[1..], &format!("{key}=")] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn probabilities_are_counted_exactly_or_refused() {
         for steps in 0..=1_000_u16 {
             let written = format!("{}.{:03}", steps / 1_000, steps % 1_000);
-            assert_eq!(per_mille(written.parse().expect("a number")).expect("a multiple"), steps);
+            assert_eq!(per_mille("share", written.parse().expect("a number")).expect("a multiple"), steps);
         }
         for wrong in [0.0004, 0.0015, 0.99999, -0.001, 1.001, f64::NAN, f64::INFINITY] {
-            assert!(per_mille(wrong).is_err(), "{wrong}");
+            assert!(per_mille("share", wrong).is_err(), "{wrong}");
         }
     }
 }

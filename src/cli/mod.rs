@@ -6,16 +6,24 @@ use tracing_subscriber::EnvFilter;
 use crate::exit::Outcome;
 
 mod bench;
+mod challenge;
+mod client;
 mod conformance;
 mod coordinator;
+mod dispute;
 mod embed;
+mod files;
 mod import;
 mod inspect;
+mod judge;
+mod ledger;
 mod log;
+mod sim;
 mod verify;
 mod worker;
 
 pub use import::Stages;
+pub use judge::verdict_line;
 
 /// Exact neural networks, committed layer by layer, verified by anyone.
 #[derive(Parser)]
@@ -33,7 +41,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 configuration or input
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show everything on this machine: a coordinator, three workers, a cheat, and how it is found.
+    /// Show everything on this machine: a coordinator, three workers, a cheat, and how one number convicts it.
     Demo(crate::demo::DemoArgs),
     /// Turn a Hugging Face folder into a package, or check a package against one.
     Import(import::ImportArgs),
@@ -43,6 +51,14 @@ enum Command {
     Embed(embed::EmbedArgs),
     /// Check a receipt: everything that can be derived, and the run itself where the package is at hand.
     Verify(verify::VerifyArgs),
+    /// Run a receipt's job again, and dispute the receipt before its coordinator if it is wrong.
+    Challenge(challenge::ChallengeArgs),
+    /// Judge a saved dispute again, offline: needs neither the model's weights nor trust in anybody.
+    Judge(judge::JudgeArgs),
+    /// List the disputes of a coordinator, look into one, or save it.
+    Dispute(dispute::DisputeArgs),
+    /// Print a coordinator's ledger of credits, after checking that it adds up.
+    Ledger(ledger::LedgerArgs),
     /// Check by a coordinator's append-only log that it did what it says, and rewrote nothing.
     Log(log::LogArgs),
     /// Serve models to clients, assign jobs to workers, and have them audited.
@@ -53,6 +69,8 @@ enum Command {
     Conformance(conformance::ConformanceArgs),
     /// Measure.
     Bench(bench::BenchArgs),
+    /// Play the whole system against cheats and faults, one world for each seed.
+    Sim(sim::SimArgs),
 }
 
 impl Cli {
@@ -64,11 +82,16 @@ impl Cli {
             Command::Inspect(args) => inspect::run(&args),
             Command::Embed(args) => embed::run(&args),
             Command::Verify(args) => verify::run(&args),
+            Command::Challenge(args) => challenge::run(&args),
+            Command::Judge(args) => judge::run(&args),
+            Command::Dispute(args) => dispute::run(&args),
+            Command::Ledger(args) => ledger::run(&args),
             Command::Log(args) => log::run(&args),
             Command::Coordinator(args) => coordinator::run(args),
             Command::Worker(args) => worker::run(args),
             Command::Conformance(args) => conformance::run(&args),
             Command::Bench(args) => bench::run(&args),
+            Command::Sim(args) => sim::run(&args),
         }
     }
 

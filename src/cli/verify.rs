@@ -1,7 +1,6 @@
 //! `lockstep verify`
 
 use std::fs;
-use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +18,7 @@ use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
 use lockstep_protocol::receipt::{Receipt, Standing};
 use serde_json::json;
 
+use crate::cli::files;
 use crate::exit::{Exit, Failure, OrExit, Outcome};
 use crate::{backend, paths};
 
@@ -74,7 +74,7 @@ struct TextChecked {
 
 /// Verifies a receipt.
 pub fn run(args: &VerifyArgs) -> Outcome {
-    let text = read_receipt(&args.receipt).or_exit(Exit::Configuration)?;
+    let text = files::text(&args.receipt, MAX_RECEIPT_JSON_BYTES)?;
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     let standing = receipt.check().or_exit(Exit::Refuted)?;
     check_wishes(args, &receipt, &standing).or_exit(Exit::Refuted)?;
@@ -95,18 +95,6 @@ pub fn run(args: &VerifyArgs) -> Outcome {
     Ok(())
 }
 
-fn read_receipt(path: &Path) -> anyhow::Result<String> {
-    let limit = MAX_RECEIPT_JSON_BYTES as u64 + 1;
-    let mut text = String::new();
-    if path == Path::new("-") {
-        std::io::stdin().take(limit).read_to_string(&mut text).context("cannot read standard input")?;
-    } else {
-        let file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        file.take(limit).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    Ok(text)
-}
-
 fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> anyhow::Result<()> {
     if let Some(place) = standing.refuted {
         bail!(
@@ -114,6 +102,9 @@ fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> an
             place.point,
             place.layer
         );
+    }
+    if standing.withdrawn {
+        bail!("the worker took this answer back: its own machine, run again, gave another one");
     }
     if let Some(text) = &args.text
         && RequestInput::Text(text.clone()).hash(&receipt.job.nonce) != receipt.job.request

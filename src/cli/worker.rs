@@ -22,6 +22,8 @@ use crate::{backend, config, paths, progress};
 #[command(
     after_help = "Every option can also come from the environment (LOCKSTEP_...) or from a TOML file with the same \
     names in snake_case. Flags win over the environment, the environment over the file.\n\
+    Where another worker gets another result of a job, this one defends its own by itself, from its own run made once more; \
+    what it signs for that is kept in its folder.\n\
     SIGTERM or Ctrl-C drains: running jobs are finished, new ones refused. A second signal stops at once."
 )]
 pub struct WorkerArgs {
@@ -191,6 +193,39 @@ fn line(event: &Event) -> Option<String> {
             format!("job {} done in {:.1} ms", short(job), 1e3 * elapsed.as_secs_f64())
         }
         Event::Failed { job, reason, .. } => format!("job {} given back: {reason}", short(job)),
+        Event::Halted { job, roots, .. } => {
+            format!("job {} halted after {roots} roots: another worker has others", short(job))
+        }
+        Event::DisputeAsked { dispute, job, side, place } => {
+            format!("dispute {} about job {} at {place}: this worker is its {side}", short(dispute), short(job))
+        }
+        Event::DisputeMoved { dispute, round, kind } => {
+            format!("dispute {}: moved in round {round} ({kind})", short(dispute))
+        }
+        Event::DisputeFailed { dispute, reason, retry_in } => {
+            let then = retry_in.map(|pause| format!("; trying again in {:.1} s", pause.as_secs_f64()));
+            format!("dispute {}: no move: {reason}{}", short(dispute), then.unwrap_or_default())
+        }
+        Event::Conceded { dispute, job, .. } => format!(
+            "dispute {}: this machine now gets another result for job {} than it signed, and takes that back: test it",
+            short(dispute),
+            short(job)
+        ),
+        Event::EquivocationSeen { dispute, round } => {
+            format!("dispute {}: the other side signed two moves for round {round}; the proof is sent", short(dispute))
+        }
+        Event::DisputeJudged { dispute, verdict, lost } => {
+            let outcome = match lost {
+                Some(true) => "lost",
+                Some(false) => "not lost",
+                None => "over",
+            };
+            format!("dispute {}: {outcome} (the loser {})", short(dispute), verdict.reason)
+        }
+        Event::HeadRefused { size, reason } => {
+            format!("WARNING: a head of the coordinator's log ({size} entries) was not cosigned: {reason}")
+        }
+        Event::Faulty { reason } => format!("set aside by the coordinator, testing this machine: {reason}"),
         Event::Quarantined { reason } => format!("the coordinator found this worker wrong: {reason}"),
         Event::Draining => "draining".into(),
         _ => return None,

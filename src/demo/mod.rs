@@ -1,14 +1,17 @@
 //! `lockstep demo`: everything on this machine, over real sockets, with a cheat among the workers.
 
-mod adversary;
+mod dispute;
 mod fetch;
 mod network;
+mod round;
 mod story;
 mod verdict;
 
 use clap::Args;
+use lockstep_sim::adversary::{Change, Lie, Target};
 use serde_json::{Value, json};
 
+use self::dispute::Checked;
 use self::network::{Answer, Network};
 use self::story::Story;
 use self::verdict::{Verdict, judge};
@@ -44,8 +47,10 @@ const PASSAGES: [&str; 11] = [
     "He repaired the old bicycle with parts from three others.",
 ];
 
-/// The layer that the cheat alters. Its first transformer layers are honest, so the difference has a place.
-const ALTERED_LAYER: usize = 3;
+/// What the cheat does: in the third layer it alters one number of the product with the feed-forward matrix, a sum of 384
+/// products, and computes on from it as if nothing were. The layers before are honest, so the difference has a place.
+/// The bit is high enough that rounding does not swallow it.
+const LIE: Lie = Lie { layer: 3, op: 10, target: Target::Element { row: 2, col: 700 }, change: Change::Xor(1 << 20) };
 
 /// Texts of one request: few, so that a person can follow.
 const INPUTS_PER_REQUEST: usize = 3;
@@ -59,13 +64,13 @@ pub fn run(args: &DemoArgs) -> Outcome {
     story.title();
     let package = fetch::package(&|line| story.say(line)).or_exit(Exit::Configuration)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let (verdict, summary) = runtime.block_on(perform(&package, &story))?;
+    let (verdict, checked, summary) = runtime.block_on(perform(&package, &story))?;
     if args.json {
         println!("{summary}");
     } else {
-        story.end(&verdict);
+        story.end(&verdict, checked.as_ref());
     }
-    if verdict.honest_verified && verdict.cheater_found {
+    if verdict.honest_verified && verdict.cheater_found && checked.is_some_and(|checked| checked.holds) {
         return Ok(());
     }
     Err(anyhow::anyhow!("the demo did not show what it is there to show; please report this with the output of --json"))
@@ -73,8 +78,8 @@ pub fn run(args: &DemoArgs) -> Outcome {
 }
 
 /// Starts the network, asks, and judges what came back.
-async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Verdict, Value)> {
-    let network = Network::start(package, ALTERED_LAYER, story).await?;
+async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Verdict, Option<Checked>, Value)> {
+    let network = Network::start(package, LIE, story).await?;
     let inputs: Vec<&str> = [QUESTION].into_iter().chain(PASSAGES).collect();
     let mut answers = Vec::new();
     for round in 0..ROUNDS {
@@ -89,10 +94,14 @@ async fn perform(package: &std::path::Path, story: &Story) -> anyhow::Result<(Ve
     let embeddings: Vec<_> = answers.iter().flat_map(|answer| &answer.embeddings).take(inputs.len()).collect();
     story.ranking(QUESTION, &PASSAGES, &embeddings);
     story.verifying();
-    let verdict = judge(&network, package, &answers, ALTERED_LAYER).await?;
-    let summary = summary(&network, &verdict);
+    let verdict = judge(&network, package, &answers, LIE.layer).await?;
+    let checked = match &verdict.dispute {
+        Some(dispute) => Some(dispute::check(&network, dispute, &answers).await?),
+        None => None,
+    };
+    let summary = summary(&network, &verdict, checked.as_ref());
     network.stop().await?;
-    Ok((verdict, summary))
+    Ok((verdict, checked, summary))
 }
 
 /// Waits for the answer, and tells meanwhile what the coordinator sees.
@@ -111,7 +120,8 @@ async fn ask_and_tell(network: &Network, inputs: &[&str], story: &Story) -> anyh
     }
 }
 
-fn summary(network: &Network, verdict: &Verdict) -> Value {
+fn summary(network: &Network, verdict: &Verdict, checked: Option<&Checked>) -> Value {
+    let dispute = verdict.dispute.as_ref();
     let first = verdict.first_difference.map(|place| json!({ "point": place.point, "layer": place.layer }));
     json!({
         "model_id": network.model.to_string(),
@@ -126,7 +136,17 @@ fn summary(network: &Network, verdict: &Verdict) -> Value {
         "first_difference": first,
         "quarantined": verdict.quarantined.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "receipts_verified": verdict.receipts_verified,
-        "altered_layer": ALTERED_LAYER,
+        "altered_layer": LIE.layer,
+        "dispute": dispute.map(|d| d.id.to_string()),
+        "rounds": dispute.map(|d| d.rounds),
+        "referee_bytes": dispute.map(|d| d.referee_bytes),
+        "referee_micros": dispute.map(|d| d.referee_micros),
+        "verdict": checked.map(|c| c.verdict),
+        "kind": dispute.map(|d| d.kind),
+        "element": dispute.map(|d| &d.element),
+        "dispute_file_bytes": checked.map(|c| c.bytes),
+        "dispute_file_holds": checked.map(|c| c.holds),
+        "changed_file_refused": checked.map(|c| c.refused.clone()),
         "honest_verified": verdict.honest_verified,
         "cheater_found": verdict.cheater_found,
     })

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use lockstep_coordinator::{Config, Coordinator, Event, Handle};
-use lockstep_kernels::backend::Backend;
 use lockstep_protocol::ids::{ModelId, NodeId};
 use lockstep_protocol::machine::AuditPolicy;
 use lockstep_protocol::receipt::Receipt;
+use lockstep_sim::adversary::Lie;
 use lockstep_worker::Worker;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::adversary::Tampering;
 use super::fetch::NAME;
 use super::story::Story;
-use crate::backend;
+use crate::backend::Local;
 
 /// How long workers may take to check themselves, join and fetch the model.
 const JOIN_TIME: Duration = Duration::from_secs(300);
@@ -42,6 +41,8 @@ pub struct Answer {
     pub embeddings: Vec<Vec<f64>>,
     /// One receipt for each input.
     pub receipts: Vec<Receipt>,
+    /// What opens its jobs.
+    pub access: String,
 }
 
 /// Everything that runs.
@@ -60,12 +61,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts a coordinator that audits every job before it answers, two honest workers and one that alters `layer`.
-    pub async fn start(package: &Path, layer: usize, story: &Story) -> Result<Self> {
+    /// Starts a coordinator that audits every job before it answers, two honest workers and one that tells the lie.
+    pub async fn start(package: &Path, lie: Lie, story: &Story) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder for the demo")?;
         let mut config = Config::local(folder.path().join("coordinator"));
         config.packages = vec![package.to_path_buf()];
-        config.audit = AuditPolicy { per_mille: 1_000, auditors: 1, hold: true };
+        config.audit =
+            AuditPolicy { per_mille: 1_000, auditors: 1, hold: true, distinct_operators: false, lockstep: false };
         let coordinator = Coordinator::start(config).await?;
         let (model, _) = coordinator.models().first().context("the coordinator serves nothing")?.clone();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -80,20 +82,19 @@ impl Network {
             _folder: folder,
         };
         for (name, honest) in [("Ada", true), ("Mallory", false), ("Emmy", true)] {
-            network.join(name, honest, layer)?;
+            network.join(name, honest, lie)?;
         }
-        story.cast(&model.to_string(), &network.workers, layer);
+        story.cast(&model.to_string(), &network.workers, lie.layer);
         story.say("each checks its kernels against the reference and fetches the model by its id ...");
         network.wait_until_ready().await?;
         Ok(network)
     }
 
     /// Starts one worker with a key and a folder of its own.
-    fn join(&mut self, name: &'static str, honest: bool, layer: usize) -> Result<()> {
+    fn join(&mut self, name: &'static str, honest: bool, lie: Lie) -> Result<()> {
         let threads = std::num::NonZeroUsize::MIN;
-        let cpu = backend::open("cpu", threads).map_err(|f| f.error)?;
-        let backend: Arc<dyn Backend> =
-            if honest { cpu } else { Arc::new(Tampering { honest: cpu, layer, element: 1_000 }) };
+        let local = Local::open("cpu", threads).map_err(|f| f.error)?;
+        let backend = if honest { local.honest() } else { local.lying(&[lie]) };
         let address = self.coordinator.quic_addr().to_string();
         let folder = self._folder.path().join(name);
         let mut config = lockstep_worker::Config::new(self.node, address, folder, threads);
@@ -137,6 +138,18 @@ impl Network {
         };
         let answer = tokio::task::spawn_blocking(post).await??;
         Answer::read(&answer).context("the answer is not in the API's shape")
+    }
+
+    /// GET below `/v1`, as whoever holds the access token.
+    pub async fn get(&self, path: &str, access: &str, limit: usize) -> Result<Vec<u8>> {
+        let url = format!("http://{}/v1/{path}", self.coordinator.http_addr());
+        let access = access.to_owned();
+        let get = move || -> Result<Vec<u8>> {
+            let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).build().into();
+            let mut response = agent.get(&url).header("lockstep-access", access).call().context(url)?;
+            Ok(response.body_mut().with_config().limit(limit as u64 + 1).read_to_vec()?)
+        };
+        tokio::task::spawn_blocking(get).await?
     }
 
     /// What the coordinator reported since the last call.
@@ -191,6 +204,7 @@ impl Answer {
         Ok(Self {
             embeddings: list(&answer["data"])?.iter().map(vector).collect::<Result<_>>()?,
             receipts: list(&answer["lockstep"]["receipts"])?.iter().map(receipt).collect::<Result<_>>()?,
+            access: answer["lockstep"]["access"].as_str().context("the access token is missing")?.to_owned(),
         })
     }
 }

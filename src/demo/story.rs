@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use lockstep_coordinator::Event;
 use lockstep_protocol::ids::{JobId, NodeId, Root};
 
+use super::dispute::Checked;
 use super::network::Member;
+use super::round::{self, Moved, Rounds};
 use super::verdict::Verdict;
 
 /// Prints to standard output, or stays silent.
@@ -24,6 +26,8 @@ struct Told {
     streams: BTreeMap<(JobId, NodeId), BTreeMap<u16, Root>>,
     /// Whether a difference was shown in full.
     shown: bool,
+    /// The disputes.
+    rounds: Rounds,
 }
 
 impl Story {
@@ -59,7 +63,7 @@ impl Story {
         self.heading("The network");
         self.say("a coordinator that assigns jobs, and three workers that joined over QUIC, each with its own key:");
         for m in members {
-            let what = if m.honest { "honest".into() } else { format!("flips one bit of one number in layer {layer}") };
+            let what = if m.honest { "honest".into() } else { format!("alters one number in layer {layer}") };
             self.say(&format!("  {:<8} {}  {what}", m.name, short(&m.node)));
         }
     }
@@ -96,12 +100,37 @@ impl Story {
                         self.streams([by, auditor], streams, layer);
                     }
                 }
-                Event::Settled { job, recomputed } => {
-                    let how = if recomputed { "recomputed by the coordinator" } else { "could not be recomputed" };
-                    self.job(&job, how);
+                Event::DisputeOpened { dispute, place, claimant, challenger, .. } => {
+                    let sides = [name(&claimant), name(&challenger)];
+                    told.rounds.open(dispute, sides);
+                    self.say(&format!(
+                        "dispute {}  {} against {} over layer {}; the roots of all layers before it are agreed",
+                        short(&dispute),
+                        sides[0],
+                        sides[1],
+                        place.layer
+                    ));
                 }
-                Event::Quarantined { node, place, job } => {
-                    self.job(&job, &format!("{} is wrong at layer {}, and is out", name(&node), place.layer));
+                Event::DisputeMoved { dispute, round, stage, narrowed, bytes, .. } => {
+                    let line = told.rounds.line(&Moved { dispute, round, stage, narrowed: &narrowed, bytes });
+                    line.iter().for_each(|line| self.say(&format!("      {line}")));
+                }
+                Event::DisputeJudged { dispute, kind, losers, element, referee_bytes, referee_micros, .. } => {
+                    let losers: Vec<_> = losers.iter().map(name).collect();
+                    let verdict = round::verdict(&losers, kind);
+                    if told.rounds.is_first(&dispute) {
+                        let lines = element.iter().flat_map(|e| round::number(told.rounds.sides(&dispute), e));
+                        lines.for_each(|line| self.say(&format!("      {line}")));
+                        self.say(&format!("      {verdict}"));
+                        self.say(&format!(
+                            "      the referee has no model; it took {referee_bytes} bytes and computed for {referee_micros} us"
+                        ));
+                    } else {
+                        self.say(&format!("dispute {}  {verdict}", short(&dispute)));
+                    }
+                }
+                Event::Quarantined { node, place, job, .. } => {
+                    self.job(&job, &format!("{} was wrong at layer {}, and is out", name(&node), place.layer));
                 }
                 Event::Failed { job, reason } => self.job(&job, &format!("failed: {reason}")),
                 _ => {}
@@ -143,12 +172,24 @@ impl Story {
         self.say("checking every signature and hash, and running every job again here, from its receipt alone ...");
     }
 
+    /// What became of the dispute's file.
+    fn file(&self, checked: &Checked) {
+        self.heading("The dispute, for everybody");
+        self.say(&format!(
+            "the coordinator gives it as one file of {} bytes: manifest and signed transcript",
+            checked.bytes
+        ));
+        self.say(&format!("judged again here, without network and weights: {}", checked.told));
+        self.say(&format!("the same file with one byte changed: {}", checked.refused));
+    }
+
     /// How it ended.
-    pub fn end(&self, v: &Verdict) {
+    pub fn end(&self, v: &Verdict, checked: Option<&Checked>) {
         self.say(&format!(
             "{} of {} receipts hold: every root and every number is what the model gives",
             v.receipts_verified, v.jobs
         ));
+        checked.iter().for_each(|checked| self.file(checked));
         self.heading("What happened");
         self.say(&format!(
             "{} roots were committed while layers ran, {} audits, {} mismatches",
@@ -160,7 +201,7 @@ impl Story {
             "AN HONEST ANSWER DID NOT VERIFY"
         });
         self.say(if v.cheater_found {
-            "the cheat was found, and named with its first wrong layer"
+            "the cheat was found, and convicted by one number"
         } else {
             "THE CHEAT WAS NOT FOUND"
         });

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use lockstep_coordinator::Event;
+use lockstep_coordinator::events::DisputedElement;
 use lockstep_model::embed::to_real;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::rerun;
-use lockstep_protocol::ids::{NodeId, Place};
+use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Place, VerdictKind};
 use lockstep_protocol::receipt::Receipt;
 
 use super::network::{Answer, Network};
@@ -34,6 +35,28 @@ pub struct Verdict {
     pub honest_verified: bool,
     /// The cheat was put out, and blamed for the layer that it alters.
     pub cheater_found: bool,
+    /// The first dispute that came to a verdict.
+    pub dispute: Option<Dispute>,
+}
+
+/// A dispute, as the coordinator reported it.
+pub struct Dispute {
+    /// Which.
+    pub id: DisputeId,
+    /// About which job.
+    pub job: JobId,
+    /// How it was lost.
+    pub kind: VerdictKind,
+    /// Who lost.
+    pub losers: Vec<NodeId>,
+    /// Rounds that were played.
+    pub rounds: u16,
+    /// Bytes that the referee took.
+    pub referee_bytes: u64,
+    /// What the referee computed, in microseconds.
+    pub referee_micros: u64,
+    /// The number on which it came down.
+    pub element: Option<DisputedElement>,
 }
 
 /// Checks every receipt by running its job again, and compares what the coordinator found with who really cheated.
@@ -50,6 +73,7 @@ pub async fn judge(network: &Network, package: &Path, answers: &[Answer], altere
         _ => None,
     });
     let caught: Vec<(NodeId, Place)> = caught.collect();
+    let dispute = events.iter().find_map(judged);
     let cheats: BTreeSet<NodeId> = network.workers.iter().filter(|w| !w.honest).map(|w| w.node).collect();
     let blamed: BTreeSet<NodeId> = caught.iter().map(|(node, _)| *node).collect();
     Ok(Verdict {
@@ -60,8 +84,28 @@ pub async fn judge(network: &Network, package: &Path, answers: &[Answer], altere
         receipts_verified,
         first_difference: caught.first().map(|(_, place)| *place),
         honest_verified: jobs > 0 && receipts_verified == jobs && blamed.is_subset(&cheats),
-        cheater_found: blamed == cheats && caught.iter().all(|(_, p)| usize::from(p.layer) == altered_layer),
+        cheater_found: blamed == cheats
+            && caught.iter().all(|(_, p)| usize::from(p.layer) == altered_layer)
+            && dispute.as_ref().is_some_and(|d| d.losers.iter().all(|loser| cheats.contains(loser))),
         quarantined: blamed.into_iter().collect(),
+        dispute,
+    })
+}
+
+fn judged(event: &Event) -> Option<Dispute> {
+    let Event::DisputeJudged { dispute, job, kind, losers, element, rounds, referee_bytes, referee_micros } = event
+    else {
+        return None;
+    };
+    Some(Dispute {
+        id: *dispute,
+        job: *job,
+        kind: *kind,
+        losers: losers.clone(),
+        rounds: *rounds,
+        referee_bytes: *referee_bytes,
+        referee_micros: *referee_micros,
+        element: element.clone(),
     })
 }
 
@@ -80,7 +124,7 @@ fn verify_all(package: &Path, receipts: &[(Receipt, Vec<f64>)]) -> Result<usize>
         // The client got the nearest 32-bit floats.
         let same_numbers = told.iter().map(|x| *x as f32).eq(embedding.iter().map(|x| *x as f32));
         let same_roots = receipt.worker.receipt.roots == again.roots && receipt.output == again.output;
-        verified += usize::from(standing.refuted.is_none() && same_roots && same_numbers);
+        verified += usize::from(standing.refuted.is_none() && !standing.withdrawn && same_roots && same_numbers);
     }
     Ok(verified)
 }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use lockstep_model::package::{Package, write};
 use serde_json::Value;
 
+pub mod liar;
 pub mod processes;
 
 /// The program under test.
@@ -68,13 +70,35 @@ pub fn minilm_package() -> Option<&'static Path> {
     PACKAGE.get_or_init(make).as_deref()
 }
 
+/// Small packages with made-up weights that have every op between them, in this folder. They run in no time, and have no
+/// tokenizer.
+pub fn small_packages(folder: &Path) -> Vec<PathBuf> {
+    let packages = lockstep_sim::models::all().iter();
+    let save = |package: &Package| {
+        let path = folder.join(format!("{}.lsp", package.manifest().name));
+        write(&path, package.manifest(), |index| package.blob(index).to_vec()).expect("a package");
+        path
+    };
+    packages.map(save).collect()
+}
+
 /// The second implementation in Python, or `None` with a loud line.
 pub fn second_implementation() -> Option<Command> {
+    python("second_implementation")
+}
+
+/// Its judge of disputes, or `None` with a loud line.
+pub fn second_judge() -> Option<Command> {
+    python("second_implementation/judge.py")
+}
+
+/// A script, or `None` with a loud line.
+fn python(script: &str) -> Option<Command> {
     let Some(python) = std::env::var_os("LOCKSTEP_PYTHON") else {
         skipped("LOCKSTEP_PYTHON names no Python with the packages of scripts/requirements.txt: run scripts/test");
         return None;
     };
     let mut command = Command::new(python);
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/second_implementation"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script));
     Some(command)
 }

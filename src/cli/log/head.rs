@@ -6,7 +6,7 @@ use clap::Args;
 use lockstep_protocol::limits::MAX_LOG_HEAD_JSON_BYTES;
 use lockstep_protocol::log::SignedHead;
 
-use super::client::Address;
+use crate::cli::client::Address;
 use crate::exit::{Exit, OrExit, Outcome};
 
 /// Arguments of `lockstep log head`.

@@ -1,7 +1,7 @@
 //! `lockstep log`: what a coordinator's transparency log shows, fetched and checked.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
@@ -10,9 +10,9 @@ use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
 use lockstep_protocol::log::{LogProof, SignedHead};
 use lockstep_protocol::receipt::Receipt;
 
+use crate::cli::files;
 use crate::exit::{Exit, Failure, OrExit, Outcome};
 
-mod client;
 mod head;
 mod prove;
 mod verify;
@@ -43,22 +43,9 @@ pub fn run(args: &LogArgs) -> Outcome {
     }
 }
 
-/// A file's text, `-` for standard input; of one above `limit` bytes, enough to see that.
-fn read(path: &Path, limit: usize) -> Result<String, Failure> {
-    let limit = limit as u64 + 1;
-    let mut text = String::new();
-    let read = if path == Path::new("-") {
-        std::io::stdin().take(limit).read_to_string(&mut text)
-    } else {
-        fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text))
-    };
-    read.with_context(|| format!("cannot read {}", path.display())).or_exit(Exit::Configuration)?;
-    Ok(text)
-}
-
 /// A receipt from a file, checked.
 fn receipt(path: &Path) -> Result<Receipt, Failure> {
-    let text = read(path, MAX_RECEIPT_JSON_BYTES)?;
+    let text = files::text(path, MAX_RECEIPT_JSON_BYTES)?;
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     receipt.check().or_exit(Exit::Refuted)?;
     Ok(receipt)
@@ -66,7 +53,7 @@ fn receipt(path: &Path) -> Result<Receipt, Failure> {
 
 /// A head that was kept: alone, or as part of a proof. Its signature is checked by whoever compares it.
 fn kept_head(path: &Path) -> Result<SignedHead, Failure> {
-    let text = read(path, lockstep_protocol::limits::MAX_LOG_PROOF_JSON_BYTES)?;
+    let text = files::text(path, lockstep_protocol::limits::MAX_LOG_PROOF_JSON_BYTES)?;
     let alone = SignedHead::from_json(text.trim());
     let head = alone.or_else(|alone| LogProof::from_json(text.trim()).map(|proof| proof.head).map_err(|_| alone));
     head.with_context(|| path.display().to_string()).or_exit(Exit::Refuted)

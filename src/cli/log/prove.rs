@@ -6,7 +6,7 @@ use clap::Args;
 use lockstep_protocol::limits::MAX_LOG_PROOF_JSON_BYTES;
 use lockstep_protocol::log::LogProof;
 
-use super::client::Address;
+use crate::cli::client::Address;
 use crate::exit::{Exit, OrExit, Outcome};
 use crate::secret::Secret;
 

@@ -1,9 +1,9 @@
-//! `lockstep bench`
+//! `lockstep bench commit`
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use lockstep_benches::commit::{Workload, measure, median};
 use lockstep_model::package::Package;
 use serde_json::json;
@@ -11,21 +11,9 @@ use serde_json::json;
 use crate::backend;
 use crate::exit::{Exit, OrExit, Outcome};
 
-/// Arguments of `lockstep bench`.
+/// Arguments of `lockstep bench commit`.
 #[derive(Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// What commitments cost as a share of run time.
-    Commit(CommitArgs),
-}
-
-#[derive(Args)]
-struct CommitArgs {
+pub struct CommitArgs {
     /// Package to run.
     #[arg(long, value_name = "FILE")]
     package: PathBuf,
@@ -50,8 +38,7 @@ struct CommitArgs {
 }
 
 /// Measures.
-pub fn run(args: &BenchArgs) -> Outcome {
-    let What::Commit(args) = &args.what;
+pub fn run(args: &CommitArgs) -> Outcome {
     let threads = args.threads.unwrap_or_else(backend::all_threads);
     let backend = backend::open(&args.backend, threads)?;
     let package = Package::open_checked(&args.package, threads).or_exit(Exit::Configuration)?;

@@ -1,0 +1,41 @@
+//! The engine behind `lockstep bench dispute`: what it reports is what happened. Never how fast.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lockstep_benches::dispute::{Workload, measure};
+use lockstep_kernels::program::OP_NAMES;
+use lockstep_kernels::reference::Reference;
+use lockstep_protocol::dispute::VerdictKind;
+use lockstep_sim::adversary::LyingBackend;
+use lockstep_sim::models;
+
+#[test]
+fn a_liar_about_any_op_loses_at_that_very_op() {
+    let mut ops = BTreeSet::new();
+    for package in models::all() {
+        let positions = package.program().max_positions.min(70) as usize;
+        let workload = Workload::new(package, positions).unwrap();
+        let liar = |lie| Arc::new(LyingBackend::new("liar".into(), Reference, &[lie])) as Arc<_>;
+        let mut last = 0;
+        let disputes = measure(&workload, &Reference, &liar, &mut |done| last = done).unwrap();
+        assert_eq!((disputes.len(), last), (workload.disputes(), workload.disputes()));
+        for dispute in disputes {
+            assert!(dispute.claimant_loses && dispute.kind == VerdictKind::Proven, "{dispute:?}");
+            assert!(dispute.ended().starts_with(&format!("{}.", dispute.op)), "{dispute:?}");
+            assert!((2..=6).contains(&dispute.rounds) && dispute.referee_bytes <= 128 << 10, "{dispute:?}");
+            ops.insert(dispute.op);
+        }
+    }
+    assert_eq!(ops, BTreeSet::from(OP_NAMES));
+}
+
+#[test]
+fn more_positions_than_the_model_has_are_refused() {
+    let package = &models::all()[0];
+    let most = package.program().max_positions as usize;
+    assert!(Workload::new(package, most).is_ok());
+    for positions in [0, most + 1] {
+        assert!(Workload::new(package, positions).is_err_and(|error| error.to_string().contains("positions")));
+    }
+}

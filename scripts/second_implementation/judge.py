@@ -1,0 +1,492 @@
+#!/usr/bin/env python3
+"""A second judge of disputes, written from SPEC.md alone. Clause numbers are SPEC.md's.
+
+    pip install numpy blake3 cryptography
+    judge.py FILE
+
+Reads a dispute file (25.10), checks everything in it again, computes the disputed element again, and prints one JSON
+object. Exit code 1, with a message that names what is wrong, if the file does not hold.
+"""
+import argparse
+import json
+import sys
+from types import SimpleNamespace as Struct
+
+from blake3 import blake3
+
+from blake3_tree import CHUNK, check_opening, chunk_value, chunks_of, merge
+from inference import Reader, Refused, check_program, read_manifest, require
+from receipts import derive, verify
+from steps import View, check_reads
+
+SIDES = ("claimant", "challenger")
+FLOOR_MS, GRACE_MS, MAX_MS = 10_000, 30_000, 2**64 - 1  # 25.8
+MAX_VALUES, MAX_ENTRIES, MAX_CREDITS, MAX_MOVE_BYTES = 4096, 555, 512, 262_144
+
+
+# ---- Reading (sections 7, 11 to 13 and 25) ------------------------------------------------------------------------
+
+
+def b32(r):
+    return r.take(32)
+
+
+def tagged(r, first, *readers):
+    """7.6: an enum with a u16 tag, counted from `first`. The index of the variant, and its fields."""
+    tag = r.u16() - first
+    require(0 <= tag < len(readers), "7.6", f"unknown tag {tag + first}")
+    return tag, readers[tag](r)
+
+
+def raw(read):
+    """Keeps the bytes that a struct was read from, for its hash."""
+    def kept(r):
+        start = r.at
+        value = read(r)
+        value.raw = r.data[start:r.at]
+        return value
+    return kept
+
+
+def signed(read):
+    return lambda r: Struct(body=read(r), signature=r.take(64))
+
+
+@raw
+def read_header(r):
+    """11.4."""
+    return Struct(spec_version=r.u32(), model=b32(r), kind=r.u16(), token_count=r.u32(), token_root=b32(r),
+                  request=b32(r), seed=b32(r), nonce=b32(r))
+
+
+@raw
+def read_receipt(r):
+    """13.1."""
+    return Struct(spec_version=r.u32(), job=b32(r), model=b32(r), request=b32(r), token_count=r.u32(),
+                  token_root=b32(r), epoch=r.u64(), finish=r.u16(), output_count=r.u32(), output_root=b32(r),
+                  layers=r.u16(), roots=r.seq(513, b32), head=b32(r), work_units=r.u64(), saturations=r.u64(),
+                  worker=b32(r))
+
+
+@raw
+def read_partial(r):
+    """25.1."""
+    return Struct(job=b32(r), epoch=r.u64(), roots=r.seq(513, b32), head=b32(r), worker=b32(r))
+
+
+def read_claim(r):
+    kind, claim = tagged(r, 1, signed(read_receipt), signed(read_partial))
+    return Struct(is_receipt=kind == 0, **vars(claim))
+
+
+@raw
+def read_terms(r):
+    """25.2."""
+    return Struct(coordinator=b32(r), job=read_header(r), layers=r.u16(), claims=[read_claim(r), read_claim(r)],
+                  budgets=[r.u64(), r.u64()], prefix=r.option(lambda r: (r.u32(), b32(r))))
+
+
+@raw
+def read_move(r):
+    """25.4."""
+    move = Struct(dispute=b32(r), round=r.u16(), previous=b32(r))
+    values = lambda r: r.seq(MAX_VALUES, b32)
+    kind, move.content = tagged(r, 1, values, values, lambda r: r.bytes(CHUNK),
+                                lambda r: r.seq(64, lambda r: r.bytes(MAX_MOVE_BYTES)), lambda r: None)
+    move.kind = ("descend", "ops", "reveal", "open", "concede")[kind]
+    return move
+
+
+def read_verdict(r):
+    """25.7."""
+    verdict = Struct(kind=("proven", "timeout")[tagged(r, 1, nothing, nothing)[0]], losers=[r.bool(), r.bool()],
+                     place=(r.u32(), r.u16()), chunk=r.option(Reader.u64), step=r.option(Reader.u16),
+                     element=r.option(Reader.u64))
+    reason, verdict.value = tagged(r, 1, nothing, nothing, nothing, lambda r: r.number(8, signed=True), nothing, nothing)
+    verdict.reason = ("contradiction", "equivocation", "conceded", "recomputed", "perjury", "silence")[reason]
+    return verdict
+
+
+def nothing(_):
+    return None
+
+
+def read_side(r):
+    return r.choice(0, 1)
+
+
+def read_moved(r):
+    side, start = read_side(r), r.at
+    move = signed(read_move)(r)
+    require(r.at - start <= MAX_MOVE_BYTES, "25.4", "a move is too long")
+    return Struct(side=side, move=move)
+
+
+@raw
+def read_entry(r):
+    """25.9."""
+    entry = Struct(dispute=b32(r), index=r.u16(), previous=b32(r), at=r.u64())
+    kind, entry.content = tagged(r, 1, read_terms, read_moved, Reader.u64, read_side, read_verdict)
+    entry.kind = ("opened", "moved", "credited", "notice", "verdict")[kind]
+    return entry
+
+
+def read_file(data):
+    """25.10."""
+    r = Reader(data)
+    require(r.take(16) == b"LOCKSTEP DISPUTE", "25.10", "not a dispute file")
+    require(r.u16() == 1, "25.10", "another version")
+    manifest, entries = r.bytes(2**24), r.seq(MAX_ENTRIES, signed(read_entry))
+    require(r.at == len(data), "7.1", "bytes are left")
+    return manifest, entries
+
+
+def check_signature(domain, key, item, what):
+    """9.2. The digest that was signed."""
+    digest = derive(domain, item.body.raw)
+    require(verify(key.hex(), digest, item.signature.hex()), "9.2", f"no cryptography to check the signature of {what}")
+    return digest
+
+
+# ---- 25.1 and 25.2 ------------------------------------------------------------------------------------------------
+
+
+def check_claim(claim, terms, job_id):
+    """25.1, with 13.5 and 12.3."""
+    c, job = claim.body, terms.job
+    require(c.job == job_id and c.epoch >= 1, "25.1", "a claim about another job")
+    if claim.is_receipt:
+        same = all(getattr(c, f) == getattr(job, f)
+                   for f in ("spec_version", "model", "request", "token_count", "token_root"))
+        require(same and c.layers == terms.layers and c.finish == 1, "13.5", "a receipt of another job")
+        require(len(c.roots) == c.layers + 1 and c.roots[-1] == c.output_root, "13.4", "roots of a receipt")
+        require(1 <= c.output_count <= 65536, "13.4", "the output's length")
+    require(1 <= len(c.roots) <= terms.layers + 1, "25.1", "roots of a claim")
+    head = derive("chain start", job_id + c.epoch.to_bytes(8, "little"))
+    for layer, root in enumerate(c.roots, 1):
+        place = (job.token_count - 1).to_bytes(4, "little") + layer.to_bytes(2, "little")
+        head = derive("chain step", head + place + root)
+    require(head == c.head, "12.3", "the chain head of a claim")
+    check_signature("worker receipt" if claim.is_receipt else "partial run", c.worker, claim, "a claim")
+
+
+def check_terms(terms, manifest_bytes):
+    """25.2. The manifest, and the disputed layer: an embedding has one point, so there is never a prefix (12.2)."""
+    job = terms.job
+    require(blake3(manifest_bytes).digest() == job.model, "25.10", "the manifest of another model")
+    manifest = read_manifest(manifest_bytes)
+    check_program(manifest.program)
+    require(job.spec_version == 1 and job.kind == 1 and 1 <= job.token_count <= manifest.program.max_positions,
+            "11.2, 6.4", "the job")
+    require(terms.layers == len(manifest.program.layers) - 2, "25.2", "the number of layers is not the model's")
+    check_reads(manifest)
+    job_id = derive("job id", job.raw)
+    for claim in terms.claims:
+        check_claim(claim, terms, job_id)
+    a, b = (claim.body for claim in terms.claims)
+    require(a.worker != b.worker, "25.2", "both claims are of one key")
+    layer = next((i for i, pair in enumerate(zip(a.roots, b.roots), 1) if pair[0] != pair[1]), None)
+    require(layer is not None, "25.2", "there is no place where both have a root and differ")
+    require(terms.prefix is None, "25.2", "a prefix, of a job with one point")
+    return manifest, layer
+
+
+# ---- 25.3 to 25.7: the game ---------------------------------------------------------------------------------------
+
+
+def height(m):
+    """25.5: the smallest h with 2^h >= m."""
+    return (m - 1).bit_length()
+
+
+class Game:
+    def __init__(self, terms, manifest, layer):
+        self.terms, self.manifest, self.layer = terms, manifest, layer
+        self.place = (terms.job.token_count - 1, layer)
+        p = manifest.program
+        self.output = p.tensors[p.layers[layer].output]
+        self.row_chunks = chunks_of(self.output.cols * 4)
+        rows = terms.job.token_count if self.output.rows == "position" else 1
+        self.chunk = self.step = self.element = self.view = None
+        self.roots = []  # of the agreed steps
+        # The disputed block: of a tensor of so many chunks the chunks [first, end), with each side's value.
+        self.total, self.first, self.end = rows * self.row_chunks, 0, rows * self.row_chunks
+        self.values = [claim.body.roots[layer - 1] for claim in terms.claims]
+        self.phase = "descend"
+        self.narrowed()
+
+    def narrowed(self):
+        """25.5: what follows when the disputed block is what it is now."""
+        if self.end - self.first > 1:
+            self.phase = "descend"
+        elif self.chunk is None:
+            self.chunk, self.row = self.first, self.first // self.row_chunks
+            self.view = View(self.manifest, self.layer, self.row, self.terms.job.token_count)
+            self.phase = "ops"
+            if len(self.view.steps) == 1:
+                self.dispute_last()
+        else:
+            self.phase = "reveal"
+
+    def dispute_last(self):
+        """The last step is row s of the layer's output, and chunk c of R_l is the disputed chunk."""
+        self.step = len(self.view.steps) - 1
+        self.phase = "reveal"
+
+    def blocks(self):
+        """What a side sends in this phase: groups of values, each with the log of its blocks and the number of chunks."""
+        if self.phase == "descend":
+            h = height(self.end - self.first)
+            r = -(-h // 8)
+            return [(h - -(-h // r), self.end - self.first)]
+        chunks = [chunks_of(step.length) for step in self.view.steps[:-1]]
+        highest = max(map(height, chunks))
+        for less in range(6, -1, -1):
+            groups = [(max(8, height(n) - less), n) for n in chunks]
+            if sum(-(-n >> log) for log, n in groups) <= MAX_VALUES:
+                return groups
+        raise Refused(f"25.5: steps of up to 2^{highest} chunks have too many blocks")
+
+    def check(self, side, body):
+        """25.6: the kind and the shape of a move; openings are checked where they are used. Whether it contradicts what
+        its side has said (25.7)."""
+        require(body.kind in (self.phase, "concede"), "25.6", f"{body.kind} where {self.phase} is next")
+        if body.kind in ("descend", "ops"):
+            wanted = sum(-(-n >> log) for log, n in self.blocks())
+            require(len(body.content) == wanted, "25.6", f"{len(body.content)} values instead of {wanted}")
+        if body.kind == "descend":
+            return merge(body.content, self.is_whole()) != self.values[side]
+        if body.kind == "reveal":
+            require(len(body.content) == CHUNK, "25.6", "the length of a chunk")
+            return chunk_value(body.content, self.first, self.total == 1) != self.values[side]
+        return False
+
+    def play(self, moves):
+        """A round in which both moved, by the claimant and by the challenger. A verdict, if one follows."""
+        return {"descend": self.descend, "ops": self.ops, "reveal": self.reveal}[self.phase](moves)
+
+    def verdict(self, losers, reason, value=None):
+        return Struct(kind="timeout" if reason == "silence" else "proven", losers=list(losers), place=self.place,
+                      chunk=self.chunk, step=self.step, element=self.element, reason=reason, value=value)
+
+    def is_whole(self):
+        return self.first == 0 and self.end == self.total
+
+    def descend(self, moves):
+        (log, _), = self.blocks()
+        i = next(i for i, pair in enumerate(zip(*moves)) if pair[0] != pair[1])
+        self.first += i << log
+        self.end = min(self.first + (1 << log), self.end)
+        self.values = [values[i] for values in moves]
+        return self.narrowed()
+
+    def ops(self, moves):
+        at = 0
+        for number, (log, n) in enumerate(self.blocks()):
+            count = -(-n >> log)
+            parts = [values[at:at + count] for values in moves]
+            at += count
+            if parts[0] == parts[1]:
+                self.roots.append(merge(parts[0], True))
+                continue
+            i = next(i for i in range(count) if parts[0][i] != parts[1][i])
+            self.step, self.total = number, n
+            self.first, self.end = i << log, min(i + 1 << log, n)
+            self.values = [part[i] for part in parts]
+            return self.narrowed()
+        return self.dispute_last()
+
+    def reveal(self, chunks):
+        index = self.first
+        step = self.view.steps[self.step]
+        # The last step is one row of R_l.
+        inside = index - self.row * self.row_chunks if self.step == len(self.view.steps) - 1 else index
+        each = [[int.from_bytes(chunk[at:at + step.width], "little", signed=True)
+                 for at in range(0, CHUNK, step.width)] for chunk in chunks]
+        i = next(i for i, pair in enumerate(zip(*each)) if pair[0] != pair[1])
+        self.element = inside * (CHUNK // step.width) + i
+        self.claimed = [values[i] for values in each]
+        try:
+            next(step.element(self.element))
+        except StopIteration as result:  # it reads nothing
+            return self.decide(result.value)
+        self.phase = "open"
+        return None
+
+    def decide(self, value):
+        return self.verdict([claimed != value for claimed in self.claimed], "recomputed", value)
+
+    def source(self, array):
+        """25.5: the agreed root of what is read, and its length."""
+        job, (kind, *index) = self.terms.job, array.source
+        root = {"step": lambda: self.roots[index[0]], "tokens": lambda: job.token_root,
+                "previous": lambda: self.terms.claims[0].body.roots[self.layer - 2],
+                "param": lambda: self.manifest.params[index[0]].digest}[kind]()
+        return root, array.length
+
+    def recompute(self, openings):
+        """25.5, open and recompute: an opening for each read, in order."""
+        element, data, openings = self.view.steps[self.step].element(self.element), None, list(openings)
+        try:
+            while True:
+                read = element.send(data)
+                require(openings, "25.6", "an opening is missing")
+                first, end = read.offset // CHUNK, -(-(read.offset + read.bytes) // CHUNK)
+                opened = check_opening(openings.pop(0), *self.source(read.array), first, end - first)
+                at = read.offset - first * CHUNK
+                data = opened[at:at + read.bytes]
+        except StopIteration as result:
+            require(not openings, "25.6", "an opening too many")
+            return self.decide(result.value)
+
+
+# ---- 25.8: clocks -------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    def __init__(self, budgets):
+        self.left, self.start, self.credits = list(budgets), 0, 0
+        self.runs, self.grace = [False, False], [None, None]
+
+    def begin(self, at, runs):
+        self.start, self.runs, self.grace = at, list(runs), [None, None]
+
+    def stop(self, side, at):
+        if self.runs[side]:
+            self.left[side] = max(0, self.left[side] - (at - self.start))
+        self.runs[side], self.grace[side] = False, None
+
+    def notice(self, side, at):
+        over = min(self.start + max(self.left[side], FLOOR_MS), MAX_MS)
+        require(self.runs[side] and self.grace[side] is None and at >= over, "25.8", "notice that is not due")
+        self.grace[side] = min(at + GRACE_MS, MAX_MS)
+
+    def credit(self, at, ms):
+        self.credits += 1
+        require(self.credits <= MAX_CREDITS, "25.8", "too many credits")
+        ms = min(ms, at - self.start)
+        self.start += ms
+        self.grace = [None if end is None else min(end + ms, MAX_MS) for end in self.grace]
+
+    def silent(self, at):
+        """Who loses by silence now."""
+        running = [end for end in self.grace if end is not None]
+        return [end is not None for end in self.grace] if running and at >= max(running) else None
+
+
+# ---- 25.9: the transcript -----------------------------------------------------------------------------------------
+
+
+class Judge:
+    def __init__(self, terms, manifest, layer, at):
+        self.terms, self.dispute = terms, derive("dispute", terms.raw)
+        self.game, self.clocks = Game(terms, manifest, layer), Clocks(terms.budgets)
+        self.rounds, self.history = [{}], [self.dispute]  # of each round: moves by side, and `previous`
+        self.due = None  # the verdict that must follow
+        self.begin(at)
+
+    def begin(self, at):
+        self.clocks.begin(at, [True, self.game.phase != "open"])
+
+    def entry(self, entry):
+        if entry.kind == "verdict":
+            wanted = self.due
+            if wanted is None:
+                losers = self.clocks.silent(entry.at)
+                require(losers, "25.7", "a verdict that nothing led to")
+                wanted = self.game.verdict(losers, "silence")
+            require(wanted == entry.content, "25.7", f"the verdict is {entry.content}, and should be {wanted}")
+            return
+        require(self.due is None, "25.9", "an entry between the end of the game and the verdict")
+        if entry.kind == "moved":
+            self.moved(entry.content.side, entry.content.move, entry.at)
+        elif entry.kind == "credited":
+            self.clocks.credit(entry.at, entry.content)
+        elif entry.kind == "notice":
+            self.clocks.notice(entry.content, entry.at)
+        else:
+            raise Refused("25.9: a dispute is opened once")
+
+    def moved(self, side, item, at):
+        move, number = item.body, len(self.rounds) - 1
+        require(move.dispute == self.dispute, "25.6", "a move of another dispute")
+        require(move.round <= number, "25.6", "a round that has not begun")
+        digest = check_signature("dispute move", self.terms.claims[side].body.worker, item, "a move")
+        entered = self.rounds[move.round].get(side)
+        if entered is not None:
+            require(entered.digest != digest, "25.6", "a move that is entered already")
+            require(move.previous == self.history[move.round], "25.6", "the history of a move")
+            self.due = self.game.verdict([side == 0, side == 1], "equivocation")
+            return
+        require(move.round == number, "25.6", "a move of an earlier round")
+        require(move.previous == self.history[-1], "25.6", "the history of a move")
+        contradicts = self.game.check(side, move)
+        self.rounds[-1][side] = Struct(digest=digest, content=move.content)
+        self.clocks.stop(side, at)
+        if contradicts or move.kind == "concede":
+            reason = "contradiction" if contradicts else "conceded"
+            self.due = self.game.verdict([side == 0, side == 1], reason)
+        elif move.kind == "open":
+            self.due = self.game.recompute(move.content)
+        elif len(self.rounds[-1]) == 2:
+            both = [self.rounds[-1][0], self.rounds[-1][1]]
+            self.due = self.game.play([made.content for made in both])
+            if self.due is None:
+                self.history.append(derive("dispute round", self.history[-1] + both[0].digest + both[1].digest))
+                self.rounds.append({})
+                self.begin(at)
+
+
+def judge(data):
+    """25.10. The report, or a refusal."""
+    manifest_bytes, entries = read_file(data)
+    require(len(entries) >= 2 and entries[0].body.kind == "opened", "25.9", "the first entry opens the dispute")
+    require(entries[-1].body.kind == "verdict", "25.9", "the last entry is the verdict")
+    terms, state, previous, at = entries[0].body.content, None, bytes(32), 0
+    for index, item in enumerate(entries):
+        entry = item.body
+        require(entry.index == index and entry.previous == previous, "25.9", f"the link of entry {index}")
+        require(entry.dispute == derive("dispute", terms.raw), "25.9", f"entry {index} is of another dispute")
+        require(entry.at >= at, "25.9", f"the time of entry {index} falls")
+        previous, at = check_signature("dispute entry", terms.coordinator, item, f"entry {index}"), entry.at
+        if state is None:
+            state = Judge(terms, *check_terms(terms, manifest_bytes), at)
+        else:
+            require(entry.kind != "verdict" or index == len(entries) - 1, "25.9", "entries after the verdict")
+            state.entry(entry)
+    return report(state, entries[-1].body.content)
+
+
+def report(state, verdict):
+    game = state.game
+    out = {"dispute": state.dispute.hex(), "coordinator": state.terms.coordinator.hex(),
+           "players": [claim.body.worker.hex() for claim in state.terms.claims], "kind": verdict.kind,
+           "losers": verdict.losers, "place": {"point": verdict.place[0], "layer": verdict.place[1]},
+           "reason": verdict.reason, "value": verdict.value, "chunk": verdict.chunk, "step": verdict.step,
+           "element": verdict.element}
+    if verdict.step is not None:
+        step = game.view.steps[verdict.step]
+        out |= {"step_name": f"{step.op.kind}.{step.name}", "op_layer": step.op.layer, "op_index": step.op.index}
+    if verdict.element is not None:
+        row, column = divmod(verdict.element, step.row_bytes // step.width)
+        out |= {"row": row, "column": column, "claimed": game.claimed}
+    return out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", metavar="FILE", nargs="+")
+    args = parser.parse_args()
+    failed = False
+    for path in args.file:
+        try:
+            with open(path, "rb") as file:
+                print(json.dumps(judge(file.read())))
+        except (Refused, ValueError) as error:
+            failed = True
+            print(f"{path}: refused: {error}", file=sys.stderr)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+//! `lockstep bench dispute`
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+use lockstep_benches::dispute::{Measured, Seconds, Workload, measure};
+use lockstep_model::package::Package;
+use serde_json::{Value, json};
+
+use crate::backend::{self, Local};
+use crate::exit::{Exit, OrExit, Outcome};
+use crate::progress;
+
+/// Arguments of `lockstep bench dispute`.
+#[derive(Args)]
+#[command(
+    after_help = "For each kind of op one dispute, in this process: a claimant who altered one number of what such an op \
+    of the middle layer puts out (of the embedding or of the output layer, where it has ops of its own) and computed on \
+    from it, against an honest challenger. The referee has the manifest and nothing else. Its time is the median of \
+    several passes over the same moves: signatures, openings and the recomputed number, without disk and network. The \
+    time of a player is that of the slower one: its own run up to the disputed layer once more, then all its moves. \
+    Kernels are not checked against the reference first: see `lockstep conformance`."
+)]
+pub struct DisputeArgs {
+    /// Package to dispute about.
+    #[arg(long, value_name = "FILE")]
+    package: PathBuf,
+    /// Tokens of the disputed job.
+    #[arg(long, default_value = "128", value_name = "N")]
+    positions: NonZeroUsize,
+    /// Backend of both players.
+    #[arg(long, default_value = "cpu", help = format!("Backend of both players: one of {}", backend::NAMES))]
+    backend: String,
+    /// Threads of a player [default: all].
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// Print one JSON object on the last line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures.
+pub fn run(args: &DisputeArgs) -> Outcome {
+    let threads = args.threads.unwrap_or_else(backend::all_threads);
+    let local = Local::open(&args.backend, threads)?;
+    let package = Package::open_checked(&args.package, threads);
+    let package =
+        package.map_err(|e| anyhow::anyhow!("{}: {e}", args.package.display())).or_exit(Exit::Configuration)?;
+    let workload = Workload::new(&package, args.positions.get()).or_exit(Exit::Configuration)?;
+    let bar = progress::bar(workload.disputes() as u64, "disputes");
+    let disputes = measure(&workload, &*local.honest(), &|lie| local.lying(&[lie]), &mut |_| bar.inc(1))?;
+    bar.finish_and_clear();
+    let lost = disputes.iter().filter(|d| d.claimant_loses).count();
+    if args.json {
+        println!("{}", summary(args, &local.honest().name(), threads, &package, &disputes));
+    } else {
+        println!(
+            "{} on {}, {threads} threads, {} positions",
+            package.manifest().name,
+            local.honest().name(),
+            args.positions
+        );
+        table(&disputes);
+    }
+    if lost == disputes.len() {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("in {} disputes the liar did not lose", disputes.len() - lost)).or_exit(Exit::Refuted)
+}
+
+fn table(disputes: &[Measured]) {
+    println!(
+        "{:<14} {:>5} {:>6} {:>9} {:>10} {:>9} {:>9}  ended at",
+        "op", "layer", "rounds", "bytes", "referee us", "run ms", "moves ms"
+    );
+    for d in disputes {
+        let slower = d.slower();
+        println!(
+            "{:<14} {:>5} {:>6} {:>9} {:>10.0} {:>9.1} {:>9.1}  {}",
+            d.op,
+            d.layer,
+            d.rounds,
+            d.referee_bytes,
+            1e6 * d.referee_seconds,
+            1e3 * slower.prefill,
+            1e3 * slower.game,
+            d.ended()
+        );
+    }
+    let most = Most::of(disputes);
+    println!(
+        "at most {} rounds, {} bytes and {:.0} us of the referee; {:.1} ms of a player",
+        most.rounds,
+        most.bytes,
+        1e6 * most.referee_seconds,
+        1e3 * most.player_seconds
+    );
+}
+
+/// The largest of each figure.
+struct Most {
+    rounds: u16,
+    bytes: u64,
+    referee_seconds: f64,
+    player_seconds: f64,
+}
+
+impl Most {
+    fn of(disputes: &[Measured]) -> Self {
+        Self {
+            rounds: disputes.iter().map(|d| d.rounds).max().unwrap_or(0),
+            bytes: disputes.iter().map(|d| d.referee_bytes).max().unwrap_or(0),
+            referee_seconds: disputes.iter().map(|d| d.referee_seconds).fold(0.0, f64::max),
+            player_seconds: disputes.iter().map(|d| d.slower().total()).fold(0.0, f64::max),
+        }
+    }
+}
+
+fn summary(args: &DisputeArgs, backend: &str, threads: NonZeroUsize, package: &Package, all: &[Measured]) -> Value {
+    let dispute = |d: &Measured| {
+        let Seconds { prefill, game } = d.slower();
+        json!({
+            "op": d.op, "layer": d.layer, "rounds": d.rounds, "referee_bytes": d.referee_bytes,
+            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": prefill + game, "prefill_seconds": prefill,
+            "game_seconds": game, "verdict": if d.claimant_loses { "claimant_loses" } else { "claimant_wins" },
+            "kind": d.kind, "disputed_layer": d.disputed_layer, "step": d.step, "element": d.element,
+        })
+    };
+    let most = Most::of(all);
+    json!({
+        "model_id": package.model_id().to_string(), "backend": backend, "threads": threads, "positions": args.positions,
+        "disputes": all.iter().map(dispute).collect::<Vec<_>>(),
+        "count": all.len(), "claimant_loses": all.iter().filter(|d| d.claimant_loses).count(),
+        "rounds_max": most.rounds, "referee_bytes_max": most.bytes, "referee_micros_max": 1e6 * most.referee_seconds,
+        "player_seconds_max": most.player_seconds,
+    })
+}

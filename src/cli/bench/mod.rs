@@ -1,0 +1,31 @@
+//! `lockstep bench`
+
+use clap::{Args, Subcommand};
+
+use crate::exit::Outcome;
+
+mod commit;
+mod dispute;
+
+/// Arguments of `lockstep bench`.
+#[derive(Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// What commitments cost as a share of run time.
+    Commit(commit::CommitArgs),
+    /// What a dispute costs its referee and its players: one lie about each kind of op, played to the verdict.
+    Dispute(dispute::DisputeArgs),
+}
+
+/// Measures.
+pub fn run(args: &BenchArgs) -> Outcome {
+    match &args.what {
+        What::Commit(args) => commit::run(args),
+        What::Dispute(args) => dispute::run(args),
+    }
+}
