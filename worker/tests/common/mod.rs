@@ -26,7 +26,7 @@ use lockstep_protocol::messages::{
 use lockstep_protocol::openings::{Outboard, open_range};
 use lockstep_protocol::trace::root_of_rows;
 use lockstep_worker::{Config, Event, Handle, Worker};
-use quinn::{Connection, Endpoint, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
 
@@ -205,12 +205,23 @@ impl Peer {
         stream.read_to_end().await
     }
 
+    /// Says it until a stream answers, as a coordinator asks again: a worker that is still at its last answer about the
+    /// same thing ignores it. Returns the one message of that stream.
+    pub async fn say_until_answered(&mut self, message: ToWorker) -> JobMessage {
+        let asked = async {
+            loop {
+                self.say(message.clone()).await;
+                if let Ok(stream) = timeout(Duration::from_secs(1), self.connection.accept_uni()).await {
+                    return stream.unwrap();
+                }
+            }
+        };
+        only(within(asked).await).await
+    }
+
     /// The one message of the next stream.
     pub async fn alone(&self) -> JobMessage {
-        let mut frames = Frames::<JobMessage>::new(within(self.connection.accept_uni()).await.unwrap());
-        let message = within(frames.next()).await.unwrap().unwrap();
-        assert_eq!(within(frames.next()).await.unwrap(), None);
-        message
+        only(within(self.connection.accept_uni()).await.unwrap()).await
     }
 
     /// The next job stream, nothing read.
@@ -337,6 +348,14 @@ impl Run {
         assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64));
         assert!(!self.broken);
     }
+}
+
+/// The one message of a stream.
+async fn only(stream: RecvStream) -> JobMessage {
+    let mut frames = Frames::<JobMessage>::new(stream);
+    let message = within(frames.next()).await.unwrap().unwrap();
+    assert_eq!(within(frames.next()).await.unwrap(), None);
+    message
 }
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
