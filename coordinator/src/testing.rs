@@ -140,6 +140,8 @@ pub fn package(dir: &Path, name: &str) -> PathBuf {
         output_frac: 30,
         params: params.iter().map(|blob| BlobInfo::of(blob)).collect(),
         tokenizer: BlobInfo::of(tokenizer),
+        template: None,
+        stop_tokens: Vec::new(),
         sources: Vec::new(),
         calibration: None,
     };

@@ -106,6 +106,8 @@ fn manifest(
         output_frac,
         params: infos,
         tokenizer: BlobInfo::of(&checkpoint.tokenizer),
+        template: None,
+        stop_tokens: Vec::new(),
         sources: checkpoint.sources.clone(),
         calibration: calibration_digest(options.weights),
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::Folder;
 use lockstep_kernels::program::DType;
 use lockstep_model::ModelError;
-use lockstep_model::package::{Manifest, PAGE, Package, PackageAssembler, WeightMode};
+use lockstep_model::package::{BlobInfo, Manifest, PAGE, Package, PackageAssembler, WeightMode};
 use proptest::prelude::*;
 
 fn packaged() -> (Folder, Vec<u8>) {
@@ -104,6 +104,11 @@ fn manifests_that_contradict_themselves() {
     refused(&|m| m.output_frac = 63, "fractional bits");
     refused(&|m| m.tokenizer.bytes = 0, "tokenizer");
     refused(&|m| m.tokenizer.bytes = u64::MAX, "tokenizer");
+    refused(&|m| m.template = Some(BlobInfo { bytes: 0, ..m.tokenizer }), "template");
+    refused(&|m| m.template = Some(BlobInfo { bytes: (1 << 20) + 1, ..m.tokenizer }), "template");
+    refused(&|m| m.stop_tokens = vec![2, 2], "stop tokens");
+    refused(&|m| m.stop_tokens = (0..257).collect(), "stop tokens");
+    refused(&|m| m.stop_tokens = vec![m.program.vocab_size], "stop token");
     refused(&|m| m.sources.reverse(), "order");
     refused(&|m| m.params.truncate(3), "differ in number");
     refused(&|m| m.params[0].bytes += 1, "length");

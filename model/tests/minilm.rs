@@ -54,8 +54,8 @@ fn the_same_package_at_every_thread_count() {
         let (_b, two) = imported(&dir, weights, 2);
         assert_eq!(one.model_id(), two.model_id());
         let known = match weights {
-            WeightMode::W16 => "3b4aec87dc4621b7c238fdcf6f362ed46dcb3e30c195e48ba16f58aa99932be8",
-            WeightMode::W8 => "a5683a4f596a1c0e409f115eab36e907ab920e98407260e8a77087c46108d4e8",
+            WeightMode::W16 => "2193d567c9857a2886be182a004dcf04b8096e4cde0fa5d047d4cfd93d23efdc",
+            WeightMode::W8 => "66fc5c81778e3140ca2e38bc4af330cd72d123106de65d6326c8b20b75b969fb",
         };
         assert_eq!(one.model_id().to_string(), known);
     }

@@ -49,6 +49,10 @@ pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
 pub const MAX_BLOBS: usize = 65_536;
 /// Most bytes of a tokenizer.
 pub const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+/// Most bytes of a chat template.
+pub const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
+/// Most tokens that end a generation by themselves.
+pub const MAX_STOP_TOKENS: usize = 256;
 /// Longest name of a model family.
 pub const MAX_FAMILY_BYTES: usize = 64;
 /// Most files that a package says it was made from.

@@ -347,12 +347,17 @@ def read_manifest(data):
     require(r.u32() == 1, "20.5", "another version of the specification")
     m = Struct(name=label(r, 128), family=label(r, 64), weights=r.choice("w16", "w8"), program=read_program(r),
                output_frac=r.u8(), params=r.seq(65535, blob), tokenizer=blob(r),
+               template=r.option(blob), stop_tokens=r.seq(256, Reader.u32),
                sources=r.seq(1024, lambda r: Struct(name=label(r, 256), **vars(blob(r)))),
                calibration=r.option(lambda r: r.take(32)))
     require(r.at == len(data), "7.1", "bytes are left")
     names = [source.name.encode() for source in m.sources]
     require(m.output_frac <= 62, "20.5", "output_frac")
     require(all(a < b for a, b in zip(names, names[1:])), "20.5", "sources are not ascending")
+    require(m.template is None or 1 <= m.template.bytes <= 2**20, "20.4", "size of the chat template")
+    stops = m.stop_tokens
+    require(all(a < b for a, b in zip(stops, stops[1:])), "20.5", "stop tokens are not ascending")
+    require(all(stop < m.program.vocab_size for stop in stops[-1:]), "20.5", "a stop token is not in the vocabulary")
     require((m.calibration is not None) == (m.weights == "w8"), "20.5", "calibration")
     return m
 
@@ -451,6 +456,7 @@ class Package:
         self.manifest, self.model_id = read_manifest(text), blake3(text).digest()  # 20.7
         self.program = p = self.manifest.program
         blobs = self.manifest.params + [self.manifest.tokenizer]
+        blobs += [self.manifest.template] if self.manifest.template else []
         sizes = [param.rows * param.cols * np.dtype(DTYPES[param.dtype]).itemsize for param in p.params]
         require([b.bytes for b in self.manifest.params] == sizes, "20.5", "blobs are not the program's parameters")
         require(1 <= self.manifest.tokenizer.bytes <= 2**26, "20.4", "size of the tokenizer")
@@ -467,8 +473,10 @@ class Package:
         self.params = [data[a:b].view(DTYPES[param.dtype]).reshape(param.rows, param.cols)
                        for param, (a, b) in zip(p.params, spans)]
         check_bounds(p, self.params)
+        if self.manifest.template:
+            data[slice(*spans[-1])].tobytes().decode()  # 20.4: UTF-8
         from tokenizers import Tokenizer
-        self.tokenizer = Tokenizer.from_str(data[spans[-1][0]:].tobytes().decode())
+        self.tokenizer = Tokenizer.from_str(data[slice(*spans[len(p.params)])].tobytes().decode())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         ids = self.tokenizer.get_vocab(with_added_tokens=True).values()

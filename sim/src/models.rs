@@ -70,6 +70,8 @@ fn manifest(name: &str, wide: bool, case: &Case, blobs: &[Vec<u8>]) -> Manifest 
         output_frac: 30,
         params: params.to_vec(),
         tokenizer: *tokenizer,
+        template: None,
+        stop_tokens: Vec::new(),
         sources: Vec::new(),
         calibration: (!wide).then(|| Digest::from(blake3::hash(name.as_bytes()))),
     }

@@ -21,7 +21,7 @@ const HEADER_BYTES: usize = 16;
 pub struct Layout {
     /// The manifest.
     pub manifest: Range<usize>,
-    /// Each blob: the parameters in program order, then the tokenizer.
+    /// Each blob: the parameters in program order, the tokenizer, the chat template where there is one.
     pub blobs: Vec<Range<usize>>,
 }
 

@@ -7,7 +7,7 @@ use lockstep_protocol::canonical::{Canonical, DecodeError, Reader, Writer, from_
 use lockstep_protocol::ids::{Digest, ModelId};
 use lockstep_protocol::limits::{
     MAX_BLOB_BYTES, MAX_FAMILY_BYTES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES, MAX_PROGRAM_IDS, MAX_SOURCE_NAME_BYTES,
-    MAX_SOURCES, MAX_TOKENIZER_BYTES,
+    MAX_SOURCES, MAX_STOP_TOKENS, MAX_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES,
 };
 
 use super::program_codec::{decode_program, encode_program};
@@ -93,6 +93,10 @@ pub struct Manifest {
     pub params: Vec<BlobInfo>,
     /// `tokenizer.json`.
     pub tokenizer: BlobInfo,
+    /// The chat template, UTF-8.
+    pub template: Option<BlobInfo>,
+    /// Tokens that end a generation, strictly ascending and below the vocabulary's size.
+    pub stop_tokens: Vec<u32>,
     /// The files of the checkpoint, names strictly ascending.
     pub sources: Vec<SourceFile>,
     /// BLAKE3 of the calibration text; there exactly when `weights` is `W8`.
@@ -130,9 +134,9 @@ impl Manifest {
         blake3::hash(bytes).into()
     }
 
-    /// All blobs in package order: parameters, then the tokenizer.
+    /// All blobs in package order: parameters, the tokenizer, the chat template where there is one.
     pub fn blobs(&self) -> impl Iterator<Item = &BlobInfo> {
-        self.params.iter().chain([&self.tokenizer])
+        self.params.iter().chain([&self.tokenizer]).chain(&self.template)
     }
 
     /// What a manifest must satisfy beyond its encoding.
@@ -149,10 +153,16 @@ impl Manifest {
         ensure(self.output_frac <= MAX_OUTPUT_FRAC, "the output has too many fractional bits")?;
         ensure(self.calibration.is_some() == (self.weights == WeightMode::W8), "w8 and only w8 has a calibration")?;
         ensure((1..=MAX_TOKENIZER_BYTES).contains(&self.tokenizer.bytes), "the tokenizer is empty or too long")?;
+        let template = self.template.is_none_or(|t| (1..=MAX_TEMPLATE_BYTES).contains(&t.bytes));
+        ensure(template, "the chat template is empty or too long")?;
+        ensure(self.stop_tokens.len() <= MAX_STOP_TOKENS, "there are too many stop tokens")?;
+        ensure(self.stop_tokens.is_sorted_by(|a, b| a < b), "stop tokens are not in order")?;
         ensure(self.sources.len() <= MAX_SOURCES, "there are too many source files")?;
         ensure(self.sources.iter().all(|s| plain(&s.name, MAX_SOURCE_NAME_BYTES)), "a source file's name is bad")?;
         ensure(self.sources.is_sorted_by(|a, b| a.name < b.name), "source files are not in order")?;
         self.program.validate()?;
+        let inside = self.stop_tokens.last().is_none_or(|t| *t < self.program.vocab_size);
+        ensure(inside, "a stop token is outside the vocabulary")?;
         ensure(self.params.len() == self.program.params.len(), "parameters and blobs differ in number")?;
         let fits = |(blob, param): (&BlobInfo, &lockstep_kernels::program::Param)| {
             // Two 32-bit sides fit in 64 bits; times the size of an element they may not.
@@ -220,6 +230,8 @@ impl Canonical for Manifest {
         writer.u8(self.output_frac);
         writer.seq(&self.params);
         self.tokenizer.encode(writer);
+        writer.option(self.template.as_ref());
+        writer.seq(&self.stop_tokens);
         writer.seq(&self.sources);
         writer.option(self.calibration.as_ref());
     }
@@ -233,6 +245,8 @@ impl Canonical for Manifest {
             output_frac: reader.u8()?,
             params: reader.seq("blobs", MAX_PROGRAM_IDS)?,
             tokenizer: reader.value()?,
+            template: reader.option()?,
+            stop_tokens: reader.seq("stop tokens", MAX_STOP_TOKENS)?,
             sources: reader.seq("source files", MAX_SOURCES)?,
             calibration: reader.option()?,
         })

@@ -86,6 +86,7 @@ impl Package {
                 return Err(ModelError::Package(format!("{} is damaged: its digest differs", self.blob_name(i))));
             }
         }
+        self.template()?;
         let mut end = self.mapped.layout.manifest.end;
         for range in &self.mapped.layout.blobs {
             if self.mapped.map[end..range.start].iter().any(|b| *b != 0) {
@@ -135,10 +136,22 @@ impl Package {
     /// When `tokenizer.json` does not load, or makes tokens that the program does not have.
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let program = self.program();
-        Tokenizer::from_json(self.blob(self.blob_count() - 1), program.max_positions, program.vocab_size)
+        Tokenizer::from_json(self.blob(self.program().params.len()), program.max_positions, program.vocab_size)
     }
 
-    /// Number of blobs: the parameters and the tokenizer.
+    /// The chat template, where the model has one.
+    ///
+    /// # Errors
+    /// When it is not UTF-8.
+    pub fn template(&self) -> Result<Option<&str>, ModelError> {
+        if self.manifest().template.is_none() {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(self.blob(self.program().params.len() + 1));
+        text.map(Some).map_err(|e| ModelError::Package(format!("the chat template is not UTF-8: {e}")))
+    }
+
+    /// Number of blobs: the parameters, the tokenizer, the chat template where there is one.
     pub fn blob_count(&self) -> usize {
         self.mapped.layout.blobs.len()
     }
@@ -152,7 +165,12 @@ impl Package {
     }
 
     fn blob_name(&self, index: usize) -> String {
-        self.program().params.get(index).map_or("the tokenizer".into(), |p| format!("parameter {:?}", p.name))
+        let params = &self.program().params;
+        match params.get(index) {
+            Some(param) => format!("parameter {:?}", param.name),
+            None if index == params.len() => "the tokenizer".into(),
+            None => "the chat template".into(),
+        }
     }
 }
 

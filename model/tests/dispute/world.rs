@@ -32,6 +32,8 @@ impl World {
             output_frac: 30,
             params: params.to_vec(),
             tokenizer: *tokenizer,
+            template: None,
+            stop_tokens: Vec::new(),
             sources: Vec::new(),
             calibration: None,
         };

@@ -74,6 +74,8 @@ fn write_package(dir: &Path, width: usize, filler: usize, alter: impl Fn(&str, &
         output_frac: 30,
         params: blobs.iter().map(|bytes| BlobInfo::of(bytes)).collect(),
         tokenizer: BlobInfo::of(&last),
+        template: None,
+        stop_tokens: Vec::new(),
         sources: vec![],
         calibration: None,
     };
