@@ -60,7 +60,6 @@ pub struct RowTree {
     stack: Vec<ChainingValue>,
     /// The first chunk itself while it is the only one: its root needs the root flag.
     single: Vec<u8>,
-    scratch: Vec<u8>,
 }
 
 impl RowTree {
@@ -70,7 +69,7 @@ impl RowTree {
     /// When `columns` is 0.
     pub fn new(columns: usize) -> Self {
         assert!(columns > 0, "a row has values");
-        Self { columns, chunks: 0, stack: Vec::new(), single: Vec::new(), scratch: Vec::new() }
+        Self { columns, chunks: 0, stack: Vec::new(), single: Vec::new() }
     }
 
     /// How many rows there are.
@@ -94,8 +93,9 @@ impl RowTree {
     /// When the number of values is not a multiple of the tensor's width.
     pub fn push_rows(&mut self, rows: &[i32]) {
         assert!(rows.len().is_multiple_of(self.columns), "rows are whole");
-        let mut bytes = std::mem::take(&mut self.scratch);
-        bytes.clear();
+        let row_bytes = padded_row_bytes(self.columns);
+        let most = row_bytes * (rows.len() / self.columns);
+        let mut bytes = Vec::with_capacity(most.min(SUBTREE_CHUNKS * CHUNK_BYTES + row_bytes));
         let mut rows = rows.chunks_exact(self.columns);
         loop {
             for row in rows.by_ref() {
@@ -117,7 +117,6 @@ impl RowTree {
                 break;
             }
         }
-        self.scratch = bytes;
     }
 
     /// Appends the chaining values of one row's chunks, as a device computed them with their counters
