@@ -27,7 +27,7 @@ fn claim(package: &Package, job: &Job, backend: &dyn Backend, keys: &Keypair) ->
         layers: (package.program().layers.len() - 2) as u16,
         roots: ran.roots,
         output_count: ran.output.len() as u32,
-        work_units: package.program().macs(job.tokens.len() as u64),
+        work_units: package.program().macs(job.tokens.len() as u64, 0),
         saturations: ran.saturations,
     };
     Claim::Receipt(WorkerReceipt::of_run(&job.header(), run, keys.id()).expect("its shape is right").sign(keys))

@@ -60,7 +60,7 @@ pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> 
     let vocab = program.vocab_size as usize;
     let token = |s: usize, t: usize| ((1_000 + 31 * s + t) % vocab) as u32;
     let sequences = (0..workload.batch).map(|s| (0..workload.tokens).map(|t| token(s, t)).collect()).collect();
-    let batch = Batch { sequences };
+    let batch = Batch::of(sequences);
     let mut samples = CommitSamples::default();
     for pass in 0..=workload.passes {
         let mut hashing = Duration::ZERO;

@@ -88,7 +88,7 @@ impl Model {
         seed: Seed,
         policy: AuditPolicy,
     ) -> JobSpec {
-        let work_units = self.package.program().macs(tokens.len() as u64);
+        let work_units = self.package.program().macs(tokens.len() as u64, 0);
         let job = Job {
             spec_version: SPEC_VERSION,
             model: self.id(),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::conformance::{self, Case};
 use lockstep_kernels::cpu::{Cpu, CpuKernels, PackedMatrix, Path};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, Scaled};
+use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
 use lockstep_kernels::value::{ParamData, Params};
 
 /// Runs are repeated for about this long.
@@ -148,5 +148,21 @@ impl HostOps for Timed {
 
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]) {
         self.time("l2_normalize", |k| k.l2_normalize(input, cols, out));
+    }
+
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64 {
+        self.time("rope", |k| k.rope(input, args, positions, out))
+    }
+
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64 {
+        self.time("multiply", |k| k.multiply(a, b, shift, out))
+    }
+
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]) {
+        self.time("shift", |k| k.shift(input, shift, out));
+    }
+
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
+        self.time("gather", |k| k.gather(input, cols, rows, out));
     }
 }

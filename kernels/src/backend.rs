@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::program::{Program, ProgramError, TensorId};
-use crate::value::{Batch, Params, Value};
+use crate::value::{Batch, CacheId, Params, Value};
 
 /// Why a backend could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,14 @@ pub enum BackendError {
     Batch {
         /// Index of the offending sequence.
         sequence: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A cache lacks what is asked of it.
+    #[error("cache {}: {reason}", cache.0)]
+    Cache {
+        /// The cache.
+        cache: CacheId,
         /// What is wrong.
         reason: String,
     },
@@ -51,14 +59,18 @@ pub trait Backend: Send + Sync {
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError>;
 }
 
-/// A loaded program on one device, holding the activations of one batch at a time.
+/// A loaded program on one device, holding the activations of one batch at a time, and the caches of decoders.
+///
+/// A pass of a decoder may start in the middle of a sequence whose earlier keys and values an earlier pass left in a
+/// [cache](crate::value::Sequence::cache). Each layer that runs leaves its own there, in place of those that the cache
+/// had from `start` on. A pass that stops between layers leaves the cache usable up to `start`.
 ///
 /// Call order: [`begin`](Executor::begin), then [`run_layer`](Executor::run_layer) for layers in ascending order.
 /// [`read`](Executor::read) and [`write`](Executor::write) may come between layers, so another backend can take over
 /// at any layer boundary: read the output of layer `l` here, write it there, and go on with `l + 1`.
 pub trait Executor: Send {
     /// Starts a batch; all activations of the last one are forgotten, also where the batch is refused. What it will
-    /// hold is bounded by [`Program::activation_bytes`], which is for the caller to check first.
+    /// hold is bounded by [`Program::pass_bytes`], which is for the caller to check first.
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError>;
 
     /// Runs the ops of one layer over the whole batch. An error where the batch has not written what the layer reads.
@@ -71,4 +83,18 @@ pub trait Executor: Send {
 
     /// Replaces a tensor's value.
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError>;
+
+    /// Makes the cache `to`, in place of any that has this name, from the first `positions` positions of `from`. What
+    /// they have in common is stored once. An error where `from` does not hold as many in every layer.
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError>;
+
+    /// Forgets the positions from `positions` on. An error where the cache does not hold as many in every layer.
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError>;
+
+    /// Forgets a cache; nothing happens where there is none.
+    fn drop_cache(&mut self, id: CacheId);
+
+    /// Bytes that all caches together hold now; what several share counts once. For one of a given length at most
+    /// [`Program::cache_bytes`], which is for the caller to plan with: no other limit is set on caches.
+    fn cache_bytes(&self) -> u64;
 }

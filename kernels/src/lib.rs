@@ -4,6 +4,7 @@
 //! associative, so every device, thread count, batch and schedule gives the same bytes. The folder reads like this:
 //!
 //! - [`program`]: a model as straight-line ops over named tensors, and its structural check.
+//! - [`sampling`]: settings of a generation, and the words that it makes.
 //! - [`fixed`], [`tables`]: the scalar arithmetic that the ops share, clause by clause.
 //! - [`reference`]: the oracle. Scalar, slow, obviously right, one file per op.
 //! - [`cpu`]: the fast twin of each op, with instruction-set paths chosen at run time.
@@ -26,6 +27,7 @@ pub mod fixed;
 pub mod host;
 pub mod program;
 pub mod reference;
+pub mod sampling;
 pub mod steps;
 pub mod tables;
 pub mod value;

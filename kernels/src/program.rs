@@ -7,9 +7,10 @@
 mod memory;
 mod validate;
 
-pub use memory::BOUND_THREADS;
+pub(crate) use memory::page_bytes;
+pub use memory::{BOUND_THREADS, PassShape};
 pub use validate::{
-    MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, ProgramError,
+    MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, MAX_ROPE_SHIFT, ProgramError,
 };
 
 /// Index of an activation tensor in [`Program::tensors`].
@@ -42,6 +43,8 @@ pub enum Rows {
     Position,
     /// One row for each sequence.
     Sequence,
+    /// One row for each point of a pass: a position after which a word is sampled. In the last layer of decoders only.
+    Point,
 }
 
 /// How the elements of an activation tensor are held; see [`crate::value::Value`].
@@ -206,12 +209,14 @@ pub enum Op {
         /// `I32` of the same shape.
         out: TensorId,
     },
-    /// RMSNorm over each row (SPEC 5.6).
+    /// RMSNorm over each of the equal parts of each row (SPEC 5.6).
     RmsNorm {
         /// `I32`.
         input: TensorId,
-        /// Scale, epsilon and output format.
+        /// Scale, epsilon and output format; the scale is that of a part.
         norm: Norm,
+        /// Parts of a row, at least 1; divides the columns.
+        groups: u16,
         /// `I32` of the same shape.
         out: TensorId,
     },
@@ -267,6 +272,49 @@ pub enum Op {
         /// `I32` of the same shape.
         out: TensorId,
     },
+    /// Rotates pairs of elements of each head by an angle of the position (SPEC 5.13).
+    Rope {
+        /// `I32`, one row per position, `heads * head_dim` wide.
+        input: TensorId,
+        /// `I32`, `[max_positions, rotary_dim]` in Q1.30: `cos_0, sin_0, cos_1, sin_1, ...`. The pairs are elements `j`
+        /// and `j + rotary_dim/2` of a head; elements from `rotary_dim` on are not rotated.
+        table: ParamId,
+        /// Heads in a row.
+        heads: u16,
+        /// Elements of one head.
+        head_dim: u16,
+        /// Right shift of each head's result into the output's Q format, at most [`MAX_ROPE_SHIFT`].
+        shift: Vec<u8>,
+        /// `I16` of the same shape, saturating at ±32,639.
+        out: TensorId,
+    },
+    /// Product of two `I32` tensors, element by element (SPEC 5.14).
+    Multiply {
+        /// `I32`.
+        a: TensorId,
+        /// `I32` of the same shape.
+        b: TensorId,
+        /// Right shift of the product, at most 62.
+        shift: u8,
+        /// `I32` of the same shape.
+        out: TensorId,
+    },
+    /// Drops fractional bits (SPEC 5.15).
+    Shift {
+        /// `I32`.
+        input: TensorId,
+        /// How many, at most 31.
+        shift: u8,
+        /// `I32` of the same shape.
+        out: TensorId,
+    },
+    /// The rows at the points of a pass (SPEC 5.16).
+    Gather {
+        /// `I32`, one row per position.
+        input: TensorId,
+        /// `I32`, one row per point.
+        out: TensorId,
+    },
 }
 
 /// What LayerNorm and RMSNorm share.
@@ -317,6 +365,10 @@ impl Op {
             Self::MeanPool { .. } => "mean_pool",
             Self::FirstPool { .. } => "first_pool",
             Self::L2Normalize { .. } => "l2_normalize",
+            Self::Rope { .. } => "rope",
+            Self::Multiply { .. } => "multiply",
+            Self::Shift { .. } => "shift",
+            Self::Gather { .. } => "gather",
         }
     }
 
@@ -334,7 +386,11 @@ impl Op {
             | Self::Silu { out, .. }
             | Self::MeanPool { out, .. }
             | Self::FirstPool { out, .. }
-            | Self::L2Normalize { out, .. } => *out,
+            | Self::L2Normalize { out, .. }
+            | Self::Rope { out, .. }
+            | Self::Multiply { out, .. }
+            | Self::Shift { out, .. }
+            | Self::Gather { out, .. } => *out,
         }
     }
 
@@ -342,7 +398,7 @@ impl Op {
     pub fn inputs(&self) -> Vec<TensorId> {
         match self {
             Self::Embed { .. } => vec![],
-            Self::Add { a, b, .. } => vec![*a, *b],
+            Self::Add { a, b, .. } | Self::Multiply { a, b, .. } => vec![*a, *b],
             Self::Attention { q, k, v, .. } => vec![*q, *k, *v],
             Self::Quantize { input, .. }
             | Self::MatMul { input, .. }
@@ -352,13 +408,16 @@ impl Op {
             | Self::Silu { input, .. }
             | Self::MeanPool { input, .. }
             | Self::FirstPool { input, .. }
-            | Self::L2Normalize { input, .. } => vec![*input],
+            | Self::L2Normalize { input, .. }
+            | Self::Rope { input, .. }
+            | Self::Shift { input, .. }
+            | Self::Gather { input, .. } => vec![*input],
         }
     }
 }
 
 /// Basenames of all ops, in the order of SPEC section 5.
-pub const OP_NAMES: [&str; 12] = [
+pub const OP_NAMES: [&str; 16] = [
     "embed",
     "quantize",
     "matmul",
@@ -371,6 +430,10 @@ pub const OP_NAMES: [&str; 12] = [
     "mean_pool",
     "first_pool",
     "l2_normalize",
+    "rope",
+    "multiply",
+    "shift",
+    "gather",
 ];
 
 impl Program {
@@ -384,13 +447,22 @@ impl Program {
         &self.params[usize::from(id.0)]
     }
 
-    /// Multiply-accumulates of one sequence of `positions` tokens: matrix products and both attention products. The
-    /// unit of work in leases and receipts. Saturates.
-    pub fn macs(&self, positions: u64) -> u64 {
+    /// Whether the program samples words at points of a sequence, rather than making one row for each sequence. Only
+    /// then may a batch use caches and samplers. For any program, validated or not.
+    pub fn is_decoder(&self) -> bool {
+        let output = self.layers.last().and_then(|l| self.tensors.get(usize::from(l.output.0)));
+        output.is_some_and(|t| t.rows == Rows::Point)
+    }
+
+    /// Multiply-accumulates of one sequence of `positions` tokens, at `points` of which a word is sampled (0 for
+    /// encoders): matrix products and both attention products. The unit of work in leases and receipts, however the
+    /// sequence was cut into passes. Saturates.
+    pub fn macs(&self, positions: u64, points: u64) -> u64 {
         let op_macs = |op: &Op| match op {
-            Op::MatMul { weight, .. } => {
+            Op::MatMul { input, weight, .. } => {
                 let codes = self.param(weight.codes);
-                positions.saturating_mul(u64::from(codes.rows)).saturating_mul(u64::from(codes.cols))
+                let rows = if self.tensor(*input).rows == Rows::Point { points } else { positions };
+                rows.saturating_mul(u64::from(codes.rows)).saturating_mul(u64::from(codes.cols))
             }
             Op::Attention { heads, .. } => {
                 let width = 2 * u64::from(heads.heads) * u64::from(heads.head_dim);

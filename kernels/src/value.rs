@@ -1,6 +1,10 @@
 //! Values that flow through a program, and the parameters it reads.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::program::ParamId;
+use crate::sampling::Sampling;
 
 /// An activation tensor on the host. Rows are positions (or sequences), row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +20,17 @@ pub enum Value {
         /// One exponent per row.
         exponents: Vec<i32>,
     },
+}
+
+impl Value {
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::I32(v) => v.is_empty(),
+            Self::I16(v) => v.is_empty(),
+            Self::Bfp { codes, .. } => codes.is_empty(),
+        }
+    }
 }
 
 /// A parameter's elements, borrowed from wherever the package lies.
@@ -79,34 +94,97 @@ pub trait Params: Send + Sync {
     fn param(&self, id: ParamId) -> ParamData<'_>;
 }
 
-/// Sequences that run together. Their rows are concatenated in order; no result depends on who shares a batch.
+/// Name of a sequence's keys and values in an executor; the caller chooses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CacheId(pub u64);
+
+/// How the points of one sequence in one pass are sampled (SPEC 5.17).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sampler {
+    /// Settings of the whole generation.
+    pub sampling: Arc<Sampling>,
+    /// One draw for each point of this pass, in order of position.
+    pub draws: Vec<u64>,
+}
+
+/// One sequence of a pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids of all positions up to the last one of this pass, those before `start` included.
+    pub tokens: Vec<u32>,
+    /// First position that this pass computes. The keys and values of those before are in the cache; without one it is 0.
+    pub start: usize,
+    /// Keeps the keys and values of this pass; made by its first use, with `start` 0. For decoders only.
+    pub cache: Option<CacheId>,
+    /// Samples the points of this pass; without one it has none. For decoders only.
+    pub sampler: Option<Sampler>,
+}
+
+impl Sequence {
+    /// All positions of `tokens`, without cache and sampler.
+    pub fn new(tokens: Vec<u32>) -> Self {
+        Self { tokens, ..Self::default() }
+    }
+
+    /// Number of positions that this pass computes.
+    pub fn rows(&self) -> usize {
+        self.tokens.len().saturating_sub(self.start)
+    }
+
+    /// Positions of this pass after which a word is sampled: from the last one of the prompt on.
+    pub fn points(&self) -> Range<usize> {
+        let end = self.tokens.len();
+        let first = self.sampler.as_ref().map_or(end, |s| s.sampling.prompt_tokens.saturating_sub(1) as usize);
+        first.max(self.start).min(end)..end
+    }
+}
+
+/// Sequences that run together in one pass. Their rows are concatenated in order; no result depends on who shares a
+/// batch, nor on how many passes a sequence is cut into.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids of each sequence; positions count from 0 in each.
-    pub sequences: Vec<Vec<u32>>,
+    /// The sequences.
+    pub sequences: Vec<Sequence>,
 }
 
 impl Batch {
-    /// A batch of one sequence.
+    /// A batch of one sequence, without cache and sampler.
     pub fn single(tokens: Vec<u32>) -> Self {
-        Self { sequences: vec![tokens] }
+        Self::of(vec![tokens])
     }
 
-    /// Row range of each sequence in the concatenated tensors.
-    pub fn spans(&self) -> Vec<std::ops::Range<usize>> {
-        let mut start = 0;
-        self.sequences
-            .iter()
-            .map(|s| {
-                let span = start..start + s.len();
-                start = span.end;
-                span
-            })
-            .collect()
+    /// A batch of sequences without caches and samplers.
+    pub fn of(sequences: Vec<Vec<u32>>) -> Self {
+        Self { sequences: sequences.into_iter().map(Sequence::new).collect() }
     }
 
-    /// Number of rows of all sequences together.
+    /// Row range of each sequence in the concatenated tensors with a row for each position.
+    pub fn spans(&self) -> Vec<Range<usize>> {
+        spans(self.sequences.iter().map(Sequence::rows))
+    }
+
+    /// Row range of each sequence in the concatenated tensors with a row for each point.
+    pub fn point_spans(&self) -> Vec<Range<usize>> {
+        spans(self.sequences.iter().map(|s| s.points().len()))
+    }
+
+    /// Number of positions that all sequences compute together.
     pub fn rows(&self) -> usize {
-        self.sequences.iter().map(Vec::len).sum()
+        self.sequences.iter().map(Sequence::rows).sum()
     }
+
+    /// Number of points of all sequences together.
+    pub fn points(&self) -> usize {
+        self.sequences.iter().map(|s| s.points().len()).sum()
+    }
+}
+
+fn spans(lengths: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let span = |length| {
+        let start = end;
+        end += length;
+        start..end
+    };
+    lengths.map(span).collect()
 }

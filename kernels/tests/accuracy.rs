@@ -3,7 +3,7 @@
 //! These are the only tolerances in this crate, and they compare with real functions, never one backend with another.
 
 use lockstep_kernels::conformance::SplitMix;
-use lockstep_kernels::host::{AttentionArgs, NormArgs};
+use lockstep_kernels::host::{AttentionArgs, AttentionRows, NormArgs};
 use lockstep_kernels::program::{Heads, Norm};
 use lockstep_kernels::reference::{attention, gelu, l2_normalize, layer_norm, rms_norm, silu};
 
@@ -135,11 +135,8 @@ fn softmax_is_as_close_as_stated() {
             };
             let (q, k, v) = (codes(-limit, limit), codes(-limit, limit), codes(-32_639, 32_639));
             let mut out = vec![0; positions * DIM];
-            let span = 0..positions;
-            attention::attention(
-                AttentionArgs { q: &q, k: &k, v: &v, heads: &heads, spans: std::slice::from_ref(&span) },
-                &mut out,
-            );
+            let sequences = [AttentionRows::whole(0..positions, &k, &v, &heads)];
+            attention::attention(AttentionArgs { q: &q, heads: &heads, sequences: &sequences }, &mut out);
             for t in 0..positions {
                 worst = worst.max(attention_error(&q, &k, &v, &out, t, DIM));
             }

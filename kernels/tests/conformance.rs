@@ -8,7 +8,7 @@ use lockstep_kernels::conformance::{self, Difference, Level, Progress};
 use lockstep_kernels::cpu::{Cpu, Path};
 use lockstep_kernels::program::{OP_NAMES, Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 
 /// Runs the whole suite on one path, or says loudly that this machine cannot.
 fn full(path: Path, threads: usize) {
@@ -123,6 +123,22 @@ impl Executor for AlteredExecutor {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.inner.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
     }
 }
 

@@ -2,7 +2,7 @@
 //! their types, including codes that no program produces, because ops are total.
 
 use lockstep_kernels::cpu::{Cpu, CpuKernels, Path};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostOps, MatMulOut, NormArgs, Scaled};
+use lockstep_kernels::host::{AttentionArgs, AttentionRows, BfpRows, HostOps, MatMulOut, NormArgs, Scaled};
 use lockstep_kernels::program::{Heads, Norm, ParamId};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::ParamData;
@@ -176,7 +176,8 @@ fn attention() -> impl Strategy<Value = Attention> {
 
 fn check_attention((heads, lengths, q, k, v): &Attention) -> Result<(), TestCaseError> {
     let spans = spans(lengths);
-    let args = AttentionArgs { q, k, v, heads, spans: &spans };
+    let sequences: Vec<_> = spans.iter().map(|span| AttentionRows::whole(span.clone(), k, v, heads)).collect();
+    let args = AttentionArgs { q, heads, sequences: &sequences };
     let mut expected = vec![0; q.len()];
     let clamped = Reference.attention(args, &mut expected);
     for (name, kernels) in backends() {

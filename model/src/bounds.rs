@@ -88,7 +88,7 @@ impl Proof<'_> {
                 below(cols(*input) * ((1 << 31) + 1), LIMIT, "the sum of a row")?;
                 self.norm(cols(*input), norm)
             }
-            Op::RmsNorm { input, norm, .. } => self.norm(cols(*input), norm),
+            Op::RmsNorm { input, norm, groups, .. } => self.norm(cols(*input) / i128::from(*groups), norm),
             Op::L2Normalize { input, .. } => squares(cols(*input)),
             Op::Attention { heads, .. } => self.attention(heads),
             Op::MeanPool { .. } => {
@@ -96,7 +96,16 @@ impl Proof<'_> {
                 below(rows * ((1 << 32) + 1), LIMIT, "the sum over positions")
             }
             // One product or sum of two 32-bit values, or none.
-            Op::Quantize { .. } | Op::Add { .. } | Op::Gelu { .. } | Op::Silu { .. } | Op::FirstPool { .. } => Ok(()),
+            Op::Quantize { .. }
+            | Op::Add { .. }
+            | Op::Gelu { .. }
+            | Op::Silu { .. }
+            | Op::FirstPool { .. }
+            | Op::Multiply { .. }
+            | Op::Shift { .. }
+            | Op::Gather { .. } => Ok(()),
+            // Two products of 32-bit values, below 2^63 but for the one sum that the op takes care of.
+            Op::Rope { .. } => Ok(()),
         }
     }
 

@@ -144,11 +144,11 @@ fn layers_arrive_in_order_and_batches_leave_no_mark() {
     let package = folder.import(WeightMode::W16).unwrap();
     let program = package.program();
     let mut executor = Reference.load(program.clone(), package.params()).unwrap();
-    let batch = Batch { sequences: sequences() };
+    let batch = Batch::of(sequences());
     let mut layers = Vec::new();
     let together = embed(&mut *executor, program, &batch, |l| {
         layers.push(l.layer);
-        let rows = if l.layer == LAYERS + 1 { 1 } else { batch.sequences[3].len() };
+        let rows = if l.layer == LAYERS + 1 { 1 } else { batch.sequences[3].rows() };
         assert_eq!(l.sequence(3).len(), rows * HIDDEN);
         ControlFlow::Continue(())
     });

@@ -146,7 +146,7 @@ impl Causal {
         let scale = self.b.vector("scale", scale);
         let norm = Norm { scale, shift: 30 + 12 - FRAC, epsilon_mantissa: 0x8000_0001, epsilon_shift: 31 };
         let out = self.b.rows(name, WIDTH, TensorKind::I32);
-        (Op::RmsNorm { input, norm, out }, out)
+        (Op::RmsNorm { input, norm, groups: 1, out }, out)
     }
 
     fn layer(&mut self, x: TensorId, layer: usize) -> TensorId {

@@ -135,7 +135,7 @@ fn run_pass(
 ) -> Result<(Vec<Embedded>, u64), Failure> {
     let mut roots = vec![Vec::new(); sequences.len()];
     let mut dumped = Ok(());
-    let batch = Batch { sequences: sequences.to_vec() };
+    let batch = Batch::of(sequences.to_vec());
     let out = embed(executor, package.program(), &batch, |layer| {
         for (s, roots) in roots.iter_mut().enumerate() {
             roots.push(root_of_rows(layer.sequence(s), layer.cols));

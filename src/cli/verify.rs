@@ -187,7 +187,7 @@ fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Resul
     if receipt.output != *output || signed.roots.len() != roots.len() {
         bail!("the output is not what the model gives");
     }
-    let work = package.program().macs(receipt.job.tokens.len() as u64);
+    let work = package.program().macs(receipt.job.tokens.len() as u64, 0);
     if signed.work_units != work {
         bail!("the receipt is for {} multiply-accumulates; the run takes {work}", signed.work_units);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 use lockstep_protocol::ids::NodeId;
 use lockstep_sim::adversary::{Change, Lie, LyingBackend, Target};
 use lockstep_worker::{Config, Handle, Worker};
@@ -91,5 +91,21 @@ impl Executor for SlowExecutor {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.lying.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.lying.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.lying.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.lying.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.lying.cache_bytes()
     }
 }

@@ -140,7 +140,7 @@ impl Runner {
             layers: task.model.layers,
             roots,
             output_count: u32::try_from(output.len()).ok()?,
-            work_units: task.model.package.program().macs(header.token_count.into()),
+            work_units: task.model.package.program().macs(header.token_count.into(), 0),
             saturations,
         };
         let receipt = WorkerReceipt::of_run(header, run, self.keys.id()).ok()?;
@@ -164,7 +164,7 @@ impl Finished {
 /// Runs the tasks as one batch. Each layer is hashed, and its roots are sent, while the next one runs.
 fn compute(executor: &mut dyn Executor, tasks: &[Task]) -> Result<Computed, EmbedError> {
     let program = tasks[0].model.package.program();
-    let batch = Batch { sequences: tasks.iter().map(|task| task.tokens.clone()).collect() };
+    let batch = Batch::of(tasks.iter().map(|task| task.tokens.clone()).collect());
     let (sender, receiver) = sync_channel(WORKER_LAYERS_AHEAD);
     let (ran, roots) = std::thread::scope(|scope| {
         let hasher = scope.spawn(|| hash_layers(receiver, tasks));
@@ -226,6 +226,7 @@ fn saturations(
     if of_all == 0 || batch.sequences.len() == 1 {
         return Ok(vec![of_all; batch.sequences.len()]);
     }
-    let alone = |tokens| embed(executor, program, &Batch::single(tokens), |_| ControlFlow::Continue(()));
+    let alone =
+        |sequence| embed(executor, program, &Batch { sequences: vec![sequence] }, |_| ControlFlow::Continue(()));
     batch.sequences.into_iter().map(alone).map(|run| run.map(|run| run.saturations)).collect()
 }

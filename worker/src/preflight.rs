@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::{Backend, BackendError};
 use lockstep_kernels::conformance::{self, Case, Level};
-use lockstep_kernels::value::Params;
+use lockstep_kernels::value::{Params, Sequence};
 
 use crate::error::WorkerError;
 use crate::event::{Event, Events};
@@ -45,7 +45,8 @@ fn measure(backend: &dyn Backend) -> Result<u64, BackendError> {
             break;
         }
     }
-    let macs: u64 = case.batch.sequences.iter().map(|tokens| case.program.macs(tokens.len() as u64)).sum();
+    let macs = |s: &Sequence| case.program.macs(s.tokens.len() as u64, s.points().len() as u64);
+    let macs: u64 = case.batch.sequences.iter().map(macs).sum();
     let nanos = best.as_nanos().max(1);
     Ok(u64::try_from(u128::from(macs) * 1_000_000_000 / nanos).unwrap_or(u64::MAX))
 }

@@ -11,7 +11,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 use lockstep_protocol::ids::{LeaseEpoch, ModelId};
 use lockstep_protocol::messages::{FailureCode, ToCoordinator, ToWorker};
 use lockstep_worker::{ErrorKind, Event, Worker, WorkerError};
@@ -452,5 +452,21 @@ impl Executor for Gated {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.inner.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
     }
 }

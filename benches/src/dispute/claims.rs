@@ -50,7 +50,7 @@ pub(super) fn terms(package: &Package, job: &Job, keys: &Keys, runs: [&Rerun; 2]
             layers,
             roots: runs[side].roots.clone(),
             output_count: u32::try_from(runs[side].output.len())?,
-            work_units: package.program().macs(job.tokens.len() as u64),
+            work_units: package.program().macs(job.tokens.len() as u64, 0),
             saturations: runs[side].saturations,
         };
         let keys = &keys.sides[side];

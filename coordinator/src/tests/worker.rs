@@ -139,7 +139,7 @@ impl Worker {
             layers: LAYERS,
             roots,
             output_count: output.len() as u32,
-            work_units: self.model.package().program().macs(job.tokens.len() as u64),
+            work_units: self.model.package().program().macs(job.tokens.len() as u64, 0),
             saturations: 0,
         };
         let receipt = WorkerReceipt::of_run(&job.header(), run, self.keys.id()).unwrap();

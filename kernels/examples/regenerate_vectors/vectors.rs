@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use lockstep_kernels::conformance::{Pattern, SplitMix};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostOps, MatMulOut, NormArgs, Scaled};
+use lockstep_kernels::host::{AttentionArgs, AttentionRows, BfpRows, HostOps, MatMulOut, NormArgs, Scaled};
 use lockstep_kernels::program::{Heads, Norm, ParamId};
 use lockstep_kernels::value::ParamData;
 
@@ -235,7 +235,9 @@ fn attention<K: HostOps>(k: &K) -> Vec<Object> {
                 let shape = Heads { heads, kv_heads, head_dim, causal, score_shift, value_shift };
                 let spans = spans(lengths);
                 let mut out = vec![0; q.len()];
-                let args = AttentionArgs { q: &q, k: &keys, v: &v, heads: &shape, spans: &spans };
+                let whole = |span: &Range<usize>| AttentionRows::whole(span.clone(), &keys, &v, &shape);
+                let sequences: Vec<_> = spans.iter().map(whole).collect();
+                let args = AttentionArgs { q: &q, heads: &shape, sequences: &sequences };
                 let saturations = k.attention(args, &mut out);
                 let case = Object::default().text("case", &name).raw("heads", heads).raw("kv_heads", kv_heads);
                 let case = case.raw("head_dim", head_dim).raw("causal", causal).list("lengths", lengths);

@@ -192,7 +192,7 @@ impl Builder {
             name,
             program: Arc::new(self.program),
             params: Arc::new(self.params),
-            batch: Batch { sequences: lengths.iter().map(tokens).collect() },
+            batch: Batch::of(lengths.iter().map(tokens).collect()),
             input: input.map(Value::I32),
         }
     }

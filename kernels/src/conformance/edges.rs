@@ -85,7 +85,7 @@ fn norm_shift(op: &'static str, shift: u8) -> Case {
         let bias = Pattern::Mixed.i32s(&mut rng, 1, COLS);
         Op::LayerNorm { input, norm, bias: b.vector("bias", bias), out }
     } else {
-        Op::RmsNorm { input, norm, out }
+        Op::RmsNorm { input, norm, groups: 1, out }
     };
     b.layer(vec![under_test], out);
     let input = [ramp(4, COLS, i32::MAX), ramp(4, COLS, 1), Pattern::Mixed.i32s(&mut rng, 4, COLS)].concat();
@@ -139,7 +139,7 @@ fn sequence_rows() -> Case {
         Op::MatMul { input: q, weight, bias: Some(bias), out: y },
         Op::MatMul { input: q, weight, bias: None, out: codes },
         Op::LayerNorm { input: y, norm, bias, out: normed },
-        Op::RmsNorm { input: normed, norm: rms, out: rooted },
+        Op::RmsNorm { input: normed, norm: rms, groups: 1, out: rooted },
         Op::Add { a: rooted, b: pooled, out: sum },
         Op::Gelu { input: sum, frac: 20, out: gelu },
         Op::Silu { input: gelu, frac: 20, out: silu },

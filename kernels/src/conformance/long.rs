@@ -6,7 +6,7 @@ use super::case::{Case, OwnedParams};
 use super::data::Pattern;
 use super::{Difference, Divergence, ops};
 use crate::backend::{Backend, BackendError, Executor};
-use crate::host::AttentionArgs;
+use crate::host::{AttentionArgs, AttentionRows};
 use crate::program::{Op, Program, TensorId};
 use crate::reference::{Reference, attention};
 use crate::value::{Params, Value};
@@ -39,11 +39,11 @@ pub(super) fn attention(backend: &dyn Backend) -> Result<u64, Divergence> {
     if got.len() != POSITIONS * width {
         return Err(fail(Difference::Shape { tensor: "mixed".into() }));
     }
-    let spans: Vec<_> = std::iter::once(0..POSITIONS).collect();
-    let args = AttentionArgs { q: &q, k: &k, v: &v, heads, spans: &spans };
+    let sequences = [AttentionRows::whole(0..POSITIONS, &k, &v, heads)];
+    let args = AttentionArgs { q: &q, heads, sequences: &sequences };
     let mut expected = vec![0; width];
     for row in rows() {
-        attention::position(&args, &spans[0], row, &mut expected);
+        attention::position(&args, &sequences[0], row, &mut expected);
         let got = &got[row * width..(row + 1) * width];
         if let Some(col) = (0..width).find(|c| expected[*c] != got[*c]) {
             let (expected, got) = (expected[col].into(), got[col].into());

@@ -197,7 +197,7 @@ pub(super) fn invariance(backend: &dyn Backend) -> Result<u64, Divergence> {
     let mut elements = 0;
     let mut alone = Vec::new();
     for sequence in &case.batch.sequences {
-        let single = Batch::single(sequence.clone());
+        let single = Batch::single(sequence.tokens.clone());
         if let Value::I32(row) = output(&case, &[backend], &single, backend)? {
             alone.extend(row);
         }
@@ -219,7 +219,7 @@ fn reuse(backend: &dyn Backend, case: &Case) -> Result<u64, Divergence> {
         difference,
     };
     let failed = |e: BackendError| fail(Difference::Failed { error: e.to_string() });
-    let small = Batch::single(case.batch.sequences[0][..2].to_vec());
+    let small = Batch::single(case.batch.sequences[0].tokens[..2].to_vec());
     let params: Arc<dyn Params> = Arc::<super::OwnedParams>::clone(&case.params);
     let mut executor = backend.load(Arc::clone(&case.program), params).map_err(failed)?;
     let mut elements = 0;

@@ -118,7 +118,7 @@ fn row_op(
             let bias = Pattern::Mixed.i32s(rng, 1, cols);
             Op::LayerNorm { input, norm, bias: b.vector("bias", bias), out }
         }
-        "rms_norm" => Op::RmsNorm { input, norm: norm(b, rng), out },
+        "rms_norm" => Op::RmsNorm { input, norm: norm(b, rng), groups: 1, out },
         "gelu" => Op::Gelu { input, frac, out },
         "silu" => Op::Silu { input, frac, out },
         "l2_normalize" => Op::L2Normalize { input, out },

@@ -7,7 +7,8 @@ use super::packed::{ByColumn, ByRow, PackedMatrix, PackedRows, STEP, TILE};
 use super::path::for_each_path;
 use super::softmax::{Combined, weigh};
 use super::{CpuKernels, Isa};
-use crate::host::AttentionArgs;
+use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
+use crate::program::Heads;
 use crate::reference::attention::BLOCK;
 
 /// Query rows in one piece of work: a multiple of every block's rows.
@@ -16,67 +17,47 @@ const PIECE: usize = 16;
 /// Twin of [`crate::reference::attention::attention`].
 pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i32]) -> u64 {
     let kv_heads = usize::from(args.heads.kv_heads);
-    let keys = cpu
-        .threads
-        .map(args.spans.len() * kv_heads, |i| KeyValues::pack(cpu.isa, &args, &args.spans[i / kv_heads], i % kv_heads));
+    let keys = cpu.threads.map(args.sequences.len() * kv_heads, |i| {
+        PackedKeyValues::pack(cpu.isa, args.heads, &args.sequences[i / kv_heads], i % kv_heads)
+    });
     let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
     let mut pieces = Vec::new();
     let mut rest = out;
-    for (s, span) in args.spans.iter().enumerate() {
-        for start in span.clone().step_by(PIECE) {
-            let rows = start..span.end.min(start + PIECE);
+    for (s, sequence) in args.sequences.iter().enumerate() {
+        for start in sequence.rows.clone().step_by(PIECE) {
+            let rows = start..sequence.rows.end.min(start + PIECE);
             let (piece, tail) = rest.split_at_mut(rows.len() * width);
             rest = tail;
             pieces.push((s, rows, piece));
         }
     }
     cpu.threads.each(pieces, |(s, rows, out)| {
-        let mut piece = Piece::new(cpu.isa, &args, &args.spans[s], rows);
+        let mut piece = Piece::new(cpu.isa, &args, &args.sequences[s], rows);
         let group = usize::from(args.heads.heads / args.heads.kv_heads);
         (0..usize::from(args.heads.heads)).map(|h| piece.run(h, &keys[s * kv_heads + h / group], out)).sum()
     })
 }
 
-/// Keys and values of one head in one sequence.
-struct KeyValues {
+/// Keys and values of one head in one sequence, by softmax block.
+struct PackedKeyValues {
     /// Columns are positions.
-    keys: PackedMatrix,
-    /// One matrix for each softmax block: columns are channels, the reduction runs over the block's positions.
+    keys: Vec<PackedMatrix>,
+    /// Columns are channels, the reduction runs over the block's positions.
     values: Vec<PackedMatrix>,
 }
 
-impl KeyValues {
-    fn pack(isa: Isa, args: &AttentionArgs<'_>, span: &Range<usize>, head: usize) -> Self {
-        let dim = usize::from(args.heads.head_dim);
-        let stride = usize::from(args.heads.kv_heads) * dim;
-        let (start, rows) = (span.start * stride + head * dim, span.len());
-        let keys = PackedMatrix::wide(isa, rows, dim, &ByRow { codes: args.k, start, stride, rows, cols: dim });
-        let blocks = (0..rows).step_by(BLOCK).map(|first| {
-            let cols = BLOCK.min(rows - first);
-            let start = start + first * stride;
-            PackedMatrix::wide(isa, dim, cols, &ByColumn { codes: args.v, start, stride, rows: dim, cols })
+impl PackedKeyValues {
+    fn pack(isa: Isa, heads: &Heads, sequence: &AttentionRows<'_>, head: usize) -> Self {
+        let (dim, positions) = (usize::from(heads.head_dim), sequence.positions());
+        let blocks = (0..positions).step_by(BLOCK).enumerate().map(|(b, first)| {
+            let HeadBlock { keys, values, start, stride } = sequence.keys.block(b, head, heads);
+            let len = BLOCK.min(positions - first);
+            let keys = ByRow { codes: keys, start, stride, rows: len, cols: dim };
+            let values = ByColumn { codes: values, start, stride, rows: dim, cols: len };
+            (PackedMatrix::wide(isa, len, dim, &keys), PackedMatrix::wide(isa, dim, len, &values))
         });
-        Self { values: blocks.collect(), keys }
-    }
-}
-
-/// Which keys the rows of a sequence see.
-#[derive(Clone, Copy)]
-struct View {
-    start: usize,
-    end: usize,
-    causal: bool,
-}
-
-impl View {
-    /// Keys that a row sees.
-    fn keys(self, row: usize) -> usize {
-        if self.causal { row + 1 - self.start } else { self.end - self.start }
-    }
-
-    /// Keys of softmax block `b` that a row sees.
-    fn visible(self, row: usize, b: usize) -> usize {
-        self.keys(row).saturating_sub(b * BLOCK).min(BLOCK)
+        let (keys, values) = blocks.unzip();
+        Self { keys, values }
     }
 }
 
@@ -84,7 +65,7 @@ impl View {
 struct Piece<'a> {
     isa: Isa,
     args: &'a AttentionArgs<'a>,
-    view: View,
+    sequence: &'a AttentionRows<'a>,
     rows: Range<usize>,
     queries: PackedRows,
     /// Scores of one block, `[rows][BLOCK]`.
@@ -95,18 +76,23 @@ struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    fn new(isa: Isa, args: &'a AttentionArgs<'a>, span: &'a Range<usize>, rows: Range<usize>) -> Self {
+    fn new(isa: Isa, args: &'a AttentionArgs<'a>, sequence: &'a AttentionRows<'a>, rows: Range<usize>) -> Self {
         let (dim, count) = (usize::from(args.heads.head_dim), rows.len());
         Self {
             isa,
             args,
-            view: View { start: span.start, end: span.end, causal: args.heads.causal },
+            sequence,
             rows,
             queries: PackedRows::new(isa, count, dim),
             scores: vec![0; count * BLOCK],
-            weights: PackedRows::new(isa, count, BLOCK.min(span.len())),
+            weights: PackedRows::new(isa, count, BLOCK.min(sequence.positions())),
             combined: Combined::new(count, dim.next_multiple_of(TILE)),
         }
+    }
+
+    /// Positions of softmax block `b` that a row sees.
+    fn visible(&self, row: usize, b: usize) -> usize {
+        self.sequence.visible(row, self.args.heads).saturating_sub(b * BLOCK).min(BLOCK)
     }
 
     fn dim(&self) -> usize {
@@ -114,15 +100,16 @@ impl<'a> Piece<'a> {
     }
 
     /// One query head; `out` is `[rows][heads * dim]`.
-    fn run(&mut self, head: usize, kv: &KeyValues, out: &mut [i32]) -> u64 {
+    fn run(&mut self, head: usize, kv: &PackedKeyValues, out: &mut [i32]) -> u64 {
         let dim = self.dim();
         let width = usize::from(self.args.heads.heads) * dim;
         let (q, first) = (self.args.q, self.rows.start);
         self.queries.fill(self.isa, |r| &q[(first + r) * width + head * dim..][..dim]);
         self.combined.clear();
         let mut saturations = 0;
-        for (b, values) in kv.values[..self.view.keys(self.rows.end - 1).div_ceil(BLOCK)].iter().enumerate() {
-            saturations += self.score_block(&kv.keys, b, u32::from(self.args.heads.score_shift[head]));
+        let blocks = self.sequence.visible(self.rows.end - 1, self.args.heads).div_ceil(BLOCK);
+        for (b, (keys, values)) in kv.keys.iter().zip(&kv.values).take(blocks).enumerate() {
+            saturations += self.score_block(keys, b, u32::from(self.args.heads.score_shift[head]));
             self.weigh_block(values, b);
         }
         let value_shift = u32::from(self.args.heads.value_shift[head]);
@@ -135,18 +122,18 @@ impl<'a> Piece<'a> {
     /// Scores of one block for every row; returns how many visible ones were clamped.
     fn score_block(&mut self, keys: &PackedMatrix, b: usize, shift: u32) -> u64 {
         let (step_rows, step_tiles) = block_shape(self.isa, keys.planes());
-        let most = self.view.visible(self.rows.end - 1, b);
-        let (from, to) = (b * BLOCK / TILE, (b * BLOCK + most).div_ceil(TILE));
+        let most = self.visible(self.rows.end - 1, b);
+        let end = most.div_ceil(TILE);
         let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
         let mut saturations = 0;
-        for tile in (from..to).step_by(step_tiles) {
-            let tiles = step_tiles.min(to - tile);
+        for tile in (0..end).step_by(step_tiles) {
+            let tiles = step_tiles.min(end - tile);
             for row in (0..self.rows.len()).step_by(step_rows) {
                 let rows = step_rows.min(self.rows.len() - row);
                 product(self.isa, &self.queries, keys, Block { row, rows, tile, tiles }, &mut sums);
                 for (r, sums) in (row..row + rows).zip(sums.chunks_exact(tiles * TILE)) {
-                    let first = (tile - from) * TILE;
-                    let seen = self.view.visible(self.rows.start + r, b).saturating_sub(first).min(tiles * TILE);
+                    let first = tile * TILE;
+                    let seen = self.visible(self.rows.start + r, b).saturating_sub(first).min(tiles * TILE);
                     let out = &mut self.scores[r * BLOCK + first..][..seen];
                     let add = keys.offset() * self.queries.sum(r);
                     saturations += scores(self.isa, &sums[..seen], add, shift, out);
@@ -163,7 +150,8 @@ impl<'a> Piece<'a> {
         let block = self.combined.push();
         let mut codes = [0_i16; BLOCK];
         for r in 0..self.rows.len() {
-            let seen = self.view.visible(self.rows.start + r, b);
+            let row = self.rows.start + r;
+            let seen = self.sequence.visible(row, self.args.heads).saturating_sub(b * BLOCK).min(BLOCK);
             codes[seen..].fill(0);
             let scores = &self.scores[r * BLOCK..][..seen];
             if seen > 0 {

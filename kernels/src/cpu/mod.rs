@@ -7,25 +7,29 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor, LayerReport};
-use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, Scaled};
+use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
 use crate::program::{Program, TensorId};
-use crate::value::{Batch, ParamData, Params, Value};
+use crate::value::{Batch, CacheId, ParamData, Params, Value};
 
 mod add;
 mod attention;
 mod embed;
 mod first_pool;
+mod gather;
 mod gelu;
 mod isa;
 mod l2_normalize;
 mod layer_norm;
 mod matmul;
 mod mean_pool;
+mod multiply;
 mod normalize;
 mod packed;
 mod path;
 mod quantize;
 mod rms_norm;
+mod rope;
+mod shift;
 mod silu;
 mod softmax;
 mod table;
@@ -111,6 +115,22 @@ impl Executor for CpuExecutor {
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.host.write(tensor, value)
     }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.host.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.host.cache_bytes()
+    }
 }
 
 impl HostOps for CpuKernels {
@@ -173,5 +193,21 @@ impl HostOps for CpuKernels {
 
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]) {
         l2_normalize::l2_normalize(self, input, cols, out);
+    }
+
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64 {
+        rope::rope(self, input, args, positions, out)
+    }
+
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64 {
+        multiply::multiply(self, a, b, shift, out)
+    }
+
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]) {
+        shift::shift(self, input, shift, out);
+    }
+
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
+        gather::gather(input, cols, rows, out);
     }
 }

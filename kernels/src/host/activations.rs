@@ -15,8 +15,15 @@ pub(super) struct Activations {
     values: Vec<Value>,
     /// Whether this batch wrote the tensor.
     written: Vec<bool>,
-    positions: usize,
-    sequences: usize,
+    extent: Extent,
+}
+
+/// Number of rows of a batch's tensors, by what the rows are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Extent {
+    pub(super) positions: usize,
+    pub(super) sequences: usize,
+    pub(super) points: usize,
 }
 
 impl Activations {
@@ -29,12 +36,12 @@ impl Activations {
         };
         let values: Vec<_> = program.tensors.iter().map(|t| empty(t.kind)).collect();
         let written = vec![false; values.len()];
-        Self { program, values, written, positions: 0, sequences: 0 }
+        Self { program, values, written, extent: Extent::default() }
     }
 
     /// Forgets every value, and gives back storage that is far larger than the batch needs.
-    pub(super) fn begin(&mut self, positions: usize, sequences: usize) {
-        (self.positions, self.sequences) = (positions, sequences);
+    pub(super) fn begin(&mut self, extent: Extent) {
+        self.extent = extent;
         self.written.fill(false);
         for i in 0..self.values.len() {
             let (rows, len) = self.shape(TensorId(i as u16));
@@ -53,8 +60,9 @@ impl Activations {
     fn shape(&self, id: TensorId) -> (usize, usize) {
         let tensor = self.program.tensor(id);
         let rows = match tensor.rows {
-            Rows::Position => self.positions,
-            Rows::Sequence => self.sequences,
+            Rows::Position => self.extent.positions,
+            Rows::Sequence => self.extent.sequences,
+            Rows::Point => self.extent.points,
         };
         (rows, rows * tensor.cols as usize)
     }
@@ -150,14 +158,15 @@ mod tests {
                 a.put(id, value);
             }
         };
-        a.begin(100_000, 1);
+        let one = |positions| Extent { positions, sequences: 1, points: 0 };
+        a.begin(one(100_000));
         fill(&mut a);
         assert!(held(&a) >= 100_000 * (16 * 8 + 4));
         // Storage of a batch of about the same size is kept.
-        a.begin(50_000, 1);
+        a.begin(one(50_000));
         fill(&mut a);
         assert!(held(&a) >= 100_000 * (16 * 8 + 4));
-        a.begin(10, 1);
+        a.begin(one(10));
         assert!(held(&a) <= 4 * SLACK_BYTES, "{}", held(&a));
         assert!(a.get(x).is_err());
     }

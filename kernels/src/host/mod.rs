@@ -1,14 +1,20 @@
 //! The executor that the host backends share: it owns the activations and hands slices to one function per op.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 mod activations;
+mod cache;
 
-use activations::Activations;
+use activations::{Activations, Extent};
+use cache::Caches;
+pub use cache::Page;
 
 use crate::backend::{BackendError, Executor, LayerReport};
-use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, Program, ScaledRows, TensorId};
-use crate::value::{Batch, ParamData, Params, Value};
+use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, PassShape, Program, ScaledRows, TensorId};
+use crate::reference::attention::BLOCK;
+use crate::value::{Batch, CacheId, ParamData, Params, Sequence, Value};
 
 /// Row codes with their scales, resolved.
 #[derive(Clone, Copy, Debug)]
@@ -50,19 +56,111 @@ pub struct NormArgs<'a> {
     pub norm: Norm,
 }
 
-/// Inputs of attention, `[rows, heads * head_dim]` and `[rows, kv_heads * head_dim]`.
+/// Inputs of attention.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionArgs<'a> {
-    /// Queries.
+    /// Queries, `[rows, heads * head_dim]`.
     pub q: &'a [i16],
-    /// Keys.
-    pub k: &'a [i16],
-    /// Values.
-    pub v: &'a [i16],
     /// Shape and shifts.
     pub heads: &'a Heads,
-    /// Row range of each sequence.
-    pub spans: &'a [std::ops::Range<usize>],
+    /// The sequences of the pass, in order of their rows.
+    pub sequences: &'a [AttentionRows<'a>],
+}
+
+/// One sequence of an attention.
+#[derive(Clone, Debug)]
+pub struct AttentionRows<'a> {
+    /// Its rows among the queries.
+    pub rows: Range<usize>,
+    /// Position of the first of them.
+    pub start: usize,
+    /// Keys and values of all positions up to that of the last row.
+    pub keys: KeyValues<'a>,
+}
+
+impl<'a> AttentionRows<'a> {
+    /// A whole sequence, out of keys and values `[rows, kv_heads * head_dim]` of all sequences.
+    pub fn whole(rows: Range<usize>, k: &'a [i16], v: &'a [i16], heads: &Heads) -> Self {
+        let width = usize::from(heads.kv_heads) * usize::from(heads.head_dim);
+        let own = rows.start * width..rows.end * width;
+        Self { rows, start: 0, keys: KeyValues::Rows { k: &k[own.clone()], v: &v[own] } }
+    }
+
+    /// Positions up to that of the last row.
+    pub fn positions(&self) -> usize {
+        self.start + self.rows.len()
+    }
+
+    /// Positions that a row sees.
+    pub fn visible(&self, row: usize, heads: &Heads) -> usize {
+        if heads.causal { self.start + row - self.rows.start + 1 } else { self.positions() }
+    }
+}
+
+/// Keys and values of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyValues<'a> {
+    /// `[positions, kv_heads * head_dim]` each.
+    Rows {
+        /// Keys.
+        k: &'a [i16],
+        /// Values.
+        v: &'a [i16],
+    },
+    /// Pages of a cache.
+    Pages(&'a [Arc<Page>]),
+}
+
+/// Keys and values of one head in one softmax block: position `j` of the block has `head_dim` elements from
+/// `start + j * stride` on.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadBlock<'a> {
+    /// Keys.
+    pub keys: &'a [i16],
+    /// Values.
+    pub values: &'a [i16],
+    /// First element of the block's first position.
+    pub start: usize,
+    /// Elements from one position to the next.
+    pub stride: usize,
+}
+
+impl<'a> KeyValues<'a> {
+    /// Where softmax block `block` of key and value head `head` lies.
+    pub fn block(&self, block: usize, head: usize, heads: &Heads) -> HeadBlock<'a> {
+        let dim = usize::from(heads.head_dim);
+        match *self {
+            Self::Rows { k, v } => {
+                let stride = usize::from(heads.kv_heads) * dim;
+                HeadBlock { keys: k, values: v, start: block * BLOCK * stride + head * dim, stride }
+            }
+            Self::Pages(pages) => {
+                let page: &Page = &pages[block];
+                HeadBlock { keys: &page.keys, values: &page.values, start: head * BLOCK * dim, stride: dim }
+            }
+        }
+    }
+}
+
+/// Constants of a rotary embedding, resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeArgs<'a> {
+    /// `[positions, rotary_dim]`: `cos_0, sin_0, cos_1, sin_1, ...` in Q1.30.
+    pub table: &'a [i32],
+    /// Elements of a head that are rotated; even.
+    pub rotary_dim: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// One for each head.
+    pub shift: &'a [u8],
+}
+
+impl<'a> RopeArgs<'a> {
+    /// Angles of a position, which the table has.
+    pub fn row(&self, position: u32) -> &'a [i32] {
+        let at = position as usize * self.rotary_dim;
+        &self.table[at..at + self.rotary_dim]
+    }
 }
 
 /// One function per op, over host slices. Each returns how many elements it clamped, where it can clamp at all.
@@ -92,7 +190,7 @@ pub trait HostOps: Send + Sync {
     fn add(&self, a: &[i32], b: &[i32], out: &mut [i32]) -> u64;
     /// SPEC 5.5.
     fn layer_norm(&self, input: &[i32], args: NormArgs<'_>, bias: &[i32], out: &mut [i32]) -> u64;
-    /// SPEC 5.6.
+    /// SPEC 5.6. A row is one or several parts as wide as the scale.
     fn rms_norm(&self, input: &[i32], args: NormArgs<'_>, out: &mut [i32]) -> u64;
     /// SPEC 5.7.
     fn attention(&self, args: AttentionArgs<'_>, out: &mut [i32]) -> u64;
@@ -101,11 +199,19 @@ pub trait HostOps: Send + Sync {
     /// SPEC 5.9.
     fn silu(&self, input: &[i32], frac: u32, out: &mut [i32]);
     /// SPEC 5.10.
-    fn mean_pool(&self, input: &[i32], cols: usize, spans: &[std::ops::Range<usize>], out: &mut [i32]);
+    fn mean_pool(&self, input: &[i32], cols: usize, spans: &[Range<usize>], out: &mut [i32]);
     /// SPEC 5.11.
-    fn first_pool(&self, input: &[i32], cols: usize, spans: &[std::ops::Range<usize>], out: &mut [i32]);
+    fn first_pool(&self, input: &[i32], cols: usize, spans: &[Range<usize>], out: &mut [i32]);
     /// SPEC 5.12.
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]);
+    /// SPEC 5.13. `positions[row]` is the position of each row, within the table.
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64;
+    /// SPEC 5.14.
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64;
+    /// SPEC 5.15.
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]);
+    /// SPEC 5.16. `rows[point]` is the input's row.
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]);
 }
 
 /// Most memory that the activations of one batch may need. A failed allocation would end the whole process, so a batch
@@ -120,8 +226,14 @@ pub struct HostExecutor<K: HostOps> {
     /// Prepared codes by parameter, for those that a matrix product reads.
     matrices: Vec<Option<K::Matrix>>,
     values: Activations,
+    caches: Caches,
     batch: Batch,
-    spans: Vec<std::ops::Range<usize>>,
+    /// Row range of each sequence.
+    spans: Vec<Range<usize>>,
+    /// Position of each row.
+    positions: Vec<u32>,
+    /// Row of each point.
+    points: Vec<usize>,
 }
 
 impl<K: HostOps> HostExecutor<K> {
@@ -137,7 +249,9 @@ impl<K: HostOps> HostExecutor<K> {
             }
         }
         let values = Activations::new(Arc::clone(&program));
-        Ok(Self { kernels, program, params, matrices, values, batch: Batch::default(), spans: Vec::new() })
+        let caches = Caches::new(&program);
+        let (batch, spans, positions, points) = Default::default();
+        Ok(Self { kernels, program, params, matrices, values, caches, batch, spans, positions, points })
     }
 
     fn i32s(&self, id: TensorId) -> &[i32] {
@@ -183,15 +297,46 @@ impl<K: HostOps> HostExecutor<K> {
         let mut rows = Vec::with_capacity(self.batch.rows());
         for sequence in &self.batch.sequences {
             match index {
-                EmbedIndex::Token => rows.extend_from_slice(sequence),
-                EmbedIndex::Position => rows.extend(0..sequence.len() as u32),
-                EmbedIndex::Constant(row) => rows.extend(std::iter::repeat_n(row, sequence.len())),
+                EmbedIndex::Token => rows.extend_from_slice(&sequence.tokens[sequence.start..]),
+                EmbedIndex::Position => rows.extend(sequence.start as u32..sequence.tokens.len() as u32),
+                EmbedIndex::Constant(row) => rows.extend(std::iter::repeat_n(row, sequence.rows())),
             }
         }
         rows
     }
 
-    fn run_op(&self, op: &Op, out: &mut Value) -> u64 {
+    /// Attention over the keys and values of this pass, and those of earlier ones where there are caches.
+    fn run_attention(&self, op: &Op, line: usize, out: &mut [i32]) -> u64 {
+        let Op::Attention { q, k, v, heads, .. } = op else { unreachable!("only called for attention") };
+        let (k, v) = (self.i16s(*k), self.i16s(*v));
+        let sequences = self.batch.sequences.iter().zip(&self.spans).map(|(sequence, span)| match sequence.cache {
+            None => AttentionRows::whole(span.clone(), k, v, heads),
+            Some(id) => {
+                let keys = KeyValues::Pages(self.caches.pages(id, line));
+                AttentionRows { rows: span.clone(), start: sequence.start, keys }
+            }
+        });
+        let sequences: Vec<_> = sequences.collect();
+        self.kernels.attention(AttentionArgs { q: self.i16s(*q), heads, sequences: &sequences }, out)
+    }
+
+    /// Keeps the keys and values that an attention is about to read, for later passes.
+    fn keep(&mut self, op: &Op, line: usize) -> Result<(), BackendError> {
+        let Op::Attention { k, v, heads, .. } = op else { return Ok(()) };
+        let width = usize::from(heads.kv_heads) * usize::from(heads.head_dim);
+        let (Value::I16(k), Value::I16(v)) = (self.values.slot(*k), self.values.slot(*v)) else {
+            unreachable!("validation fixed the kind of every tensor")
+        };
+        for (sequence, span) in self.batch.sequences.iter().zip(&self.spans) {
+            let Some(id) = sequence.cache else { continue };
+            let own = span.start * width..span.end * width;
+            self.caches.append(id, line, sequence.start, &k[own.clone()], &v[own])?;
+        }
+        Ok(())
+    }
+
+    /// `line` is that of attention in the caches.
+    fn run_op(&self, op: &Op, line: usize, out: &mut Value) -> u64 {
         let k = &self.kernels;
         let cols = self.program.tensor(op.out()).cols as usize;
         match (op, out) {
@@ -220,10 +365,7 @@ impl<K: HostOps> HostExecutor<K> {
             (Op::RmsNorm { input, norm, .. }, Value::I32(out)) => {
                 k.rms_norm(self.i32s(*input), self.norm_args(norm), out)
             }
-            (Op::Attention { q, k: keys, v, heads, .. }, Value::I32(out)) => {
-                let (q, keys, v) = (self.i16s(*q), self.i16s(*keys), self.i16s(*v));
-                k.attention(AttentionArgs { q, k: keys, v, heads, spans: &self.spans }, out)
-            }
+            (Op::Attention { .. }, Value::I32(out)) => self.run_attention(op, line, out),
             (Op::Gelu { input, frac, .. }, Value::I32(out)) => {
                 k.gelu(self.i32s(*input), u32::from(*frac), out);
                 0
@@ -244,28 +386,85 @@ impl<K: HostOps> HostExecutor<K> {
                 k.l2_normalize(self.i32s(*input), cols, out);
                 0
             }
+            (Op::Rope { input, table, head_dim, shift, .. }, Value::I16(out)) => {
+                let rotary_dim = self.program.param(*table).cols as usize;
+                let (table, head_dim) = (self.vector(*table), usize::from(*head_dim));
+                let args = RopeArgs { table, rotary_dim, head_dim, shift };
+                k.rope(self.i32s(*input), args, &self.positions, out)
+            }
+            (Op::Multiply { a, b, shift, .. }, Value::I32(out)) => {
+                k.multiply(self.i32s(*a), self.i32s(*b), u32::from(*shift), out)
+            }
+            (Op::Shift { input, shift, .. }, Value::I32(out)) => {
+                k.shift(self.i32s(*input), u32::from(*shift), out);
+                0
+            }
+            (Op::Gather { input, .. }, Value::I32(out)) => {
+                k.gather(self.i32s(*input), cols, &self.points, out);
+                0
+            }
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
     }
 
     fn check_batch(&self, batch: &Batch) -> Result<(), BackendError> {
-        let bytes = self.program.activation_bytes(batch.rows() as u64, batch.sequences.len() as u64);
+        let mut caches = BTreeSet::new();
+        for (sequence, checked) in batch.sequences.iter().enumerate() {
+            let bad = |reason| Err(BackendError::Batch { sequence, reason });
+            if let Err(reason) = self.check_sequence(checked) {
+                return bad(reason);
+            }
+            let Some(id) = checked.cache else { continue };
+            if !caches.insert(id) {
+                return bad("another sequence of the batch has the same cache".into());
+            }
+            self.caches.check(id, checked.start).map_err(|reason| BackendError::Cache { cache: id, reason })?;
+        }
+        let bytes = self.program.pass_bytes(&shape(batch));
         if bytes > MAX_ACTIVATION_BYTES {
             let reason =
                 format!("the batch may need {bytes} bytes of memory; at most {MAX_ACTIVATION_BYTES} are allowed");
             return Err(BackendError::Batch { sequence: 0, reason });
         }
-        for (sequence, tokens) in batch.sequences.iter().enumerate() {
-            let bad = |reason| Err(BackendError::Batch { sequence, reason });
-            if tokens.is_empty() || tokens.len() > self.program.max_positions as usize {
-                return bad(format!("{} tokens; 1 to {} are allowed", tokens.len(), self.program.max_positions));
-            }
-            if let Some(t) = tokens.iter().find(|t| **t >= self.program.vocab_size) {
-                return bad(format!("token {t} is outside the vocabulary of {}", self.program.vocab_size));
-            }
-        }
         Ok(())
     }
+
+    fn check_sequence(&self, sequence: &Sequence) -> Result<(), String> {
+        let ensure = |ok: bool, reason: &dyn Fn() -> String| if ok { Ok(()) } else { Err(reason()) };
+        let Sequence { tokens, start, cache, sampler } = sequence;
+        let program = &self.program;
+        ensure((1..=program.max_positions as usize).contains(&tokens.len()), &|| {
+            format!("{} tokens; 1 to {} are allowed", tokens.len(), program.max_positions)
+        })?;
+        if let Some(t) = tokens.iter().find(|t| **t >= program.vocab_size) {
+            return Err(format!("token {t} is outside the vocabulary of {}", program.vocab_size));
+        }
+        ensure(*start < tokens.len(), &|| format!("nothing of {} tokens is left from {start} on", tokens.len()))?;
+        ensure(*start == 0 || cache.is_some(), &|| format!("{start} positions are in no cache"))?;
+        ensure(program.is_decoder() || cache.is_none() && sampler.is_none(), &|| {
+            "the program is no decoder, and has neither caches nor samplers".into()
+        })?;
+        let Some(sampler) = sampler else { return Ok(()) };
+        ensure(sampler.sampling.prompt_tokens > 0, &|| "a prompt has at least one token".into())?;
+        let (draws, points) = (sampler.draws.len(), sequence.points().len());
+        ensure(draws == points, &|| format!("{draws} draws for {points} points"))
+    }
+}
+
+/// What a batch takes.
+fn shape(batch: &Batch) -> PassShape {
+    PassShape {
+        positions: batch.rows() as u64,
+        sequences: batch.sequences.len() as u64,
+        points: batch.points() as u64,
+        cached: batch.sequences.iter().map(|s| s.start as u64).sum(),
+    }
+}
+
+/// Row of each point, in order.
+fn point_rows(batch: &Batch, spans: &[Range<usize>]) -> Vec<usize> {
+    let rows = batch.sequences.iter().zip(spans).map(|(s, span)| s.points().map(|p| span.start + p - s.start));
+    rows.flatten().collect()
 }
 
 impl<K: HostOps> Executor for HostExecutor<K> {
@@ -274,20 +473,37 @@ impl<K: HostOps> Executor for HostExecutor<K> {
         let checked = self.check_batch(batch);
         self.batch = if checked.is_ok() { batch.clone() } else { Batch::default() };
         self.spans = self.batch.spans();
-        self.values.begin(self.batch.rows(), self.batch.sequences.len());
+        self.positions = self.embed_index(EmbedIndex::Position);
+        self.points = point_rows(&self.batch, &self.spans);
+        self.values.begin(Extent {
+            positions: self.positions.len(),
+            sequences: self.batch.sequences.len(),
+            points: self.points.len(),
+        });
+        for sequence in &self.batch.sequences {
+            if let Some(id) = sequence.cache {
+                self.caches.begin(id, sequence.start);
+            }
+        }
         checked
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
         let program = Arc::clone(&self.program);
         let mut report = LayerReport::default();
+        let mut line = self.caches.line(layer);
         for op in &program.layers[layer].ops {
             for input in op.inputs() {
                 self.values.get(input)?;
             }
+            self.keep(op, line)?;
             let mut out = self.values.take(op.out());
-            report.saturations += self.run_op(op, &mut out);
+            // Without points there is nothing to do in the last layer.
+            if !out.is_empty() {
+                report.saturations += self.run_op(op, line, &mut out);
+            }
             self.values.put(op.out(), out);
+            line += usize::from(matches!(op, Op::Attention { .. }));
         }
         Ok(report)
     }
@@ -298,5 +514,21 @@ impl<K: HostOps> Executor for HostExecutor<K> {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.values.set(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.caches.fork(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.caches.truncate(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.caches.drop(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.caches.bytes()
     }
 }

@@ -19,54 +19,106 @@ const PIECE_BYTES: u128 = 256;
 /// Sums, products and scratch of a few rows, for each thread, besides what grows with the sequence.
 const THREAD_BYTES: u128 = 16 * 8 * MAX_REDUCTION as u128;
 
+/// What decides how much memory a pass takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassShape {
+    /// Positions that all sequences compute together.
+    pub positions: u64,
+    /// Sequences.
+    pub sequences: u64,
+    /// Points of all sequences together.
+    pub points: u64,
+    /// Positions of all sequences together that are in caches before the pass.
+    pub cached: u64,
+}
+
+impl PassShape {
+    fn rows(&self, rows: Rows) -> u128 {
+        match rows {
+            Rows::Position => self.positions.into(),
+            Rows::Sequence => self.sequences.into(),
+            Rows::Point => self.points.into(),
+        }
+    }
+
+    /// Positions whose keys and values the pass reads.
+    fn keys(&self) -> u128 {
+        u128::from(self.positions) + u128::from(self.cached)
+    }
+}
+
 impl Program {
-    /// Upper bound of the host memory, in bytes, that a batch of `sequences` sequences with `positions` positions in
-    /// all takes while it runs on up to [`BOUND_THREADS`] threads: every tensor with its exponents, the scratch of the
-    /// op that needs most, and the copies of the layer output that is largest, once as read and once as padded rows.
-    /// Parameters and what a caller keeps longer (the rows of every layer, say) are not in it. Saturates.
+    /// [`pass_bytes`](Self::pass_bytes) of `sequences` whole sequences with `positions` positions in all and at most one
+    /// point each.
+    pub fn activation_bytes(&self, positions: u64, sequences: u64) -> u128 {
+        self.pass_bytes(&PassShape { positions, sequences, points: sequences, cached: 0 })
+    }
+
+    /// Upper bound of the host memory, in bytes, that a pass takes while it runs on up to [`BOUND_THREADS`] threads:
+    /// every tensor with its exponents, the scratch of the op that needs most, and the copies of the layer output that
+    /// is largest, once as read and once as padded rows. Parameters, caches and what a caller keeps longer (the rows of
+    /// every layer, say) are not in it. Saturates.
     ///
     /// For a validated program. Whoever takes work from outside compares this with its budget before
-    /// [`begin`](crate::backend::Executor::begin), and refuses what does not fit:
+    /// [`begin`](crate::backend::Executor::begin), and refuses or cuts what does not fit:
     /// `program.activation_bytes(tokens.len() as u64, 1) <= budget`. An executor keeps storage of up to four times what
     /// the last batch needed, plus 1 MiB for each tensor, where an earlier batch was larger.
-    pub fn activation_bytes(&self, positions: u64, sequences: u64) -> u128 {
-        let (positions, sequences) = (u128::from(positions), u128::from(sequences));
-        let rows = |rows: Rows| if rows == Rows::Position { positions } else { sequences };
+    pub fn pass_bytes(&self, pass: &PassShape) -> u128 {
         let tensors = self.tensors.iter().fold(0_u128, |sum, t| {
-            let (cols, rows) = (u128::from(t.cols), rows(t.rows));
+            let cols = u128::from(t.cols);
             let row = match t.kind {
                 TensorKind::I32 => 4 * cols,
                 TensorKind::I16 => 2 * cols,
                 TensorKind::Bfp => 2 * cols + 4,
             };
-            sum.saturating_add(rows.saturating_mul(row))
+            sum.saturating_add(pass.rows(t.rows).saturating_mul(row))
         });
         let outputs = self.layers.iter().map(|l| {
             let tensor = self.tensor(l.output);
             let row = 4 * u128::from(tensor.cols);
-            rows(tensor.rows).saturating_mul(row + row.next_multiple_of(ROW_PADDING))
+            pass.rows(tensor.rows).saturating_mul(row + row.next_multiple_of(ROW_PADDING))
         });
-        let scratch = self.layers.iter().flat_map(|l| &l.ops).map(|op| op_scratch(op, positions, sequences));
-        // Token ids, and the row range of each sequence.
-        let batch = positions.saturating_mul(4).saturating_add(sequences.saturating_mul(64));
+        let scratch = self.layers.iter().flat_map(|l| &l.ops).map(|op| op_scratch(op, pass));
+        // Token ids, and the row range of each sequence; draws and row numbers of points.
+        let sequences = u128::from(pass.sequences).saturating_mul(256);
+        let points = u128::from(pass.points).saturating_mul(16);
+        let batch = pass.keys().saturating_mul(4).saturating_add(sequences).saturating_add(points);
         [tensors, outputs.max().unwrap_or(0), scratch.max().unwrap_or(0), batch]
             .into_iter()
             .fold(u128::from(BOUND_THREADS) * THREAD_BYTES, u128::saturating_add)
     }
+
+    /// Upper bound of the bytes that the cache of one sequence of `positions` positions holds. Saturates.
+    pub fn cache_bytes(&self, positions: u64) -> u64 {
+        let pages = positions.div_ceil(BLOCK as u64);
+        let page = |op: &Op| match op {
+            Op::Attention { heads, .. } => page_bytes(heads),
+            _ => 0,
+        };
+        let ops = self.layers.iter().flat_map(|l| &l.ops);
+        ops.fold(0, |sum, op| sum.saturating_add(page(op).saturating_mul(pages)))
+    }
 }
 
-fn op_scratch(op: &Op, positions: u128, sequences: u128) -> u128 {
+/// Bytes of the keys and values of one attention op over one block of positions.
+pub(crate) fn page_bytes(heads: &Heads) -> u64 {
+    2 * size_of::<i16>() as u64 * BLOCK as u64 * u64::from(heads.kv_heads) * u64::from(heads.head_dim)
+}
+
+fn op_scratch(op: &Op, pass: &PassShape) -> u128 {
+    let (positions, sequences, points) = (pass.rows(Rows::Position), pass.rows(Rows::Sequence), pass.rows(Rows::Point));
     match op {
         Op::Embed { tables, .. } => positions.saturating_mul(4 * tables.len() as u128),
-        Op::Attention { heads, .. } => attention(heads, positions, sequences),
+        Op::Attention { heads, .. } => attention(heads, pass),
         Op::MeanPool { .. } | Op::FirstPool { .. } => sequences.saturating_mul(PIECE_BYTES),
         // Pieces of at least one row.
-        _ => positions.saturating_add(sequences).saturating_mul(PIECE_BYTES),
+        _ => positions.saturating_add(sequences).saturating_add(points).saturating_mul(PIECE_BYTES),
     }
 }
 
 /// Packed keys and values of all sequences, and the blocks of one piece for each thread.
-fn attention(heads: &Heads, positions: u128, sequences: u128) -> u128 {
+fn attention(heads: &Heads, pass: &PassShape) -> u128 {
+    let (rows, sequences, positions) = (pass.rows(Rows::Position), pass.rows(Rows::Sequence), pass.keys());
     let dim = u128::from(heads.head_dim) + PADDING;
     let block = BLOCK as u128;
     let blocks_of_all = (positions / block).saturating_add(sequences);
@@ -79,7 +131,7 @@ fn attention(heads: &Heads, positions: u128, sequences: u128) -> u128 {
     // while it moves the old half is still there.
     let blocks = positions.div_ceil(block);
     let piece = blocks.saturating_mul(3 * PIECE_ROWS * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
-    let pieces = (positions / PIECE_ROWS).saturating_add(sequences);
+    let pieces = (rows / PIECE_ROWS).saturating_add(sequences);
     let running = piece.saturating_mul(pieces.min(u128::from(BOUND_THREADS)));
     packed.saturating_add(running).saturating_add(pieces.saturating_mul(PIECE_BYTES))
 }

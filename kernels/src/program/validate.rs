@@ -16,6 +16,8 @@ pub const MAX_HEAD_DIM: u16 = 512;
 pub const MAX_COLS: u32 = 1 << 18;
 /// Widest committed row, that is, the widest output of a layer: 256 KiB.
 pub const MAX_OUTPUT_COLS: u32 = 1 << 16;
+/// Largest right shift of a rotated head, besides the 30 bits of the table.
+pub const MAX_ROPE_SHIFT: u8 = 32;
 const MAX_ITEMS: usize = u16::MAX as usize;
 const MAX_LAYERS: usize = 512;
 const MAX_OPS: usize = 256;
@@ -96,7 +98,17 @@ impl Program {
             ensure(live.contains(&id), || format!("{:?} is read before it is written", self.tensor(id).name))?;
         }
         ensure(!live.contains(&op.out()), || format!("{:?} is written twice", self.tensor(op.out()).name))?;
-        ensure((layer == 0) == matches!(op, Op::Embed { .. }) || layer == 0, || "embed belongs to layer 0".into())
+        ensure((layer == 0) == matches!(op, Op::Embed { .. }) || layer == 0, || "embed belongs to layer 0".into())?;
+        let rows = self.tensor(op.out()).rows;
+        if !self.is_decoder() {
+            return ensure(rows != Rows::Point, || "only a program whose output has a row per point has points".into());
+        }
+        let last = layer + 1 == self.layers.len();
+        ensure(rows == Rows::Position || last && rows == Rows::Point, || {
+            "a decoder has rows per position, and in its last layer rows per point".into()
+        })?;
+        let all = matches!(op, Op::Attention { heads, .. } if !heads.causal);
+        ensure(!all, || "the attention of a decoder is causal".into())
     }
 
     fn check_op(&self, op: &Op) -> Check {
@@ -114,18 +126,41 @@ impl Program {
             }
             Op::LayerNorm { input, norm, bias, out } => {
                 self.vector(*bias, DType::I32, self.tensor(*input).cols)?;
-                self.check_norm(*input, norm, *out)
+                self.check_norm(*input, self.tensor(*input).cols, norm, *out)
             }
-            Op::RmsNorm { input, norm, out } => self.check_norm(*input, norm, *out),
+            Op::RmsNorm { input, norm, groups, out } => {
+                let cols = self.tensor(*input).cols;
+                ensure(*groups > 0 && cols.is_multiple_of(u32::from(*groups)), || {
+                    "groups must divide the columns".into()
+                })?;
+                self.check_norm(*input, cols / u32::from(*groups), norm, *out)
+            }
             Op::Attention { q, k, v, heads, out } => self.check_attention([*q, *k, *v, *out], heads),
             Op::Gelu { input, frac, out } | Op::Silu { input, frac, out } => {
                 ensure(*frac <= 31, || "frac must be at most 31".into())?;
                 self.unary(*input, *out)
             }
-            Op::MeanPool { input, out } | Op::FirstPool { input, out } => self.check_pool(*input, *out),
+            Op::MeanPool { input, out } | Op::FirstPool { input, out } => {
+                self.change_rows(*input, *out, Rows::Sequence, "pooling goes from positions to sequences")
+            }
             Op::L2Normalize { input, out } => {
-                self.norm_width(*input)?;
+                norm_width(self.tensor(*input).cols)?;
                 self.unary(*input, *out)
+            }
+            Op::Rope { input, table, heads, head_dim, shift, out } => {
+                self.check_rope([*input, *out], *table, [*heads, *head_dim], shift)
+            }
+            Op::Multiply { a, b, shift, out } => {
+                ensure(*shift <= 62, || "shift must be at most 62".into())?;
+                self.unary(*a, *out)?;
+                self.unary(*b, *out)
+            }
+            Op::Shift { input, shift, out } => {
+                ensure(*shift <= 31, || "shift must be at most 31".into())?;
+                self.unary(*input, *out)
+            }
+            Op::Gather { input, out } => {
+                self.change_rows(*input, *out, Rows::Point, "gathering goes from positions to points")
             }
         }
     }
@@ -161,10 +196,11 @@ impl Program {
         bias.map_or(Ok(()), |b| self.vector(b, DType::I32, codes.rows))
     }
 
-    fn check_norm(&self, input: TensorId, norm: &Norm, out: TensorId) -> Check {
-        self.norm_width(input)?;
+    /// `cols` is what is normalised as one.
+    fn check_norm(&self, input: TensorId, cols: u32, norm: &Norm, out: TensorId) -> Check {
+        norm_width(cols)?;
         self.unary(input, out)?;
-        self.vector(norm.scale, DType::I32, self.tensor(input).cols)?;
+        self.vector(norm.scale, DType::I32, cols)?;
         ensure((1..=62).contains(&norm.shift), || "shift must be 1 to 62".into())?;
         ensure(norm.epsilon_mantissa == 0 || norm.epsilon_mantissa >> 31 == 1, || "epsilon is not normalised".into())
     }
@@ -190,13 +226,30 @@ impl Program {
         ensure(value.iter().all(|s| *s <= 31), || "a value shift is at most 31".into())
     }
 
-    fn check_pool(&self, input: TensorId, out: TensorId) -> Check {
+    fn check_rope(&self, [input, out]: [TensorId; 2], table: ParamId, [h, dim]: [u16; 2], shift: &[u8]) -> Check {
+        ensure(h > 0 && (1..=MAX_HEAD_DIM).contains(&dim), || format!("head_dim must be 1 to {MAX_HEAD_DIM}"))?;
+        self.kind(input, TensorKind::I32)?;
+        self.kind(out, TensorKind::I16)?;
+        self.same_shape(input, out)?;
+        let (t, cols) = (self.tensor(input), u32::from(h) * u32::from(dim));
+        ensure(t.rows == Rows::Position && t.cols == cols, || format!("{:?} must be [positions, {cols}]", t.name))?;
+        let table = self.declared(table)?;
+        ensure(table.dtype == DType::I32 && table.rows >= self.max_positions, || {
+            format!("{:?} must be i32 with a row for each of {} positions", table.name, self.max_positions)
+        })?;
+        ensure(table.cols.is_multiple_of(2) && table.cols <= u32::from(dim), || {
+            format!("{:?} must have an even number of columns, at most {dim}", table.name)
+        })?;
+        ensure(shift.len() == usize::from(h), || "one shift per head expected".into())?;
+        ensure(shift.iter().all(|s| *s <= MAX_ROPE_SHIFT), || format!("a shift is at most {MAX_ROPE_SHIFT}"))
+    }
+
+    /// An op that keeps the columns and goes from positions to other rows.
+    fn change_rows(&self, input: TensorId, out: TensorId, rows: Rows, what: &str) -> Check {
         self.kind(input, TensorKind::I32)?;
         self.kind(out, TensorKind::I32)?;
         let (i, o) = (self.tensor(input), self.tensor(out));
-        ensure(i.rows == Rows::Position && o.rows == Rows::Sequence, || {
-            "pooling goes from positions to sequences".into()
-        })?;
+        ensure(i.rows == Rows::Position && o.rows == rows, || what.into())?;
         ensure(i.cols == o.cols, || "input and output differ in width".into())
     }
 
@@ -214,10 +267,6 @@ impl Program {
     fn same_shape(&self, a: TensorId, b: TensorId) -> Check {
         let (a, b) = (self.tensor(a), self.tensor(b));
         ensure(a.rows == b.rows && a.cols == b.cols, || format!("{:?} and {:?} differ in shape", a.name, b.name))
-    }
-
-    fn norm_width(&self, id: TensorId) -> Check {
-        ensure(self.tensor(id).cols <= MAX_NORM_COLS, || format!("a normalised row is at most {MAX_NORM_COLS} wide"))
     }
 
     fn declared(&self, id: ParamId) -> Result<&Param, String> {
@@ -238,6 +287,10 @@ impl Program {
         self.vector(rows.shift, DType::I16, codes.rows)?;
         Ok(codes)
     }
+}
+
+fn norm_width(cols: u32) -> Check {
+    ensure(cols <= MAX_NORM_COLS, || format!("a normalised row is at most {MAX_NORM_COLS} wide"))
 }
 
 fn check_tensor(t: &Tensor) -> Check {

@@ -1,10 +1,8 @@
 //! Scaled dot-product attention with block-wise exact softmax (SPEC 5.7).
 
-use std::ops::Range;
-
 use super::matmul::dot;
 use crate::fixed::{SCORE_FRAC, bit_length, recip, round_shift, sat32, softmax_weight};
-use crate::host::AttentionArgs;
+use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
 
 /// Key positions in one softmax block; blocks are aligned to the sequence's start.
 pub const BLOCK: usize = 256;
@@ -25,38 +23,34 @@ struct Partial {
 /// `out[t, h*D + c]`, the weighted mean of the values that row `t` sees. Returns the number of clamped scores.
 pub fn attention(args: AttentionArgs<'_>, out: &mut [i32]) -> u64 {
     let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
-    let rows = args.spans.iter().flat_map(|span| span.clone().map(move |t| (span, t)));
-    rows.map(|(span, t)| position(&args, span, t, &mut out[t * width..(t + 1) * width])).sum()
+    let rows = args.sequences.iter().flat_map(|sequence| sequence.rows.clone().map(move |t| (sequence, t)));
+    rows.map(|(sequence, t)| position(&args, sequence, t, &mut out[t * width..(t + 1) * width])).sum()
 }
 
-/// All heads of row `t`, which lies in the sequence `span`: `out[h*D + c]`. Returns the number of clamped scores.
-pub fn position(args: &AttentionArgs<'_>, span: &Range<usize>, t: usize, out: &mut [i32]) -> u64 {
+/// All heads of row `t`, which lies in `sequence`: `out[h*D + c]`. Returns the number of clamped scores.
+pub fn position(args: &AttentionArgs<'_>, sequence: &AttentionRows<'_>, t: usize, out: &mut [i32]) -> u64 {
     let heads = out.chunks_exact_mut(usize::from(args.heads.head_dim)).enumerate();
-    heads.map(|(h, out)| row(args, span, t, h, out)).sum()
+    heads.map(|(h, out)| row(args, sequence, t, h, out)).sum()
 }
 
-fn row(args: &AttentionArgs<'_>, span: &Range<usize>, t: usize, h: usize, out: &mut [i32]) -> u64 {
-    let end = if args.heads.causal { t + 1 } else { span.end };
+fn row(args: &AttentionArgs<'_>, sequence: &AttentionRows<'_>, t: usize, h: usize, out: &mut [i32]) -> u64 {
+    let seen = sequence.visible(t, args.heads);
     let mut saturations = 0;
     let mut partials = Vec::new();
-    for start in (span.start..end).step_by(BLOCK) {
-        let keys = start..end.min(start + BLOCK);
-        let scores = keys.clone().map(|j| {
-            let (score, clamped) = score_of(args, t, j, h);
+    for (b, start) in (0..seen).step_by(BLOCK).enumerate() {
+        let block = sequence.keys.block(b, kv(args, h), args.heads);
+        let keys = 0..BLOCK.min(seen - start);
+        let scores = keys.map(|j| {
+            let (q, k) = (query(args, t, h), element(block.keys, &block, j, args));
+            let (score, clamped) = score(q.iter().copied(), k.iter().copied(), args.heads.score_shift[h]);
             saturations += u64::from(clamped);
             score
         });
         let scores: Vec<i32> = scores.collect();
-        partials.push(partial(args, keys, &scores, h));
+        partials.push(partial(args, &block, &scores));
     }
     combine(&partials, args.heads.value_shift[h], out);
     saturations
-}
-
-/// The score of key `j` for row `t`.
-fn score_of(args: &AttentionArgs<'_>, t: usize, j: usize, h: usize) -> (i32, bool) {
-    let (q, k) = (head(args.q, args.heads.heads, t, h, args), head(args.k, args.heads.kv_heads, j, kv(args, h), args));
-    score(q.iter().copied(), k.iter().copied(), args.heads.score_shift[h])
 }
 
 /// The score of a key for a query, in Q20 log2 units, and whether it was clamped.
@@ -76,14 +70,14 @@ pub fn weight(reference: i64, score: i32) -> u16 {
     u64::try_from(distance).map_or(0, softmax_weight)
 }
 
-fn partial(args: &AttentionArgs<'_>, keys: Range<usize>, scores: &[i32], h: usize) -> Partial {
+fn partial(args: &AttentionArgs<'_>, block: &HeadBlock<'_>, scores: &[i32]) -> Partial {
     let reference = block_reference(scores.iter().copied());
     let mut values = vec![0_i64; usize::from(args.heads.head_dim)];
     let mut total = 0;
-    for (j, score) in keys.zip(scores) {
+    for (j, score) in scores.iter().enumerate() {
         let w = weight(reference, *score);
         total += i64::from(w);
-        for (sum, v) in values.iter_mut().zip(head(args.v, args.heads.kv_heads, j, kv(args, h), args)) {
+        for (sum, v) in values.iter_mut().zip(element(block.values, block, j, args)) {
             *sum += i64::from(w) * i64::from(*v);
         }
     }
@@ -118,9 +112,15 @@ fn kv(args: &AttentionArgs<'_>, h: usize) -> usize {
     h / usize::from(args.heads.heads / args.heads.kv_heads)
 }
 
-/// Elements of head `h` in row `t` of a tensor with `heads` heads.
-fn head<'a>(x: &'a [i16], heads: u16, t: usize, h: usize, args: &AttentionArgs<'_>) -> &'a [i16] {
+/// Query head `h` of row `t`.
+fn query<'a>(args: &AttentionArgs<'a>, t: usize, h: usize) -> &'a [i16] {
     let dim = usize::from(args.heads.head_dim);
-    let at = (t * usize::from(heads) + h) * dim;
-    &x[at..at + dim]
+    let at = (t * usize::from(args.heads.heads) + h) * dim;
+    &args.q[at..at + dim]
+}
+
+/// The key or value of position `j` of a block.
+fn element<'a>(x: &'a [i16], block: &HeadBlock<'_>, j: usize, args: &AttentionArgs<'_>) -> &'a [i16] {
+    let at = block.start + j * block.stride;
+    &x[at..at + usize::from(args.heads.head_dim)]
 }

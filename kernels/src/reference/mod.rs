@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor};
-use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, Scaled};
+use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
 use crate::program::Program;
 use crate::value::{ParamData, Params};
 
@@ -14,14 +14,18 @@ pub mod add;
 pub mod attention;
 pub mod embed;
 pub mod first_pool;
+pub mod gather;
 pub mod gelu;
 pub mod l2_normalize;
 pub mod layer_norm;
 pub mod matmul;
 pub mod mean_pool;
+pub mod multiply;
 pub mod normalize;
 pub mod quantize;
 pub mod rms_norm;
+pub mod rope;
+pub mod shift;
 pub mod silu;
 
 /// The reference backend.
@@ -89,5 +93,21 @@ impl HostOps for Reference {
 
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]) {
         l2_normalize::l2_normalize(input, cols, out);
+    }
+
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64 {
+        rope::rope(input, args, positions, out)
+    }
+
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64 {
+        multiply::multiply(a, b, shift, out)
+    }
+
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]) {
+        shift::shift(input, shift, out);
+    }
+
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
+        gather::gather(input, cols, rows, out);
     }
 }

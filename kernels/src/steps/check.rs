@@ -15,7 +15,7 @@ pub fn check_reads(program: &Program) -> Result<(), PlanError> {
     for (layer, shape) in program.layers.iter().enumerate().skip(1) {
         let row = match program.tensor(shape.output).rows {
             Rows::Position => program.max_positions.saturating_sub(1),
-            Rows::Sequence => 0,
+            Rows::Sequence | Rows::Point => 0,
         };
         let plan = Plan::new(program, layer, program.max_positions, row)?;
         for (step, (op, _)) in plan.steps.iter().zip(&plan.ops) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::view::{Activation, View};
 use super::{
     Lowered, MAX_TENSOR_BYTES, Part, Plan, PlanError, Source, Step, Width, add, attention, embed, first_pool, gelu,
-    l2_normalize, layer_norm, matmul, mean_pool, quantize, rms_norm, silu,
+    l2_normalize, layer_norm, matmul, mean_pool, multiply, quantize, rms_norm, shift, silu,
 };
 use crate::program::{Op, ParamId, Program, Rows, TensorId};
 
@@ -44,7 +44,7 @@ pub(super) fn plan(program: &Program, layer: usize, positions: u32, row: u32) ->
     }
     let rows = match program.tensor(program.layers[layer].output).rows {
         Rows::Position => positions,
-        Rows::Sequence => 1,
+        Rows::Sequence | Rows::Point => 1,
     };
     if row >= rows {
         return Err(place);
@@ -140,13 +140,18 @@ impl Lowering<'_> {
             }
             Op::Add { .. } => add::lower(self, [plain(0), plain(1)], cols),
             Op::LayerNorm { norm, bias, .. } => layer_norm::lower(self, plain(0), norm, *bias, cols),
-            Op::RmsNorm { norm, .. } => rms_norm::lower(self, plain(0), norm, cols),
+            Op::RmsNorm { norm, groups: 1, .. } => rms_norm::lower(self, plain(0), norm, cols),
             Op::Attention { heads, .. } => attention::lower(self, [plain(0), plain(1), plain(2)], heads),
             Op::Gelu { frac, .. } => gelu::lower(self, plain(0), *frac, cols),
             Op::Silu { frac, .. } => silu::lower(self, plain(0), *frac, cols),
             Op::MeanPool { .. } => mean_pool::lower(self, plain(0), cols),
             Op::FirstPool { .. } => first_pool::lower(self, plain(0), cols),
             Op::L2Normalize { .. } => l2_normalize::lower(self, plain(0), cols),
+            Op::Multiply { shift, .. } => multiply::lower(self, [plain(0), plain(1)], *shift, cols),
+            Op::Shift { shift, .. } => shift::lower(self, plain(0), *shift, cols),
+            Op::RmsNorm { .. } | Op::Rope { .. } | Op::Gather { .. } => {
+                Err(PlanError::Op { layer: self.at.0, op: self.at.1 })
+            }
         }
     }
 

@@ -32,9 +32,11 @@ mod lower;
 mod matmul;
 mod maxima;
 mod mean_pool;
+mod multiply;
 mod normalize;
 mod quantize;
 mod rms_norm;
+mod shift;
 mod silu;
 mod view;
 
@@ -202,6 +204,14 @@ pub enum PlanError {
     /// Scores of all rows would be a tensor of quadratic size.
     #[error("layer {layer} op {op} (attention): its output is needed for all rows, which a dispute can't hold")]
     Attention {
+        /// The layer.
+        layer: usize,
+        /// Index of the op.
+        op: usize,
+    },
+    /// No steps are defined for an op.
+    #[error("layer {layer} op {op}: it has no dispute view")]
+    Op {
         /// The layer.
         layer: usize,
         /// Index of the op.

@@ -107,7 +107,7 @@ impl LayerCase {
     fn rows(&self, layer: usize) -> u64 {
         match self.program.tensor(self.program.layers[layer].output).rows {
             Rows::Position => self.positions.into(),
-            Rows::Sequence => 1,
+            Rows::Sequence | Rows::Point => 1,
         }
     }
 

@@ -16,7 +16,7 @@ use super::kept::Kept;
 use crate::lower::param_bytes;
 
 fn kept(case: &Case, backend: &dyn Backend, layer: usize) -> Kept {
-    let tokens = &case.batch.sequences[0];
+    let tokens = &case.batch.sequences[0].tokens;
     let mut executor = backend.load(Arc::clone(&case.program), case.params.clone()).unwrap();
     let place = Place { point: tokens.len() as u32 - 1, layer: layer as u16 };
     Kept::run(&mut *executor, &case.program, tokens, place).unwrap()
@@ -24,7 +24,7 @@ fn kept(case: &Case, backend: &dyn Backend, layer: usize) -> Kept {
 
 /// What a referee makes of each element, from bytes that it was shown.
 fn check(case: &Case, kept: &Kept, plan: &Plan, steps: &[Vec<u8>]) {
-    let tokens: Vec<u8> = case.batch.sequences[0].iter().flat_map(|t| t.to_le_bytes()).collect();
+    let tokens: Vec<u8> = case.batch.sequences[0].tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
     let params: Vec<_> = (0..case.program.params.len() as u16)
         .map(|id| param_bytes(case.params.param(lockstep_kernels::program::ParamId(id))))
         .collect();
@@ -59,7 +59,7 @@ fn every_element_that_a_player_holds_is_what_a_referee_recomputes() {
     {
         for layer in 1..case.program.layers.len() {
             let kept = kept(case, backend, layer);
-            let positions = case.batch.sequences[0].len();
+            let positions = case.batch.sequences[0].tokens.len();
             let output = case.program.tensor(case.program.layers[layer].output);
             let rows = if output.rows == Rows::Position { vec![0, positions / 2, positions - 1] } else { vec![0] };
             for row in rows {

@@ -83,7 +83,7 @@ impl Kept {
         let tensor = self.program.tensor(id);
         let rows = match tensor.rows {
             Rows::Position => self.place.point as usize + 1,
-            Rows::Sequence => 1,
+            Rows::Sequence | Rows::Point => 1,
         };
         let (len, value) = (rows * tensor.cols as usize, executor.read(id)?);
         let fits = match (tensor.kind, &value) {

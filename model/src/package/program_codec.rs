@@ -69,7 +69,7 @@ fn decode_tag<T: Copy>(all: &[T], what: &'static str, r: &mut Reader<'_>) -> Dec
     all.get(usize::from(tag)).copied().ok_or(DecodeError::InvalidTag { what, tag: tag.into() })
 }
 
-const ROWS: [Rows; 2] = [Rows::Position, Rows::Sequence];
+const ROWS: [Rows; 3] = [Rows::Position, Rows::Sequence, Rows::Point];
 const KINDS: [TensorKind; 3] = [TensorKind::I32, TensorKind::I16, TensorKind::Bfp];
 const DTYPES: [DType; 4] = [DType::I8, DType::I16, DType::U16, DType::I32];
 
@@ -202,9 +202,10 @@ fn encode_op(op: &Op, w: &mut Writer) {
             w.u16(bias.0);
             w.u16(out.0);
         }
-        Op::RmsNorm { input, norm, out } => {
+        Op::RmsNorm { input, norm, groups, out } => {
             ids(5, &[*input], w);
             encode_norm(norm, w);
+            w.u16(*groups);
             w.u16(out.0);
         }
         Op::Attention { q, k, v, heads, out } => {
@@ -217,6 +218,19 @@ fn encode_op(op: &Op, w: &mut Writer) {
         Op::MeanPool { input, out } => ids(9, &[*input, *out], w),
         Op::FirstPool { input, out } => ids(10, &[*input, *out], w),
         Op::L2Normalize { input, out } => ids(11, &[*input, *out], w),
+        Op::Rope { input, table, heads, head_dim, shift, out } => {
+            ids(12, &[*input], w);
+            [table.0, *heads, *head_dim].iter().for_each(|v| w.u16(*v));
+            w.bytes(shift);
+            w.u16(out.0);
+        }
+        Op::Multiply { a, b, shift, out } => {
+            ids(13, &[*a, *b], w);
+            w.u8(*shift);
+            w.u16(out.0);
+        }
+        Op::Shift { input, shift, out } => encode_activation(14, *input, *shift, *out, w),
+        Op::Gather { input, out } => ids(15, &[*input, *out], w),
     }
 }
 
@@ -239,7 +253,7 @@ fn decode_op(r: &mut Reader<'_>) -> Decoded<Op> {
         },
         3 => Op::Add { a: tensor_id(r)?, b: tensor_id(r)?, out: tensor_id(r)? },
         4 => Op::LayerNorm { input: tensor_id(r)?, norm: decode_norm(r)?, bias: param_id(r)?, out: tensor_id(r)? },
-        5 => Op::RmsNorm { input: tensor_id(r)?, norm: decode_norm(r)?, out: tensor_id(r)? },
+        5 => Op::RmsNorm { input: tensor_id(r)?, norm: decode_norm(r)?, groups: r.u16()?, out: tensor_id(r)? },
         6 => Op::Attention {
             q: tensor_id(r)?,
             k: tensor_id(r)?,
@@ -252,6 +266,17 @@ fn decode_op(r: &mut Reader<'_>) -> Decoded<Op> {
         9 => Op::MeanPool { input: tensor_id(r)?, out: tensor_id(r)? },
         10 => Op::FirstPool { input: tensor_id(r)?, out: tensor_id(r)? },
         11 => Op::L2Normalize { input: tensor_id(r)?, out: tensor_id(r)? },
+        12 => Op::Rope {
+            input: tensor_id(r)?,
+            table: param_id(r)?,
+            heads: r.u16()?,
+            head_dim: r.u16()?,
+            shift: r.bytes("shifts of heads", MAX_HEADS)?.to_vec(),
+            out: tensor_id(r)?,
+        },
+        13 => Op::Multiply { a: tensor_id(r)?, b: tensor_id(r)?, shift: r.u8()?, out: tensor_id(r)? },
+        14 => Op::Shift { input: tensor_id(r)?, shift: r.u8()?, out: tensor_id(r)? },
+        15 => Op::Gather { input: tensor_id(r)?, out: tensor_id(r)? },
         tag => return Err(DecodeError::InvalidTag { what: "op", tag: tag.into() }),
     })
 }

@@ -56,18 +56,31 @@ fn op() -> impl Strategy<Value = Op> {
             bias: ParamId(bias),
             out
         }),
-        (two(), norm()).prop_map(|([input, out], norm)| Op::RmsNorm { input, norm, out }),
+        (two(), norm(), any::<u16>()).prop_map(|([input, out], norm, groups)| Op::RmsNorm { input, norm, groups, out }),
         (tensor_ids::<4>(), heads()).prop_map(|([q, k, v, out], heads)| Op::Attention { q, k, v, heads, out }),
         (two(), any::<u8>()).prop_map(|([input, out], frac)| Op::Gelu { input, frac, out }),
         (two(), any::<u8>()).prop_map(|([input, out], frac)| Op::Silu { input, frac, out }),
         two().prop_map(|[input, out]| Op::MeanPool { input, out }),
         two().prop_map(|[input, out]| Op::FirstPool { input, out }),
         two().prop_map(|[input, out]| Op::L2Normalize { input, out }),
+        (two(), any::<[u16; 3]>(), vec(any::<u8>(), 0..9)).prop_map(
+            |([input, out], [table, heads, head_dim], shift)| Op::Rope {
+                input,
+                table: ParamId(table),
+                heads,
+                head_dim,
+                shift,
+                out
+            }
+        ),
+        (tensor_ids::<3>(), any::<u8>()).prop_map(|([a, b, out], shift)| Op::Multiply { a, b, shift, out }),
+        (two(), any::<u8>()).prop_map(|([input, out], shift)| Op::Shift { input, shift, out }),
+        two().prop_map(|[input, out]| Op::Gather { input, out }),
     ]
 }
 
 fn program() -> impl Strategy<Value = Program> {
-    let tensor = ("[a-z.0-9é]{0,9}", 0..2_usize, any::<u32>(), 0..3_usize)
+    let tensor = ("[a-z.0-9é]{0,9}", 0..3_usize, any::<u32>(), 0..3_usize)
         .prop_map(|(name, rows, cols, kind)| Tensor { name, rows: ROWS[rows], cols, kind: KINDS[kind] });
     let param = ("[a-z.0-9]{0,9}", 0..4_usize, any::<u32>(), any::<u32>())
         .prop_map(|(name, dtype, rows, cols)| Param { name, dtype: DTYPES[dtype], rows, cols });

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, Scaled};
+use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, ParamData, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
 
 /// Which element: of the codes or values, or of the exponents of block floating point rows.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,18 @@ impl Executor for Lying {
     }
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.host.write(tensor, value)
+    }
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.fork_cache(from, to, positions)
+    }
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.truncate_cache(id, positions)
+    }
+    fn drop_cache(&mut self, id: CacheId) {
+        self.host.drop_cache(id);
+    }
+    fn cache_bytes(&self) -> u64 {
+        self.host.cache_bytes()
     }
 }
 
@@ -146,6 +158,24 @@ impl HostOps for Ops {
     }
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]) {
         Reference.l2_normalize(input, cols, out);
+        self.wide(out);
+    }
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64 {
+        let clamped = Reference.rope(input, args, positions, out);
+        self.narrow(out);
+        clamped
+    }
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64 {
+        let clamped = Reference.multiply(a, b, shift, out);
+        self.wide(out);
+        clamped
+    }
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]) {
+        Reference.shift(input, shift, out);
+        self.wide(out);
+    }
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
+        Reference.gather(input, cols, rows, out);
         self.wide(out);
     }
 }

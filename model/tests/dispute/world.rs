@@ -41,7 +41,7 @@ impl World {
         let model = write(&path, &manifest, |i| blobs[i].clone()).unwrap();
         // The mapping outlives the name.
         let package = Package::open_checked(&path, NonZeroUsize::MIN).unwrap();
-        let tokens = case.batch.sequences[0].clone();
+        let tokens = case.batch.sequences[0].tokens.clone();
         let nonce = Nonce::from_bytes([3; 32]);
         let request = RequestInput::Tokens(tokens.clone()).hash(&nonce);
         let seed = Seed::from_bytes([4; 32]);
@@ -58,7 +58,7 @@ impl World {
     /// The run of whoever has this backend, signed.
     pub fn run(&self, backend: &dyn Backend, keys: &Keypair, epoch: u64) -> SignedReceipt {
         let run = rerun(&self.package, backend, &self.job.tokens).unwrap();
-        let work_units = self.package.program().macs(self.job.tokens.len() as u64);
+        let work_units = self.package.program().macs(self.job.tokens.len() as u64, 0);
         let run = Run {
             epoch: LeaseEpoch(epoch),
             layers: self.layers(),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, Scaled};
+use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
 use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, ParamData, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
 
 /// What becomes of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,22 @@ impl<K: HostOps> Executor for LyingExecutor<K> {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.host.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.host.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.host.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.host.cache_bytes()
     }
 }
 
@@ -255,6 +271,28 @@ impl<K: HostOps> HostOps for LyingOps<K> {
 
     fn l2_normalize(&self, input: &[i32], cols: usize, out: &mut [i32]) {
         self.honest.l2_normalize(input, cols, out);
+        self.lie(Results::I32(out));
+    }
+
+    fn rope(&self, input: &[i32], args: RopeArgs<'_>, positions: &[u32], out: &mut [i16]) -> u64 {
+        let clamped = self.honest.rope(input, args, positions, out);
+        self.lie(Results::I16(out));
+        clamped
+    }
+
+    fn multiply(&self, a: &[i32], b: &[i32], shift: u32, out: &mut [i32]) -> u64 {
+        let clamped = self.honest.multiply(a, b, shift, out);
+        self.lie(Results::I32(out));
+        clamped
+    }
+
+    fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]) {
+        self.honest.shift(input, shift, out);
+        self.lie(Results::I32(out));
+    }
+
+    fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
+        self.honest.gather(input, cols, rows, out);
         self.lie(Results::I32(out));
     }
 }

@@ -51,7 +51,7 @@ impl WorldJob {
             job: Arc::new(job),
             layers: case.layers(),
             output_count: case.honest().output.len() as u32,
-            work_units: program.macs(case.tokens.len() as u64),
+            work_units: program.macs(case.tokens.len() as u64, 0),
             policy,
             planted: random.per_mille(150).then(|| case.honest().roots.clone()),
         };

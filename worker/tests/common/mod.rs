@@ -347,7 +347,7 @@ impl Run {
         assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, LAYERS));
         let (id, salt) = (job.id(), self.salt.unwrap());
         assert_eq!(self.commitment, Some(RunCommitment::of(id, receipt.epoch, worker, &salt, &roots)));
-        assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64));
+        assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64, 0));
         assert!(!self.broken);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 
 use crate::common::{LAYERS, POSITIONS};
 
@@ -85,5 +85,21 @@ impl Executor for Standing {
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.inner.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 use lockstep_model::dispute::{LayerCase, Trace};
 use lockstep_model::package::Package;
 use lockstep_model::rerun::rerun;
@@ -81,6 +81,22 @@ impl Executor for Lying {
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
         self.inner.write(tensor, value)
     }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
+    }
 }
 
 /// What a key signs that ran a job on this backend.
@@ -90,7 +106,7 @@ pub fn claim(package: &Package, backend: &dyn Backend, job: &Job, epoch: u64, ke
         epoch: LeaseEpoch(epoch),
         layers: LAYERS,
         output_count: ran.output.len() as u32,
-        work_units: package.program().macs(job.tokens.len() as u64),
+        work_units: package.program().macs(job.tokens.len() as u64, 0),
         saturations: ran.saturations,
         roots: ran.roots,
     };

@@ -148,7 +148,7 @@ impl Maker {
             1 => Op::Gelu { input, frac, out },
             2 => Op::Silu { input, frac, out },
             3 => Op::L2Normalize { input, out },
-            4 => Op::RmsNorm { input, norm: self.norm(cols), out },
+            4 => Op::RmsNorm { input, norm: self.norm(cols), groups: 1, out },
             5 => {
                 let (norm, bias) = (self.norm(cols), self.param("bias", DType::I32, 1, cols));
                 Op::LayerNorm { input, norm, bias, out }
