@@ -13,6 +13,7 @@ use crate::value::Value;
 
 mod case;
 mod data;
+mod decoder_ops;
 mod edges;
 mod long;
 mod models;

@@ -2,7 +2,7 @@
 
 use super::case::{Builder, Case, ParamValue};
 use super::data::{Pattern, SplitMix};
-use super::{Divergence, Level};
+use super::{Divergence, Level, decoder_ops};
 use crate::fixed::CODE_MAX;
 use crate::program::{EmbedIndex, Heads, Norm, OP_NAMES, Op, Rows, ScaledRows, TensorId, TensorKind};
 
@@ -16,6 +16,9 @@ pub(super) fn visit(level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
             "matmul" => matmul(level, visit)?,
             "attention" => attention(level, visit)?,
             "mean_pool" | "first_pool" => pool(op, level, visit)?,
+            "rope" => decoder_ops::rope(patterns(level), visit)?,
+            "multiply" => decoder_ops::multiply(shapes(level), patterns(level), visit)?,
+            "gather" => decoder_ops::gather(shapes(level), patterns(level), visit)?,
             _ => rows(op, level, visit)?,
         }
     }
@@ -101,28 +104,36 @@ fn row_op(
     cols: usize,
 ) -> Op {
     let frac = (variant % 32) as u8;
-    let norm = |b: &mut Builder, rng: &mut SplitMix| {
-        let scale = Pattern::Mixed.i32s(rng, 1, cols);
-        Norm {
-            scale: b.vector("scale", scale),
-            shift: (variant % 62 + 1) as u8,
-            epsilon_mantissa: if variant % 5 == 0 { 0 } else { 1 << 31 | rng.next_u64() as u32 },
-            epsilon_shift: if variant % 7 == 0 { i16::MIN } else { (variant % 80 - 20) as i16 },
-        }
-    };
     match op {
         "quantize" => Op::Quantize { input, out },
         "add" => Op::Add { a: input, b: input, out },
         "layer_norm" => {
-            let norm = norm(b, rng);
+            let norm = norm(b, rng, variant, cols);
             let bias = Pattern::Mixed.i32s(rng, 1, cols);
             Op::LayerNorm { input, norm, bias: b.vector("bias", bias), out }
         }
-        "rms_norm" => Op::RmsNorm { input, norm: norm(b, rng), groups: 1, out },
+        "rms_norm" => {
+            // Whole rows, and parts wherever the columns have such a divisor.
+            let groups = [1, 2, 3, cols, 5, 8][variant as usize % 6];
+            let groups = if cols.is_multiple_of(groups) { groups } else { 1 };
+            Op::RmsNorm { input, norm: norm(b, rng, variant, cols / groups), groups: groups as u16, out }
+        }
         "gelu" => Op::Gelu { input, frac, out },
         "silu" => Op::Silu { input, frac, out },
         "l2_normalize" => Op::L2Normalize { input, out },
+        "shift" => Op::Shift { input, shift: frac, out },
         _ => unreachable!("{op} is not an op on rows alone"),
+    }
+}
+
+/// A norm over `cols` elements, with constants that go with the variant.
+pub(super) fn norm(b: &mut Builder, rng: &mut SplitMix, variant: i64, cols: usize) -> Norm {
+    let scale = Pattern::Mixed.i32s(rng, 1, cols);
+    Norm {
+        scale: b.vector("scale", scale),
+        shift: (variant % 62 + 1) as u8,
+        epsilon_mantissa: if variant % 5 == 0 { 0 } else { 1 << 31 | rng.next_u64() as u32 },
+        epsilon_shift: if variant % 7 == 0 { i16::MIN } else { (variant % 80 - 20) as i16 },
     }
 }
 
