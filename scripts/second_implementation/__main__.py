@@ -21,7 +21,8 @@ from types import SimpleNamespace as Struct
 import numpy as np
 
 from inference import (GAUSS, LOGISTIC, Package, Refused, add, attention, embed, exp2neg, gate, l2_normalize, matmul,
-                       mean_pool, norm, quantize, recip, rescale, root, rowexp, rshift, rsqrt, softmax_weight)
+                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt,
+                       softmax_weight)
 from receipts import check_receipt
 
 
@@ -34,14 +35,16 @@ def check_vectors(folder):
                "rsqrt": rsqrt, "exp2_neg_fraction": lambda f: exp2neg(np.array(f)),
                "softmax_weight": lambda d: softmax_weight(np.array(d))}
     layer = lambda c: norm(c.input, c.scale, vars(c).get("bias"), int(c.shift), int(c.epsilon_mantissa),
-                           int(c.epsilon_shift))
+                           int(c.epsilon_shift), int(vars(c).get("groups", 1)))
     fields = ("codes", "mantissa", "shift", "index")
     tables = lambda c: [[getattr(c, f"table_{n}_{field}") for field in fields] for n in (0, 1)]
     ops = {"add": lambda c: add(c.a, c.b), "attention": lambda c: attention(c.q, c.k, c.v, c),
            "embed": lambda c: embed([(rows, index) for *rows, index in tables(c)]),
            "gelu": lambda c: gate(GAUSS, c.input, int(c.frac)), "silu": lambda c: gate(LOGISTIC, c.input, int(c.frac)),
            "l2_normalize": lambda c: l2_normalize(c.input), "layer_norm": layer, "rms_norm": layer,
-           "mean_pool": lambda c: mean_pool(c.input), "first_pool": lambda c: (c.input[:1], 0)}
+           "rope": lambda c: rope(c.input, c.angles, c.positions, int(c.heads), int(c.head_dim), c.shift),
+           "multiply": lambda c: multiply(c.a, c.b, int(c.shift)), "shift": lambda c: (rshift(c.input, int(c.shift)), 0),
+           "gather": lambda c: (c.input[c.rows.astype(int)], 0), "mean_pool": lambda c: mean_pool(c.input), "first_pool": lambda c: (c.input[:1], 0)}
 
     def results(name, case):
         """Pairs of what is computed and what is expected."""

@@ -173,8 +173,11 @@ def unit_rows(c, epsilon=0):
     return rshift(c * r[:, None], 24 + p[:, None])
 
 
-def norm(x, scale, bias, shift, em, es):
+def norm(x, scale, bias, shift, em, es, groups=1):
     """5.5 with a bias (layer_norm), 5.6 without (rms_norm). Sums of z are below 2^46; |u * scale| < 2^62 by 22.5."""
+    if groups > 1:
+        y, clamped = norm(x.reshape(len(x) * groups, -1), scale, bias, shift, em, es)
+        return y.reshape(x.shape), clamped
     z, k = magnify(x)
     d = x.shape[1]
     c = z if bias is None else z - (2 * z.sum(axis=1, keepdims=True) + d) // (2 * d)
@@ -183,6 +186,23 @@ def norm(x, scale, bias, shift, em, es):
         epsilon.append(0 if em == 0 else 2**62 if j > 30 else em << j if j >= 0 else int(rshift(em, -j)))
     y = rshift(unit_rows(c, np.array(epsilon, I64)) * scale.astype(I64), shift)
     return sat32(y + (0 if bias is None else bias.astype(I64)))
+
+
+def rope(x, table, positions, heads, size, shifts):
+    """5.13. Of all sums only 2^62 + 2^62 leaves int64."""
+    half, s = table.shape[1] // 2, np.asarray(shifts, I64)[:, None]
+    x = x.astype(I64).reshape(len(x), heads, size)
+    cos, sin = (table[np.asarray(positions)][:, None, n::2].astype(I64) for n in (0, 1))
+    a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    over = (a * sin == 2**62) & (b * cos == 2**62)
+    second = np.where(over, 2**63 - 1, a * sin + np.where(over, 0, b * cos))
+    y = np.concatenate([rshift(a * cos - b * sin, 30 + s), rshift(second, 30 + s), rshift(rest, s)], axis=2)
+    return clamp(y.reshape(len(x), -1), -32639, 32639)
+
+
+def multiply(a, b, shift):
+    """5.14."""
+    return sat32(rshift(a.astype(I64) * b.astype(I64), shift))
 
 
 def attention(q, k, v, heads):
@@ -297,13 +317,17 @@ OPS = [(name, [field.split("=") for field in fields]) for name, *fields in (line
     matmul input=BFP:r:k weights bias? out=I32|I16:r:n
     add a=I32:r:d b=I32:r:d out=I32:r:d
     layer_norm input=I32:r:d norm bias out=I32:r:d
-    rms_norm input=I32:r:d norm out=I32:r:d
+    rms_norm input=I32:r:d norm groups out=I32:r:d
     attention q=I16:position:d k=I16:position:n v=I16:position:n heads out=I32:position:d
     gelu input=I32:r:d frac out=I32:r:d
     silu input=I32:r:d frac out=I32:r:d
     mean_pool input=I32:position:d out=I32:sequence:d
     first_pool input=I32:position:d out=I32:sequence:d
-    l2_normalize input=I32:r:d out=I32:r:d""".strip().splitlines())]
+    l2_normalize input=I32:r:d out=I32:r:d
+    rope input=I32:position:d table heads_ size shifts out=I16:position:d
+    multiply a=I32:r:d b=I32:r:d shift out=I32:r:d
+    shift input=I32:r:d shift out=I32:r:d
+    gather input=I32:position:d out=I32:point:d""".strip().splitlines())]
 DTYPES = {"I8": "<i1", "I16": "<i2", "U16": "<u2", "I32": "<i4"}
 
 
@@ -315,7 +339,7 @@ FIELDS = {
     "tables": lambda r: r.seq(8, lambda r: Struct(
         weights=scaled_rows(r), index=(rule := r.choice("token", "position", "constant")),
         row=r.u32() if rule == "constant" else None)),
-    "weights": scaled_rows, "frac": Reader.u8, "bias?": lambda r: r.option(Reader.u16),
+    "weights": scaled_rows, "frac": Reader.u8, "shift": Reader.u8, "shifts": lambda r: r.bytes(65535), "bias?": lambda r: r.option(Reader.u16),
     "norm": lambda r: Struct(scale=r.u16(), shift=r.u8(), epsilon_mantissa=r.u32(), epsilon_shift=r.i16()),
     "heads": lambda r: Struct(heads=r.u16(), kv_heads=r.u16(), head_dim=r.u16(), causal=r.bool(),
                               score_shift=r.bytes(65535), value_shift=r.bytes(65535)),
@@ -334,7 +358,7 @@ def read_program(r):
     """20.6."""
     return Struct(
         vocab_size=r.u32(), max_positions=r.u32(),
-        tensors=r.seq(65535, lambda r: Struct(name=r.string(256), rows=r.choice("position", "sequence"), cols=r.u32(),
+        tensors=r.seq(65535, lambda r: Struct(name=r.string(256), rows=r.choice("position", "sequence", "point"), cols=r.u32(),
                                               kind=r.choice("I32", "I16", "BFP"))),
         params=r.seq(65535, lambda r: Struct(name=r.string(256), dtype=r.choice(*DTYPES), rows=r.u32(), cols=r.u32())),
         layers=r.seq(512, lambda r: Struct(name=r.string(256), ops=r.seq(256, read_op), output=r.u16())))
@@ -373,6 +397,7 @@ def check_program(p):
             *reads, out = [index for index, _ in op.tensors]
             require(known.issuperset(reads) and out not in known, "6.2", "what an op reads or writes")
             require(out < len(p.tensors), "6.1", "a tensor that is not declared")
+            require(p.tensors[out].rows != "point", "6.7", "points, which only a decoder has")
             require(op.op != "embed" or number == 0, "6.2", "embed outside of layer 0")
             check_op(p, op)
             known.add(out)
@@ -384,7 +409,7 @@ def check_program(p):
 
 def check_op(p, op):
     """6.4: what section 5 says about the kinds, shapes and limits of an op's tensors and parameters."""
-    bound = {"position": "position", "sequence": "sequence"}
+    bound = {rows: rows for rows in ("position", "sequence", "point")}
     for index, (kinds, rows, cols) in op.tensors:
         t = p.tensors[index]
         require(t.kind in kinds.split("|") and bound.setdefault(rows, t.rows) == t.rows and t.cols >= 1
@@ -400,7 +425,17 @@ def check_op(p, op):
     elif op.op == "matmul":
         params, limits = scaled(op.weights, ["I8", "I16"], n, k), k <= 8192
     elif "norm" in vars(op):
-        params, limits = [(op.norm.scale, ["I32"], 1, d)], d <= 2**15 and 1 <= op.norm.shift <= 62
+        groups = getattr(op, "groups", 1)
+        require(groups >= 1 and d % groups == 0, "5.6", "parts of a row")
+        params, limits = [(op.norm.scale, ["I32"], 1, d // groups)], d // groups <= 2**15 and 1 <= op.norm.shift <= 62
+    elif op.op == "rope":
+        require(op.table < len(p.params), "6.4", "a table of rope")
+        table = p.params[op.table]
+        params = [(op.table, ["I32"], max(table.rows, p.max_positions), table.cols)]
+        limits = (op.heads_ >= 1 and 1 <= op.size <= 512 and d == op.heads_ * op.size == len(op.shifts) * op.size
+                  and 2 <= table.cols <= op.size and table.cols % 2 == 0 and all(s <= 32 for s in op.shifts))
+    elif op.op in ("multiply", "shift"):
+        limits = op.shift <= (62 if op.op == "multiply" else 31)
     elif op.op == "attention":
         h = op.heads
         limits = (1 <= h.head_dim <= 512 and h.kv_heads and h.heads % h.kv_heads == 0 and d == h.heads * h.head_dim
@@ -500,12 +535,15 @@ class Package:
             return matmul(x, self.scaled(op.weights), param(op.bias), self.program.tensors[op.out].kind == "I16")
         if op.op in ("layer_norm", "rms_norm"):
             return norm(x, param(op.norm.scale), param(op.bias) if op.op == "layer_norm" else None, op.norm.shift,
-                        op.norm.epsilon_mantissa, op.norm.epsilon_shift)
+                        op.norm.epsilon_mantissa, op.norm.epsilon_shift, getattr(op, "groups", 1))
+        if op.op == "rope":
+            return rope(x, self.params[op.table], np.arange(len(tokens)), op.heads_, op.size, list(op.shifts))
         if op.op == "attention":
             return attention(env[op.q], env[op.k], env[op.v], op.heads)
         return {"quantize": lambda: quantize(x), "add": lambda: add(env[op.a], env[op.b]),
                 "gelu": lambda: gate(GAUSS, x, op.frac), "silu": lambda: gate(LOGISTIC, x, op.frac),
                 "mean_pool": lambda: mean_pool(x), "first_pool": lambda: (x[:1], 0),
+                "multiply": lambda: multiply(env[op.a], env[op.b], op.shift), "shift": lambda: (rshift(x, op.shift), 0),
                 "l2_normalize": lambda: l2_normalize(x)}[op.op]()
 
     def run(self, tokens):

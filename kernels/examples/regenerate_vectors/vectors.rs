@@ -1,5 +1,8 @@
 //! Golden vectors of each op: small inputs and parameters, and what a set of kernels makes of them.
 
+#[path = "decoder_vectors.rs"]
+mod decoder_vectors;
+
 use std::ops::Range;
 
 use lockstep_kernels::conformance::{Pattern, SplitMix};
@@ -63,6 +66,10 @@ pub fn file<K: HostOps>(op: &str, kernels: &K) -> String {
         "gelu" | "silu" => activation(op, kernels),
         "mean_pool" | "first_pool" => pool(op, kernels),
         "l2_normalize" => l2_normalize(kernels),
+        "rope" => decoder_vectors::rope(kernels),
+        "multiply" => decoder_vectors::multiply(kernels),
+        "shift" => decoder_vectors::shift(kernels),
+        "gather" => decoder_vectors::gather(kernels),
         _ => panic!("no vectors for {op}"),
     };
     render(op, &format!("5.{clause}"), &cases)
@@ -186,7 +193,10 @@ fn add<K: HostOps>(k: &K) -> Vec<Object> {
 
 fn norm<K: HostOps>(op: &str, k: &K) -> Vec<Object> {
     let case = |(i, (name, cols, x, mut rng)): (usize, (String, usize, Vec<i32>, SplitMix))| {
-        let (scale, bias) = (Pattern::Mixed.i32s(&mut rng, 1, cols), Pattern::Mixed.i32s(&mut rng, 1, cols));
+        // Only RMSNorm knows parts of a row.
+        let groups = if op == "rms_norm" && i % 3 == 1 { [1, 3, 2, 17, 5][i / 8] } else { 1 };
+        let scale = Pattern::Mixed.i32s(&mut rng, 1, cols / groups);
+        let bias = Pattern::Mixed.i32s(&mut rng, 1, cols);
         let shift = [30, 1, 62, 40, 24][i % 5];
         let epsilon_mantissa = if i % 4 == 0 { 0 } else { 1 << 31 | rng.next_u64() as u32 };
         let epsilon_shift = [31, -40, 60, 0, 20, 1_000][i % 6];
@@ -198,7 +208,7 @@ fn norm<K: HostOps>(op: &str, k: &K) -> Vec<Object> {
         let (case, saturations) = if op == "layer_norm" {
             (case.list("bias", &bias), k.layer_norm(&x, args, &bias, &mut out))
         } else {
-            (case, k.rms_norm(&x, args, &mut out))
+            (case.raw("groups", groups), k.rms_norm(&x, args, &mut out))
         };
         case.rows("out", &out, cols).raw("saturations", saturations)
     };
