@@ -14,13 +14,16 @@ use crate::value::Value;
 mod case;
 mod data;
 mod decoder_ops;
+mod decoders;
 mod edges;
 mod long;
 mod models;
 mod ops;
+mod passes;
 
 pub use case::{Builder, Case, Outcome, OwnedParams, ParamValue};
 pub use data::{Pattern, SplitMix};
+pub use decoders::{DecoderShape, decoder};
 pub use models::encoder;
 
 /// How much is tried.
@@ -137,6 +140,7 @@ pub fn run(backend: &dyn Backend, level: Level, progress: &mut dyn FnMut(Progres
         summary.elements += long::attention(backend)?;
     }
     summary.elements += models::invariance(backend)?;
+    summary.elements += passes::invariance(backend)?;
     Ok(summary)
 }
 

@@ -1,0 +1,220 @@
+//! A decoder must give the same rows however its sequences are cut into passes, whoever shares them, and whichever
+//! cache they continue.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::case::{Case, OwnedParams};
+use super::data::SplitMix;
+use super::decoders::{DecoderShape, decoder};
+use super::{Difference, Divergence, compare};
+use crate::backend::{Backend, BackendError, Executor};
+use crate::reference::Reference;
+use crate::sampling::Sampling;
+use crate::value::{Batch, CacheId, Params, Sampler, Sequence, Value};
+
+/// Positions of one sequence in one pass, kept in a cache or not.
+type Part = (usize, Option<u64>, Range<usize>);
+
+/// What is done to an executor.
+enum Step {
+    /// One pass.
+    Pass(Vec<Part>),
+    /// From a cache to a new one with as many positions.
+    Fork(u64, u64, usize),
+    /// A cache keeps as many positions.
+    Truncate(u64, usize),
+    /// A cache is dropped.
+    Drop(u64),
+}
+
+/// Lengths and prompt lengths. The first three begin alike, with as many positions as [`COMMON`] says.
+const SEQUENCES: [(usize, u32); 4] = [(540, 530), (300, 1), (515, 512), (3, 3)];
+/// See [`SEQUENCES`].
+const COMMON: [usize; 4] = [540, 270, 512, 0];
+
+/// Passes over the sequences, each list on an executor of its own.
+fn schedules() -> Vec<(&'static str, Vec<Step>)> {
+    let whole = |s: usize, cache| (s, cache, 0..SEQUENCES[s].0);
+    let one = |s: usize, cache, range| Step::Pass(vec![(s, Some(cache), range)]);
+    let cuts = [0, 1, 2, 17, 255, 256, 257, 300, 511, 513, 540];
+    let chunks = cuts.windows(2).map(|w| one(0, 1, w[0]..w[1])).collect();
+    let singles = (0..SEQUENCES[1].0).map(|t| one(1, 1, t..t + 1)).collect();
+    let ragged = vec![
+        Step::Pass(vec![(0, Some(1), 0..530), (3, Some(9), 0..2)]),
+        Step::Pass(vec![(0, Some(1), 530..531), (2, Some(2), 0..400), whole(3, None), (3, Some(9), 2..3)]),
+        Step::Pass(vec![(2, Some(2), 400..510), (0, Some(1), 531..532), (1, Some(3), 0..270)]),
+        Step::Drop(9),
+        Step::Pass(vec![(0, Some(1), 532..540), (1, Some(3), 270..300), (2, Some(2), 510..515), whole(3, Some(9))]),
+    ];
+    let forked = vec![
+        one(0, 1, 0..540),
+        // In the middle of a page, and at the end of one.
+        Step::Fork(1, 2, 269),
+        Step::Fork(1, 3, 512),
+        Step::Pass(vec![(1, Some(2), 269..271), (2, Some(3), 512..513)]),
+        Step::Pass(vec![(2, Some(3), 513..515), (1, Some(2), 271..300), (0, Some(1), 539..540)]),
+        Step::Drop(1),
+        Step::Fork(2, 1, 269),
+        one(0, 1, 269..540),
+        one(1, 2, 299..300),
+    ];
+    let redone = vec![
+        one(0, 1, 0..540),
+        Step::Truncate(1, 530),
+        one(0, 1, 530..540),
+        // Without being cut first, and with another sequence from where they differ.
+        one(0, 1, 255..530),
+        Step::Truncate(1, 270),
+        one(1, 1, 270..300),
+        one(0, 1, 0..9),
+    ];
+    vec![
+        ("one pass without caches", vec![Step::Pass((0..4).map(|s| whole(s, None)).collect())]),
+        ("one pass with caches", vec![Step::Pass((0..4).map(|s| whole(s, Some(s as u64))).collect())]),
+        ("in pieces", chunks),
+        ("token by token", singles),
+        ("ragged passes", ragged),
+        ("forked caches", forked),
+        ("positions redone", redone),
+    ]
+}
+
+/// A decoder, its sequences, and the rows of all layers that the oracle makes of each one alone.
+struct Expected {
+    case: Case,
+    tokens: Vec<Vec<u32>>,
+    rows: Vec<Vec<Vec<i32>>>,
+    saturations: Vec<Vec<u64>>,
+}
+
+impl Expected {
+    fn new(shape: DecoderShape) -> Result<Self, BackendError> {
+        let case = decoder(shape, &[1]);
+        let mut rng = SplitMix::named("tokens of the passes");
+        let mut random =
+            |len: usize| -> Vec<u32> { (0..len).map(|_| rng.range(0, shape.vocab as i64 - 1) as u32).collect() };
+        let first = random(SEQUENCES[0].0);
+        let tokens = SEQUENCES
+            .iter()
+            .zip(COMMON)
+            .map(|((len, _), common)| [&first[..common.min(*len)], &random(len.saturating_sub(common))].concat());
+        let tokens = tokens.collect();
+        let mut expected = Self { case, tokens, rows: vec![], saturations: vec![] };
+        let mut oracle = expected.load(&Reference)?;
+        for s in 0..SEQUENCES.len() {
+            let batch = expected.batch(&[(s, None, 0..SEQUENCES[s].0)]);
+            let (rows, saturations) = expected.pass(oracle.as_mut(), &batch)?;
+            expected.rows.push(rows);
+            expected.saturations.push(saturations);
+        }
+        Ok(expected)
+    }
+
+    fn load(&self, backend: &dyn Backend) -> Result<Box<dyn Executor>, BackendError> {
+        let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&self.case.params);
+        backend.load(Arc::clone(&self.case.program), params)
+    }
+
+    fn batch(&self, parts: &[Part]) -> Batch {
+        let sequence = |(s, cache, range): &Part| {
+            let prompt_tokens = SEQUENCES[*s].1;
+            let sampling = Arc::new(Sampling { prompt_tokens, max_tokens: u32::MAX, ..Sampling::default() });
+            let mut sequence = Sequence::new(self.tokens[*s][..range.end].to_vec());
+            (sequence.start, sequence.cache) = (range.start, cache.map(CacheId));
+            sequence.sampler = Some(Sampler { sampling, draws: vec![] });
+            let draws = sequence.points().map(|t| t as u64).collect();
+            if let Some(sampler) = &mut sequence.sampler {
+                sampler.draws = draws;
+            }
+            sequence
+        };
+        Batch { sequences: parts.iter().map(sequence).collect() }
+    }
+
+    /// Of each layer the rows of its output, and what it clamped.
+    fn pass(&self, executor: &mut dyn Executor, batch: &Batch) -> Result<(Vec<Vec<i32>>, Vec<u64>), BackendError> {
+        executor.begin(batch)?;
+        let (mut rows, mut saturations) = (Vec::new(), Vec::new());
+        for (l, layer) in self.case.program.layers.iter().enumerate() {
+            saturations.push(executor.run_layer(l)?.saturations);
+            let Value::I32(output) = executor.read(layer.output)? else {
+                return Err(BackendError::Value { tensor: layer.output, reason: "an output is i32".into() });
+            };
+            rows.push(output);
+        }
+        Ok((rows, saturations))
+    }
+
+    /// The rows that a pass must give in a layer, out of those of whole sequences.
+    fn rows_of(&self, parts: &[Part], layer: usize) -> Vec<i32> {
+        let cols = self.case.program.tensor(self.case.program.layers[layer].output).cols as usize;
+        let last = layer + 1 == self.case.program.layers.len();
+        let of_part = |(s, _, range): &Part| {
+            let first = if last { SEQUENCES[*s].1 as usize - 1 } else { 0 };
+            let range = range.start.max(first) - first..range.end.max(first) - first;
+            self.rows[*s][layer][range.start * cols..range.end * cols].iter().copied()
+        };
+        parts.iter().flat_map(of_part).collect()
+    }
+}
+
+/// Runs every schedule on the backend, against the oracle over whole sequences without caches. Returns the number of
+/// elements compared.
+pub(super) fn invariance(backend: &dyn Backend) -> Result<u64, Divergence> {
+    let mut elements = 0;
+    let shape = DecoderShape::SMALL;
+    for shape in [shape, DecoderShape { head_norms: true, head_dim: 18, rotary_dim: 12, layers: 1, ..shape }] {
+        let of_oracle = |e: BackendError| Divergence {
+            backend: "reference".into(),
+            op: "model",
+            case: "a decoder over whole sequences".into(),
+            difference: Difference::Failed { error: e.to_string() },
+        };
+        let expected = Expected::new(shape).map_err(of_oracle)?;
+        for (name, steps) in schedules() {
+            let fail = |difference| Divergence { backend: backend.name(), op: "model", case: name.into(), difference };
+            elements += run(backend, &expected, &steps).map_err(fail)?;
+        }
+    }
+    Ok(elements)
+}
+
+fn run(backend: &dyn Backend, expected: &Expected, steps: &[Step]) -> Result<u64, Difference> {
+    let failed = |e: BackendError| Difference::Failed { error: e.to_string() };
+    let mut executor = expected.load(backend).map_err(failed)?;
+    let mut elements = 0;
+    for step in steps {
+        match step {
+            Step::Pass(parts) => {
+                let (rows, saturations) = expected.pass(executor.as_mut(), &expected.batch(parts)).map_err(failed)?;
+                for (layer, got) in rows.into_iter().enumerate() {
+                    let tensor = expected.case.program.tensor(expected.case.program.layers[layer].output);
+                    let wanted = Value::I32(expected.rows_of(parts, layer));
+                    elements += compare(&tensor.name, tensor.cols as usize, &wanted, &Value::I32(got))?;
+                }
+                check_saturations(expected, parts, &saturations)?;
+            }
+            Step::Fork(from, to, positions) => {
+                executor.fork_cache(CacheId(*from), CacheId(*to), *positions).map_err(failed)?;
+            }
+            Step::Truncate(id, positions) => executor.truncate_cache(CacheId(*id), *positions).map_err(failed)?,
+            Step::Drop(id) => executor.drop_cache(CacheId(*id)),
+        }
+    }
+    Ok(elements)
+}
+
+/// What a pass over whole sequences clamps is known.
+fn check_saturations(expected: &Expected, parts: &[Part], got: &[u64]) -> Result<(), Difference> {
+    if parts.iter().any(|(s, _, range)| *range != (0..SEQUENCES[*s].0)) {
+        return Ok(());
+    }
+    for (layer, got) in got.iter().enumerate() {
+        let wanted: u64 = parts.iter().map(|(s, ..)| expected.saturations[*s][layer]).sum();
+        if wanted != *got {
+            return Err(Difference::Saturations { layer, expected: wanted, got: *got });
+        }
+    }
+    Ok(())
+}
