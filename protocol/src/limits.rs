@@ -187,10 +187,14 @@ pub const DISPUTE_MAX_MS: u64 = LEASE_MAX_MS;
 pub const HALT_MS: u64 = 60_000;
 /// How long after its end a job may be challenged.
 pub const CHALLENGE_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
+/// A run may be challenged for so long after a challenge of it has ended, also beyond that window.
+pub const CHALLENGE_AGAIN_MS: u64 = 60 * 60 * 1_000;
+/// Most challenges that are pending: played, or waiting for their turn.
+pub const MAX_CHALLENGES: usize = 512;
+/// With each so many pending challenges the least stake of a new one doubles.
+pub const CHALLENGES_PER_DOUBLING: usize = 16;
 /// Most challenges that are played at a time.
-pub const MAX_CHALLENGES: usize = 128;
-/// Most of them about one job.
-pub const MAX_CHALLENGES_PER_JOB: usize = 8;
+pub const MAX_PLAYED_CHALLENGES: usize = 128;
 /// Most of them in which one key is the claimant: it has to play them all in time.
 pub const MAX_CHALLENGES_PER_CLAIMANT: usize = 4;
 /// A worker that took a run back is given nothing for so long: time to test its machine.

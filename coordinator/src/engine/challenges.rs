@@ -15,6 +15,8 @@ use crate::store::{Stored, Write};
 pub enum ChallengeOutcome {
     /// It is being played: the dispute.
     Opened(DisputeId),
+    /// It is taken in, and its dispute is opened when its turn comes: as many are being played as may be.
+    Waits(DisputeId),
     /// It is not allowed.
     Refused(String),
 }
@@ -34,6 +36,7 @@ impl Engine {
         let output = self.machine.handle(now, Input::Challenge(Box::new(challenge)));
         let outcome = output.actions.iter().find_map(|action| match action {
             Action::OpenDispute { terms, .. } => Some(ChallengeOutcome::Opened(terms.id())),
+            Action::ChallengeWaits { dispute, .. } => Some(ChallengeOutcome::Waits(*dispute)),
             Action::RefuseChallenge { reason, .. } => Some(ChallengeOutcome::Refused(reason.to_string())),
             _ => None,
         });

@@ -152,7 +152,7 @@ impl Engine {
                 step.effects.push(Effect::Emit(Event::Diverged { job, place, nodes }));
             }
             // Whoever asked is told where the challenge was taken in.
-            Action::RefuseChallenge { .. } => {}
+            Action::RefuseChallenge { .. } | Action::ChallengeWaits { .. } => {}
             Action::Overturned { job, refutation } => self.overturn(job, &refutation, step),
             Action::NeedDraw { job, head, nonce } => {
                 step.effects.push(Effect::Draw(job, DrawSubject::FirstRun(head), nonce));

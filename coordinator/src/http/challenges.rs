@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::dispute::Claim;
-use lockstep_protocol::ids::{Digest, JobId};
+use lockstep_protocol::ids::{Digest, DisputeId, JobId};
 use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
 use lockstep_protocol::machine::Challenge;
 use lockstep_protocol::receipt::{Receipt, SignedReceipt};
@@ -62,12 +62,16 @@ pub async fn challenge(State(app): State<Arc<App>>, presented: Presented, body: 
         challenger: asked.receipt,
     };
     match app.engine.challenge(challenge).await.map_err(|_| ApiError::stopping())? {
-        ChallengeOutcome::Opened(dispute) => {
-            let opened = json!({"object": "lockstep.challenge", "job": job, "dispute": dispute});
-            Ok((StatusCode::ACCEPTED, axum::Json(opened)).into_response())
-        }
+        ChallengeOutcome::Opened(dispute) => Ok(taken(job, dispute, false)),
+        ChallengeOutcome::Waits(dispute) => Ok(taken(job, dispute, true)),
         ChallengeOutcome::Refused(reason) => Err(refused(&reason)),
     }
+}
+
+/// A challenge is taken in. Where it waits for its turn, its dispute is not there to be looked at yet.
+fn taken(job: JobId, dispute: DisputeId, waits: bool) -> Response {
+    let taken = json!({"object": "lockstep.challenge", "job": job, "dispute": dispute, "waits": waits});
+    (StatusCode::ACCEPTED, axum::Json(taken)).into_response()
 }
 
 /// Refuses two runs that were disputed before: they have their verdict, or will have it.

@@ -77,7 +77,7 @@ impl Machine {
         }
         let (kind, place) = (verdict.kind, verdict.place);
         self.record(Record::Judged { job, dispute, kind, place, losers: losers.clone() }, out);
-        losers.iter().for_each(|epoch| self.end_challenge_of((job, *epoch), out));
+        losers.iter().for_each(|epoch| self.end_challenges_of((job, *epoch), out));
         self.settle_partials(job, &terms, verdict, out);
         self.settle_receipts(job, &terms, verdict, out);
         self.punish(job, out);

@@ -46,7 +46,7 @@ impl Machine {
         out: &mut Output,
     ) {
         self.record(Record::Retracted { job, epoch }, out);
-        self.end_challenge_of((job, epoch), out);
+        self.end_challenges_of((job, epoch), out);
         self.forfeit(node, (job, epoch), opponent, out);
         if self.may_retract(&node) {
             self.set_aside(node, job, out);

@@ -90,6 +90,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use self::audit::{AuditDraw, AuditPolicy, DrawSubject, audit_draw, check_draw, lockstep_draw};
+use self::challenges::Challenges;
 pub use self::challenges::{Challenge, ChallengeError};
 pub use self::draw::{DrawChain, DrawSecret};
 use self::entry::Entry;
@@ -100,8 +101,7 @@ use self::schedule::Timer;
 use self::table::Stage;
 pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
 use self::workers::{Worker, Workers};
-use crate::dispute::Terms;
-use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::ledger::Ledger;
 use crate::limits::{
     MAX_HELD_MODELS, MAX_REMEMBERED_JOBS, MAX_UNFINISHED_JOBS, MAX_UNFINISHED_TOKENS, MAX_WORKERS, STALL_MS, TICK_MS,
@@ -130,10 +130,7 @@ pub struct Machine {
     lost_ms: u64,
     workers: Workers,
     quarantined: BTreeSet<NodeId>,
-    /// Challenges that are being played, with their jobs.
-    challenges: BTreeMap<DisputeId, (JobId, Terms)>,
-    /// Runs that lost a challenge: nobody is challenged about them again.
-    overturned: BTreeSet<(JobId, LeaseEpoch)>,
+    challenges: Challenges,
     /// Workers that took a run back.
     faults: BTreeMap<NodeId, Fault>,
     jobs: BTreeMap<JobId, Entry>,
@@ -206,8 +203,7 @@ impl Machine {
             lost_ms: 0,
             workers: Workers::default(),
             quarantined: BTreeSet::new(),
-            challenges: BTreeMap::new(),
-            overturned: BTreeSet::new(),
+            challenges: Challenges::default(),
             faults: BTreeMap::new(),
             jobs: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -470,12 +466,11 @@ impl Machine {
                 self.quarantined.insert(*node);
             }
             Record::Challenged { job, terms } => {
-                self.challenges.insert(terms.id(), (*job, (**terms).clone()));
+                self.challenges.insert(*job, (**terms).clone());
             }
-            Record::ChallengeEnded { job, dispute, upheld } => {
-                let (_, terms) = self.challenges.remove(dispute).ok_or(ReplayError::Dispute(*job))?;
-                if *upheld {
-                    self.overturned.insert((*job, terms.claimant.epoch()));
+            Record::ChallengeEnded { job, dispute, upheld, at } => {
+                if !self.challenges.remove(dispute, *upheld, *at) {
+                    return Err(ReplayError::Dispute(*job));
                 }
             }
             Record::SetAside { node, until, .. } => {

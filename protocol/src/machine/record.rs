@@ -162,6 +162,8 @@ pub enum Record {
         dispute: DisputeId,
         /// Whether the run that was challenged lost it.
         upheld: bool,
+        /// When, on the machine's clock.
+        at: Millis,
     },
     /// A run of a job that has not ended lost a challenge.
     Refuted {
@@ -377,11 +379,12 @@ impl Canonical for Record {
                 job.encode(writer);
                 terms.encode(writer);
             }
-            Self::ChallengeEnded { job, dispute, upheld } => {
+            Self::ChallengeEnded { job, dispute, upheld, at } => {
                 writer.u16(16);
                 job.encode(writer);
                 dispute.encode(writer);
                 writer.bool(*upheld);
+                at.encode(writer);
             }
             Self::Refuted { job, epoch, dispute, kind, place } => {
                 writer.u16(17);
@@ -441,7 +444,12 @@ impl Canonical for Record {
                 place: reader.value()?,
             },
             15 => Self::Challenged { job: reader.value()?, terms: Box::new(reader.value()?) },
-            16 => Self::ChallengeEnded { job: reader.value()?, dispute: reader.value()?, upheld: reader.bool()? },
+            16 => Self::ChallengeEnded {
+                job: reader.value()?,
+                dispute: reader.value()?,
+                upheld: reader.bool()?,
+                at: reader.value()?,
+            },
             17 => Self::Refuted {
                 job: reader.value()?,
                 epoch: reader.value()?,

@@ -345,6 +345,13 @@ pub enum Action {
         /// Who disputes what, and in which time.
         terms: Box<Terms>,
     },
+    /// A challenge is taken in, and waits for its turn: [`Action::OpenDispute`] follows once it has come.
+    ChallengeWaits {
+        /// About which job.
+        job: JobId,
+        /// Its dispute.
+        dispute: DisputeId,
+    },
     /// Refuse a challenge.
     RefuseChallenge {
         /// About which job.

@@ -58,11 +58,14 @@ pub enum Adversary {
     Twin,
     /// Contradicts a lie with another one, so that the first would look confirmed.
     Whitewasher,
+    /// Many keys of one owner that challenge a lie of one of them, one after the other and as slowly as they can, so that
+    /// nobody else gets a turn.
+    ShamChain,
 }
 
 impl Adversary {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::ConsistentLiar,
         Self::InconsistentLiar,
         Self::OutputCheat,
@@ -84,6 +87,7 @@ impl Adversary {
         Self::Colluder,
         Self::Twin,
         Self::Whitewasher,
+        Self::ShamChain,
     ];
 
     /// Short name, as in reports.
@@ -110,6 +114,7 @@ impl Adversary {
             Self::Colluder => "colluder",
             Self::Twin => "malicious twin",
             Self::Whitewasher => "whitewasher",
+            Self::ShamChain => "sham chain",
         }
     }
 
@@ -145,6 +150,10 @@ impl Adversary {
             Self::Colluder => "worker and auditor tell the same lie, so that their runs agree",
             Self::Twin => "signs the very roots of an honest run, then plays to lose, to sink the honest with it",
             Self::Whitewasher => "contradicts a lie with another lie and loses, so that the first would look confirmed",
+            Self::ShamChain => {
+                "owns many keys that challenge the lie of one of them, again and again and as slowly as they can, so that \
+                 nobody else gets a turn before the window closes"
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How cheats play a dispute: from the move that follows from their evidence to what they send instead, and when.
 
-use lockstep_protocol::dispute::{Move, MoveBody, SignedMove};
+use lockstep_protocol::dispute::{Move, MoveBody, Side, SignedMove};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::limits::{GRACE_MS, MOVE_MIN_MS};
 
@@ -20,6 +20,8 @@ pub struct Sent {
 pub struct Turn<'a> {
     /// Its key.
     pub keys: &'a Keypair,
+    /// Which side it plays.
+    pub side: Side,
     /// Its move, but for what it says.
     pub blank: Move,
     /// What its evidence says; nothing where its own roots do not follow from that.
@@ -34,6 +36,8 @@ pub struct Turn<'a> {
     pub among_friends: bool,
 }
 
+/// The rounds in which a sham challenger moves, before it is silent.
+const SHAM_ROUNDS: u16 = 3;
 /// A little before a clock runs out.
 const LAST_TICK_MS: u64 = 1_200;
 
@@ -64,6 +68,10 @@ impl Adversary {
             }
             Self::Conceder => vec![now(with(MoveBody::Concede))],
             Self::Whitewasher if turn.among_friends => vec![now(with(MoveBody::Concede))],
+            Self::ShamChain if turn.among_friends && turn.side == Side::Claimant => vec![now(honest)],
+            // Silence costs the key least.
+            Self::ShamChain if turn.among_friends && turn.blank.round >= SHAM_ROUNDS => Vec::new(),
+            Self::ShamChain => vec![Sent { delay_ms: last_moment(turn, random), signed: honest }],
             Self::Twin | Self::Copier | Self::LazyAuditor => match random.index(4) {
                 0 => Vec::new(),
                 1 => vec![now(with(bend(next, random)))],

@@ -25,18 +25,22 @@ impl Role {
     }
 }
 
-/// The parties of a world: one or two honest ones, and cheats.
-pub fn draw(random: &mut Random) -> Vec<Role> {
+/// So many keys chain sham challenges: those of one after the other last longer than a challenge may wait.
+const SHAM_KEYS: usize = 14;
+
+/// The parties of a world: one or two honest ones, and cheats; these of a kind if that is given.
+pub fn draw(random: &mut Random, first: Option<Adversary>) -> Vec<Role> {
     let mut cast = vec![Role::Honest];
     if random.per_mille(500) {
         cast.push(Role::Honest);
     }
-    let first = *random.pick(&Adversary::ALL);
+    let first = first.unwrap_or(*random.pick(&Adversary::ALL));
     let count = match first {
         Adversary::Flood if random.per_mille(100) => 10,
         Adversary::Flood => 3 + random.index(3),
         // Whoever colludes, copies or whitewashes needs somebody to do it with.
         Adversary::Colluder | Adversary::Copier | Adversary::Whitewasher => 2,
+        Adversary::ShamChain => SHAM_KEYS,
         _ => 1,
     };
     cast.extend(std::iter::repeat_n(Role::Cheat(first), count));

@@ -5,7 +5,7 @@ use lockstep_protocol::machine::{self, Challenge, ChallengeError, Input};
 
 use super::cast::Role;
 use super::coordinator::Task;
-use super::{Broken, CONNECT_MS, Event, Held, TURNED_AWAY_MS, World};
+use super::{Broken, CONNECT_MS, Event, Held, SHAM_MS, TURNED_AWAY_MS, World};
 use crate::adversary::Adversary;
 
 impl World {
@@ -22,7 +22,9 @@ impl World {
         self.answers.insert(*job, (outcome.result.receipt.clone(), self.now));
         for party in 0..self.parties.len() {
             self.challenges += 1;
-            let after = self.random.within(100..=20_000);
+            // Shams come first, or they would be of no use.
+            let is_sham = self.parties[party].role == Role::Cheat(Adversary::ShamChain);
+            let after = if is_sham { 1 } else { self.random.within(100..=20_000) };
             self.after(after, Event::Challenge(party, *job));
         }
     }
@@ -36,6 +38,9 @@ impl World {
         let differs = self.parties[party].claim(job, &self.jobs).run.roots != receipt.receipt.roots;
         let likes_to = match role {
             Role::Honest => true,
+            Role::Cheat(Adversary::ShamChain) => {
+                self.parties.iter().any(|party| party.role == role && party.id() == receipt.receipt.worker)
+            }
             Role::Cheat(
                 Adversary::FalseChallenger
                 | Adversary::Flood
@@ -56,6 +61,15 @@ impl World {
         }
         self.challenges -= 1;
         if !self.wants_to_challenge(party, job) {
+            return Ok(());
+        }
+        if self.parties[party].role.is_honest() {
+            self.check.contests(job, self.now);
+        }
+        if let Some(coordinator) = &self.coordinator
+            && !(self.direction.hears)(coordinator, &job)
+        {
+            self.challenge_again(party, job);
             return Ok(());
         }
         let (claimant, ended) = self.answers[&job].clone();
@@ -87,18 +101,26 @@ impl World {
         let machine::Action::RefuseChallenge { job, node, reason } = action else {
             return Ok(());
         };
-        let Some(party) = self.parties.iter().position(|party| party.id() == node && party.role.is_honest()) else {
+        let insists = |role: Role| role.is_honest() || role == Role::Cheat(Adversary::ShamChain);
+        let Some(party) = self.parties.iter().position(|party| party.id() == node && insists(party.role)) else {
             return Ok(());
         };
         match reason {
             ChallengeError::NoSuchRun | ChallengeError::Again => Ok(()),
             // Whoever has not joined yet has no credits yet.
-            ChallengeError::Busy | ChallengeError::Contested | ChallengeError::Beset | ChallengeError::Stake { .. } => {
-                self.challenges += 1;
-                self.after(TURNED_AWAY_MS, Event::Challenge(party, job));
+            ChallengeError::Busy | ChallengeError::Stake { .. } => {
+                self.challenge_again(party, job);
                 Ok(())
             }
+            _ if !self.parties[party].role.is_honest() => Ok(()),
             _ => Err(Broken::new(format!("the challenge of somebody honest is refused: {reason}"))),
         }
+    }
+
+    /// A party comes again with its challenge; who is honest is in no hurry.
+    fn challenge_again(&mut self, party: usize, job: JobId) {
+        self.challenges += 1;
+        let pause = if self.parties[party].role.is_honest() { TURNED_AWAY_MS } else { SHAM_MS };
+        self.after(pause, Event::Challenge(party, job));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! - The honest never lose: no verdict, no quarantine, no forfeit is about them.
 //! - What is wrong is attributed to who claimed it.
+//! - What somebody honest challenges falls within a bounded time, whoever else challenges it.
 //! - A job that somebody honest ran ends with the right answer, or without one.
 //! - Money is conserved, and the stored postings are the ledger in memory.
 //! - The log only grows.
@@ -31,6 +32,10 @@ const STEPS_PER_LOOK: u64 = 16;
 /// The clock goes on in steps of at most a second, in each round.
 const SLACK_MS: u64 = 30_000;
 
+/// A wrong answer falls within so much time after somebody honest first challenged it, in time that the coordinator served:
+/// a few disputes with the slowest of players.
+const CHALLENGE_FALLS_MS: u64 = 30 * 60 * 1_000;
+
 /// What has been seen so far.
 #[derive(Default)]
 pub struct Check {
@@ -44,8 +49,12 @@ pub struct Check {
     down_ms: u64,
     /// Disputes with their verdicts.
     verdicts: BTreeMap<DisputeId, Verdict>,
+    /// Challenges that ended without effect, because their run fell to something else, before they had a verdict.
+    moot: BTreeSet<DisputeId>,
     /// Jobs that ended with a wrong answer, with who gave it.
     wrong: BTreeMap<JobId, NodeId>,
+    /// Jobs whose wrong answer somebody honest challenges, and since when.
+    contested: BTreeMap<JobId, Millis>,
 }
 
 impl Check {
@@ -61,6 +70,9 @@ impl Check {
         for record in &batch.records {
             match record {
                 Record::Challenged { .. } => counts.challenges += 1,
+                Record::ChallengeEnded { dispute, .. } if !self.verdicts.contains_key(dispute) => {
+                    self.moot.insert(*dispute);
+                }
                 Record::Quarantined { node, place, .. } if honest(node) => {
                     return Err(Broken::verdict(format!("the honest {node} is quarantined for {place}")));
                 }
@@ -207,11 +219,13 @@ impl Check {
     ///
     /// # Errors
     /// Its answer is wrong although somebody honest ran it.
-    pub fn ended(&mut self, action: &Action, jobs: &Jobs, parties: &[Party], counts: &mut Counts) -> Held {
+    pub fn ended(&mut self, action: &Action, now: Millis, jobs: &Jobs, parties: &[Party], counts: &mut Counts) -> Held {
         let (job, outcome) = match action {
             Action::JobDone { job, outcome } => (job, outcome),
             Action::Overturned { job, refutation } => {
                 self.wrong.retain(|of, worker| (of, *worker) != (job, refutation.worker));
+                self.fell_in_time(job, now)?;
+                self.contested.remove(job);
                 return Ok(());
             }
             Action::JobFailed { reason, .. } => {
@@ -236,6 +250,20 @@ impl Check {
         self.wrong.insert(*job, by);
         if parties.iter().any(|party| party.id() == by && party.role.is_honest()) {
             return Err(Broken::verdict("an honest answer is wrong"));
+        }
+        Ok(())
+    }
+
+    /// Somebody honest challenges the answer of a job, or tries to.
+    pub fn contests(&mut self, job: JobId, now: Millis) {
+        let now = self.served(now);
+        self.contested.entry(job).or_insert(now);
+    }
+
+    fn fell_in_time(&self, job: &JobId, now: Millis) -> Held {
+        let waited = self.contested.get(job).map_or(0, |since| self.served(now).since(*since));
+        if waited > CHALLENGE_FALLS_MS {
+            return Err(Broken::new(format!("the answer of job {job} stood for {waited} ms after a challenge of it")));
         }
         Ok(())
     }
@@ -269,13 +297,14 @@ impl Check {
     /// # Errors
     /// The stored postings are no ledger, credits are still held for what is over, a transcript is judged otherwise offline, or a wrong answer stands although
     /// somebody honest could challenge it.
-    pub fn end(&self, jobs: &Jobs, parties: &[Party], store: &Store, counts: &mut Counts) -> Held {
+    pub fn end(&self, now: Millis, jobs: &Jobs, parties: &[Party], store: &Store, counts: &mut Counts) -> Held {
         let ledger = store.ledger()?;
         self.books(&ledger, store.postings())?;
         if ledger.totals().held > 0 {
             return Err(Broken::new(format!("everything has ended, and credits are held: {:?}", ledger.totals())));
         }
-        for (id, (terms, _)) in &self.opened {
+        let is_judged = |id: &DisputeId| self.verdicts.contains_key(id) || !self.moot.contains(id);
+        for (id, (terms, _)) in self.opened.iter().filter(|(id, _)| is_judged(id)) {
             let manifest = jobs.get(&terms.job_id()).case.package().manifest_bytes();
             let entries = store.transcript(id)?;
             let judged = judge(&export(manifest.to_vec(), entries));
@@ -290,6 +319,7 @@ impl Check {
             counts.rounds_max = counts.rounds_max.max(report.rounds.into());
             counts.dispute_bytes_max = counts.dispute_bytes_max.max(report.referee_bytes);
         }
+        self.contested.keys().try_for_each(|job| self.fell_in_time(job, now))?;
         // An honest party looks at every answer, and challenges it if it is wrong: unless it gave it itself.
         if let Some((job, by)) = self.wrong.first_key_value()
             && parties.iter().any(|party| party.role.is_honest())

@@ -286,6 +286,7 @@ impl Coordinator {
             Action::Submitted { .. }
             | Action::AlreadyKnown { .. }
             | Action::RefuseJob { .. }
+            | Action::ChallengeWaits { .. }
             | Action::Committed { .. }
             | Action::Diverged { .. }
             | Action::Mismatch { .. } => return,

@@ -12,6 +12,8 @@ use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_protocol::machine::{AuditPolicy, JobSpec};
 
 use super::Broken;
+use super::cast::Role;
+use crate::adversary::Adversary;
 use crate::random::Random;
 use crate::runs::{self, Case};
 
@@ -26,7 +28,7 @@ pub struct WorldJob {
 
 impl WorldJob {
     /// A job of a world.
-    fn draw(seed: u64, index: usize, parties: usize, random: &mut Random) -> Self {
+    fn draw(seed: u64, index: usize, cast: &[Role], random: &mut Random) -> Self {
         let case = runs::draw(random);
         let (package, nonce) = (case.package(), Nonce::from_bytes(random.bytes32()));
         let program = package.program();
@@ -39,21 +41,26 @@ impl WorldJob {
             seed: Seed::from_bytes(random.bytes32()),
             nonce,
         };
-        let most = (parties as u64 - 1).clamp(1, 3);
-        let policy = AuditPolicy {
+        let most = (cast.len() as u64 - 1).clamp(1, 3);
+        let mut policy = AuditPolicy {
             per_mille: if random.per_mille(900) { 1_000 } else { 500 },
             auditors: random.within(1..=most) as u8,
             hold: random.per_mille(200),
             distinct_operators: false,
             lockstep: random.per_mille(250),
         };
+        let mut planted = random.per_mille(150).then(|| case.honest().roots.clone());
+        if cast.contains(&Role::Cheat(Adversary::ShamChain)) {
+            // What is audited is found anyway: these are about what only a challenge finds.
+            (policy.per_mille, policy.lockstep, planted) = (0, false, None);
+        }
         let spec = JobSpec {
             job: Arc::new(job),
             layers: case.layers(),
             output_count: case.honest().output.len() as u32,
             work_units: program.macs(case.tokens.len() as u64, 0),
             policy,
-            planted: random.per_mille(150).then(|| case.honest().roots.clone()),
+            planted,
         };
         Self { case, spec, seed: seed ^ ((index as u64) << 32) }
     }
@@ -76,11 +83,11 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// The jobs of a world with so many parties.
-    pub fn draw(seed: u64, parties: usize) -> Self {
+    /// The jobs of a world with these parties.
+    pub fn draw(seed: u64, cast: &[Role]) -> Self {
         let mut random = Random::new("jobs", seed);
         let count = if random.per_mille(250) { 2 } else { 1 };
-        let job = |index| WorldJob::draw(seed, index, parties, &mut random);
+        let job = |index| WorldJob::draw(seed, index, cast, &mut random);
         let jobs = (0..count).map(job).map(|job| (job.spec.job.id(), job)).collect();
         Self { jobs, views: RefCell::default() }
     }

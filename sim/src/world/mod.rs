@@ -38,6 +38,7 @@ use self::coordinator::{Coordinator, Effect, Step, Task};
 use self::job::Jobs;
 use self::party::{Down, Party, Up};
 use self::store::Store;
+use crate::adversary::Adversary;
 use crate::network::{Network, Weather};
 use crate::random::Random;
 use crate::report::Counts;
@@ -72,6 +73,8 @@ const LONGEST_WORLD_MS: u64 = 24 * 60 * 60 * 1_000;
 const MOST_EVENTS: u64 = 2_000_000;
 /// Between two attempts of a party to connect.
 const CONNECT_MS: u64 = 1_500;
+/// Whoever chains sham challenges comes again after so long.
+const SHAM_MS: u64 = 500;
 /// A party that was turned away comes again after so long.
 const TURNED_AWAY_MS: u64 = 60_000;
 
@@ -118,32 +121,45 @@ struct World {
     challenges: u64,
     /// The run that is the answer of each job that has ended with one, and when that was.
     answers: BTreeMap<JobId, (SignedReceipt, Millis)>,
-    /// Changes what the coordinator does before it is done: how tests show that a broken rule is noticed.
-    tamper: Tamper,
+    direction: Direction,
     check: Check,
     counts: Counts,
 }
 
-/// See [`World::tamper`].
-type Tamper = fn(&mut Step, &Keypair);
+/// What is not left to the seed: how tests show that a broken rule is noticed.
+#[derive(Clone, Copy)]
+struct Direction {
+    /// Who cheats, if that is not drawn.
+    first: Option<Adversary>,
+    /// Changes what the coordinator does before it is done.
+    tamper: fn(&mut Step, &Keypair),
+    /// Whether the coordinator hears a challenge of a run.
+    hears: fn(&Coordinator, &JobId) -> bool,
+}
+
+impl Default for Direction {
+    fn default() -> Self {
+        Self { first: None, tamper: |_, _| {}, hears: |_, _| true }
+    }
+}
 
 /// Runs the world of a seed.
 pub fn run(seed: u64) -> (Counts, Option<Broken>) {
-    run_tampered(seed, |_, _| {})
+    run_directed(seed, Direction::default())
 }
 
-fn run_tampered(seed: u64, tamper: Tamper) -> (Counts, Option<Broken>) {
-    let mut world = World::new(seed, tamper);
+fn run_directed(seed: u64, direction: Direction) -> (Counts, Option<Broken>) {
+    let mut world = World::new(seed, direction);
     let broken = world.live().err();
     (world.finish(), broken)
 }
 
 impl World {
-    fn new(seed: u64, tamper: Tamper) -> Self {
+    fn new(seed: u64, direction: Direction) -> Self {
         let mut random = Random::new("world", seed);
         let weather = Weather::draw(&mut random);
-        let cast = cast::draw(&mut random);
-        let jobs = Rc::new(Jobs::draw(seed, cast.len()));
+        let cast = cast::draw(&mut random, direction.first);
+        let jobs = Rc::new(Jobs::draw(seed, &cast));
         let parties: Vec<_> = cast.iter().enumerate().map(|(i, role)| Party::new(seed, i, *role)).collect();
         let mut world = Self {
             now: Millis(1_000_000),
@@ -162,7 +178,7 @@ impl World {
             lives: 0,
             challenges: 0,
             answers: BTreeMap::new(),
-            tamper,
+            direction,
             check: Check::default(),
             counts: Counts::default(),
         };
@@ -196,7 +212,7 @@ impl World {
             self.now = at;
             self.happen(event)?;
         }
-        self.check.end(&self.jobs, &self.parties, &self.store, &mut self.counts)
+        self.check.end(self.now, &self.jobs, &self.parties, &self.store, &mut self.counts)
     }
 
     fn is_over(&self) -> bool {
@@ -268,7 +284,7 @@ impl World {
 
     /// Writes a step and acts on it, unless the coordinator crashes on the way.
     fn execute(&mut self, mut step: Step) -> Held {
-        (self.tamper)(&mut step, &self.keys);
+        (self.direction.tamper)(&mut step, &self.keys);
         let crashes = !step.batch.is_empty() && self.random.per_mille(self.weather.coordinator_crash);
         let fate = if crashes { self.random.index(3) } else { LIVES };
         if fate == 0 {
@@ -279,7 +295,7 @@ impl World {
         self.check.step(&step.batch, &self.parties, &self.jobs, &mut self.counts)?;
         // What a job ended with is written with its end, whatever becomes of the coordinator.
         for end in step.effects.iter().filter_map(Effect::ended) {
-            self.check.ended(end, &self.jobs, &self.parties, &mut self.counts)?;
+            self.check.ended(end, self.now, &self.jobs, &self.parties, &mut self.counts)?;
             self.note_end(end);
         }
         if let Some(coordinator) = &self.coordinator {

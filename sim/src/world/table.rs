@@ -125,6 +125,7 @@ impl Table {
         let spent_ms = self.spent.get(&id).copied().unwrap_or_default();
         let turn = Turn {
             keys: seat.keys,
+            side: ask.side,
             blank: Move { dispute: id, round: rounds.len() as u16, previous, body: MoveBody::Concede },
             next,
             budget_ms: ask.terms.budgets_ms[ask.side.index()],

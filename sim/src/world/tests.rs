@@ -7,13 +7,34 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ledger::Posting;
 
 use super::coordinator::{Effect, Step};
-use super::{Tamper, run_tampered};
+use super::{Direction, run_directed};
+use crate::adversary::Adversary;
 use crate::report::Report;
 use crate::runner::run_with;
 
 /// Worlds with one thing done otherwise.
-fn tampered(seeds: u64, tamper: Tamper) -> Report {
-    run_with(1_000, seeds, NonZeroUsize::new(2).unwrap(), &|_| {}, &|seed| run_tampered(seed, tamper))
+fn directed(seeds: u64, direction: Direction) -> Report {
+    run_with(1_000, seeds, NonZeroUsize::new(2).unwrap(), &|_| {}, &|seed| run_directed(seed, direction))
+}
+
+fn tampered(seeds: u64, tamper: fn(&mut Step, &Keypair)) -> Report {
+    directed(seeds, Direction { tamper, ..Direction::default() })
+}
+
+/// A liar that lets its other keys challenge its answer, one after the other, gains nothing by that: whoever is honest gets
+/// a turn. With one challenge of a run at a time, and the others sent away meanwhile, it would.
+#[test]
+fn sham_challenges_save_a_lie_only_where_they_keep_others_out() {
+    let sham = Direction { first: Some(Adversary::ShamChain), ..Direction::default() };
+    let report = directed(8, sham);
+    assert_eq!(report.violations, []);
+    assert!(report.counts.challenges > 40 && report.counts.jobs_wrong_unaudited > 4, "{report:#?}");
+    let one_at_a_time = Direction {
+        hears: |coordinator, job| coordinator.machine().pending_challenges().all(|(of, _)| of != job),
+        ..sham
+    };
+    let report = directed(8, one_at_a_time);
+    assert!(report.violations.iter().any(|broken| broken.what.contains("after a challenge of it")), "{report:#?}");
 }
 
 /// A referee that blames the other side, and signs that.

@@ -1,9 +1,15 @@
 //! Challenges by keys that have no lease of the job.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::dispute::TermsError;
+use crate::ids::DisputeId;
 use crate::ledger::{Purpose, price_of_work};
-use crate::limits::{CHALLENGE_WINDOW_MS, FAULTY_MS, MAX_CHALLENGES_PER_CLAIMANT};
+use crate::limits::{
+    CHALLENGE_AGAIN_MS, CHALLENGE_WINDOW_MS, CHALLENGES_PER_DOUBLING, FAULTY_MS, MAX_CHALLENGES,
+    MAX_CHALLENGES_PER_CLAIMANT,
+};
 use crate::machine::credits::bond;
 use crate::machine::disputes::dispute_work;
 use crate::receipt::SignedReceipt;
@@ -30,8 +36,13 @@ fn ended(is_wrong: bool) -> (Shell, SignedReceipt) {
     (shell, receipt)
 }
 
-fn stake() -> u64 {
+/// What the defence of a run costs.
+fn defence() -> u64 {
     price_of_work(dispute_work(WORK, LAYERS))
+}
+
+fn stake() -> u64 {
+    2 * defence()
 }
 
 fn free(shell: &Shell, number: u8) -> u64 {
@@ -46,7 +57,7 @@ fn refusal(actions: &[Action]) -> Option<ChallengeError> {
 }
 
 #[test]
-fn a_lie_in_an_ended_job_is_overturned_by_a_challenger_who_earns_the_stake() {
+fn a_lie_in_an_ended_job_is_overturned_by_a_challenger_who_earns_half_of_the_stake() {
     let (mut shell, receipt) = ended(true);
     let actions = shell.challenge(&receipt, 2, right_roots(job(1).id()));
     assert!(matches!(actions[..], [Action::OpenDispute { .. }]));
@@ -60,7 +71,7 @@ fn a_lie_in_an_ended_job_is_overturned_by_a_challenger_who_earns_the_stake() {
     let overturned = overturned.unwrap();
     assert_eq!((overturned.receipt, overturned.dispute), (receipt.receipt.digest(), dispute));
     assert_eq!(shell.machine.quarantined().collect::<Vec<_>>(), [&keys(1).id()]);
-    assert_eq!(free(&shell, 2), GRANT + stake());
+    assert_eq!(free(&shell, 2), GRANT + defence());
     assert_eq!(shell.machine.ledger().totals().held, 0);
 }
 
@@ -71,7 +82,7 @@ fn a_sham_challenger_loses_its_stake_and_the_run_can_still_be_challenged() {
     shell.judge();
     assert_eq!(shell.machine.quarantined().collect::<Vec<_>>(), [&keys(2).id()]);
     let pay = price_of_work(WORK);
-    assert_eq!((free(&shell, 1), free(&shell, 2)), (GRANT + pay + stake(), GRANT - stake()));
+    assert_eq!((free(&shell, 1), free(&shell, 2)), (GRANT + pay + defence(), GRANT - stake()));
     assert_eq!(refusal(&shell.challenge(&receipt, 2, wrong_roots())), Some(ChallengeError::Barred));
     shell.feed(joined(3, 1));
     assert_eq!(refusal(&shell.challenge(&receipt, 3, wrong_roots())), None);
@@ -113,7 +124,7 @@ fn a_run_of_an_unfinished_job_that_loses_a_challenge_is_replaced() {
     shell.challenge(&receipt, 9, right_roots(job(1).id()));
     shell.judge();
     assert_eq!(shell.machine.job(&job(1).id()).unwrap().stage, Stage::Open);
-    assert_eq!(shell.machine.ledger().totals().burned, bond(&spec), "the bond of the run is lost too");
+    assert_eq!(shell.machine.ledger().totals().burned, bond(&spec) + defence(), "the bond of the run is lost too");
     shell.feed(joined(2, 1));
     shell.run_right(0);
     shell.feed(joined(3, 1));
@@ -161,9 +172,10 @@ fn challenges_that_are_not_allowed_are_refused_without_a_stake() {
     assert_eq!(shell.machine.ledger().totals().held, 0);
     shell.challenge(&receipt, 2, right.clone());
     assert_eq!(refusal(&shell.challenge(&receipt, 2, right.clone())), Some(ChallengeError::Again));
+    assert!(shell.machine.pending_challenges().eq([(&job(1).id(), &shell.disputes[0].1)]));
+    let (mut shell, receipt) = ended(true);
     shell.wait(CHALLENGE_WINDOW_MS + 1_000);
-    shell.feed(joined(3, 1));
-    assert_eq!(refusal(&shell.challenge(&receipt, 3, right)), Some(ChallengeError::TooLate));
+    assert_eq!(refusal(&shell.challenge(&receipt, 2, right)), Some(ChallengeError::TooLate));
 }
 
 /// A machine where worker 1 has run so many jobs wrong, each of them ended, and workers 2 to 9 are there. The receipts.
@@ -181,15 +193,112 @@ fn ended_wrong(jobs: u8) -> (Shell, Vec<SignedReceipt>) {
     (shell, receipts)
 }
 
+fn opened(actions: &[Action]) -> Vec<DisputeId> {
+    let opens = |action: &Action| match action {
+        Action::OpenDispute { terms, .. } => Some(terms.id()),
+        _ => None,
+    };
+    actions.iter().filter_map(opens).collect()
+}
+
+fn waits(actions: &[Action]) -> bool {
+    matches!(actions[..], [Action::ChallengeWaits { .. }])
+}
+
+/// Roots that are wrong in a way of their own.
+fn wrong_in_its_way(number: u8) -> Vec<Root> {
+    let mut roots = right_roots(job(1).id());
+    roots[1] = root(100 + number);
+    roots
+}
+
+/// The liar's friends 2 to 5 challenge its run, and as many as one key plays are played. Then 6, who is honest, comes.
+fn whitewashed() -> (Shell, SignedReceipt) {
+    let (mut shell, receipt) = ended(true);
+    (3..=9).for_each(|number| drop(shell.feed(joined(number, 1))));
+    for number in 2..=5 {
+        assert_eq!(opened(&shell.challenge(&receipt, number, wrong_in_its_way(number))).len(), 1);
+    }
+    (shell, receipt)
+}
+
 #[test]
-fn one_challenge_of_a_run_is_played_at_a_time() {
+fn sham_challenges_of_a_run_do_not_keep_an_honest_one_out() {
+    let (mut shell, receipt) = whitewashed();
+    assert!(waits(&shell.challenge(&receipt, 6, right_roots(job(1).id()))));
+    assert_eq!(free(&shell, 6), GRANT - 2 * stake(), "who has to wait stakes twice as much as the highest before it");
+    // Each sham that ends lets the next one in, and costs both keys of the liar together half of its stake.
+    let burned = shell.machine.ledger().totals().burned;
+    let actions = shell.end_dispute([false, true], VerdictKind::Proven);
+    assert_eq!(opened(&actions), [shell.disputes.last().unwrap().1.id()]);
+    assert_eq!(shell.machine.ledger().totals().burned - burned, defence());
+    let shams: Vec<_> = shell.disputes[..3].iter().map(|(_, terms)| terms.clone()).collect();
+    let actions = shell.judge();
+    assert!(actions.iter().any(|action| matches!(action, Action::Overturned { .. })));
+    // The shams have no effect any more, whatever comes of them.
+    assert_eq!(shell.machine.ledger().totals().held, 0, "the others have their stakes back");
+    for terms in &shams {
+        assert!(shell.end_with(verdict([true, true], VerdictKind::Proven)).is_empty());
+        assert_eq!(free(&shell, (2..=9).find(|n| keys(*n).id() == terms.challenger.worker()).unwrap()), GRANT);
+    }
+    assert_eq!(shell.machine.quarantined().count(), 2, "the liar, and the friend who lost before");
+}
+
+#[test]
+fn challenges_that_wait_outlive_a_restart_and_keep_their_turn() {
+    let (mut shell, receipt) = whitewashed();
+    shell.challenge(&receipt, 6, right_roots(job(1).id()));
+    assert!(waits(&shell.challenge(&receipt, 7, wrong_in_its_way(7))));
+    assert_eq!(free(&shell, 7), GRANT - 4 * stake());
+    shell.records.retain(Record::outlives_job);
+    shell.crash();
+    let players: BTreeSet<_> = shell.disputes.iter().map(|(_, terms)| terms.challenger.worker()).collect();
+    assert_eq!(players, BTreeSet::from([2, 3, 4, 5].map(|number| keys(number).id())));
+    shell.end_dispute([false, true], VerdictKind::Proven);
+    assert_eq!(shell.disputes.last().unwrap().1.challenger.worker(), keys(6).id(), "first come, first served");
+    assert_eq!(refusal(&shell.challenge(&receipt, 7, wrong_in_its_way(8))), Some(ChallengeError::Again));
+}
+
+#[test]
+fn the_window_of_a_run_stays_open_while_it_is_challenged_and_an_hour_longer() {
     let (mut shell, receipt) = ended(false);
-    (3..=4).for_each(|number| drop(shell.feed(joined(number, 1))));
-    assert_eq!(refusal(&shell.challenge(&receipt, 2, wrong_roots())), None);
-    assert_eq!(refusal(&shell.challenge(&receipt, 3, wrong_roots())), Some(ChallengeError::Contested));
-    assert_eq!(free(&shell, 3), GRANT, "who is refused stakes nothing");
-    shell.judge();
+    (3..=5).for_each(|number| drop(shell.feed(joined(number, 1))));
+    shell.challenge(&receipt, 2, wrong_roots());
+    shell.wait(CHALLENGE_WINDOW_MS + 1_000);
     assert_eq!(refusal(&shell.challenge(&receipt, 3, wrong_roots())), None);
+    shell.judge();
+    shell.judge();
+    for restarts in [false, true] {
+        if restarts {
+            shell.records.retain(Record::outlives_job);
+            shell.crash();
+        }
+        shell.wait(CHALLENGE_AGAIN_MS / 4);
+        // A key without credits is refused for that, and not for the time.
+        let refused = refusal(&shell.challenge(&receipt, 9, wrong_roots()));
+        assert_eq!(refused, Some(ChallengeError::Stake { needed: stake() }));
+    }
+    shell.wait(CHALLENGE_AGAIN_MS / 2 + 1_000);
+    assert_eq!(refusal(&shell.challenge(&receipt, 5, wrong_roots())), Some(ChallengeError::TooLate));
+}
+
+#[test]
+fn many_pending_challenges_raise_the_stake_of_the_next_and_have_an_end() {
+    let (mut shell, receipt) = ended(true);
+    shell.challenge(&receipt, 2, right_roots(job(1).id()));
+    let (of, terms) = shell.disputes[0].clone();
+    let needed = |shell: &Shell| shell.machine.stake(stake(), &keys(9).id());
+    for number in 1..MAX_CHALLENGES {
+        let doublings = shell.machine.challenges.pending.len() / CHALLENGES_PER_DOUBLING;
+        assert_eq!(needed(&shell), Some(stake().max(1 << doublings)));
+        let mut terms = terms.clone();
+        terms.budgets_ms[0] = number as u64;
+        shell.machine.challenges.insert(of, terms);
+    }
+    assert_eq!(needed(&shell), None);
+    assert_eq!(shell.machine.challenges.played().len(), MAX_CHALLENGES_PER_CLAIMANT, "all are against one key");
+    shell.feed(joined(3, 1));
+    assert_eq!(refusal(&shell.challenge(&receipt, 3, right_roots(job(1).id()))), Some(ChallengeError::Busy));
 }
 
 #[test]
@@ -251,18 +360,18 @@ fn a_challenge_of_a_run_that_falls_to_something_else_ends_without_effect() {
 }
 
 #[test]
-fn a_key_answers_so_many_challenges_at_a_time_and_the_next_is_refused_without_a_stake() {
+fn a_key_answers_so_many_challenges_at_a_time_and_the_next_waits() {
     let (mut shell, receipts) = ended_wrong(MAX_CHALLENGES_PER_CLAIMANT as u8 + 1);
     for (number, receipt) in (1..).zip(&receipts) {
-        let refused = refusal(&shell.challenge(receipt, number + 1, right_roots(job(number).id())));
-        let fits = usize::from(number) <= MAX_CHALLENGES_PER_CLAIMANT;
-        assert_eq!(refused, (!fits).then_some(ChallengeError::Beset));
+        let actions = shell.challenge(receipt, number + 1, right_roots(job(number).id()));
+        assert_eq!(refusal(&actions), None);
+        assert_eq!(waits(&actions), usize::from(number) > MAX_CHALLENGES_PER_CLAIMANT);
     }
-    let last = MAX_CHALLENGES_PER_CLAIMANT as u8 + 1;
-    assert_eq!(free(&shell, last + 1), GRANT);
-    shell.judge();
-    let again = shell.challenge(&receipts[usize::from(last) - 1], last + 1, right_roots(job(last).id()));
-    assert_eq!(refusal(&again), None, "one has ended");
+    let last = MAX_CHALLENGES_PER_CLAIMANT as u8 + 2;
+    assert_eq!(free(&shell, last), GRANT - 2 * stake());
+    let actions = shell.judge();
+    assert_eq!(opened(&actions).len(), 1, "one has ended");
+    assert_eq!(shell.disputes.last().unwrap().1.challenger.worker(), keys(last).id());
 }
 
 #[test]
@@ -272,7 +381,7 @@ fn silence_costs_run_and_stake_and_time_but_only_a_proof_the_key() {
         shell.challenge(&receipt, 2, right_roots(job(1).id()));
         let actions = shell.end_dispute([true, false], kind);
         assert!(actions.iter().any(|action| matches!(action, Action::Overturned { .. })));
-        assert_eq!(free(&shell, 2), GRANT + stake());
+        assert_eq!(free(&shell, 2), GRANT + defence());
         assert_eq!(shell.machine.quarantined().count(), usize::from(is_proof));
         assert_eq!(shell.machine.is_set_aside(&keys(1).id()), !is_proof);
         shell.wait(FAULTY_MS);

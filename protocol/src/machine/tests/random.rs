@@ -249,7 +249,7 @@ impl World {
             for (purpose, _) in account.held() {
                 match purpose {
                     Purpose::Lease { job, epoch } => drop(held.insert((*job, *epoch, *node))),
-                    Purpose::Dispute { dispute } => assert!(machine.challenges.contains_key(dispute)),
+                    Purpose::Dispute { dispute } => assert!(machine.challenges.pending.contains_key(dispute)),
                     Purpose::Admission {} => panic!("nothing is held for admission"),
                 }
             }
