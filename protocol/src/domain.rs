@@ -10,6 +10,8 @@ pub enum Domain {
     JobId,
     /// Nonce and request to request hash.
     Request,
+    /// The roots of one commitment point to their digest.
+    Point,
     /// First value of a commitment chain.
     ChainStart,
     /// One step of a commitment chain.
@@ -54,9 +56,10 @@ pub enum Domain {
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::JobId,
         Self::Request,
+        Self::Point,
         Self::ChainStart,
         Self::ChainStep,
         Self::WorkerReceipt,
@@ -84,6 +87,7 @@ impl Domain {
         match self {
             Self::JobId => "lockstep 2026-11 v1 job id",
             Self::Request => "lockstep 2026-11 v1 request",
+            Self::Point => "lockstep 2026-11 v1 point",
             Self::ChainStart => "lockstep 2026-11 v1 chain start",
             Self::ChainStep => "lockstep 2026-11 v1 chain step",
             Self::WorkerReceipt => "lockstep 2026-11 v1 worker receipt",

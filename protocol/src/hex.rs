@@ -44,6 +44,23 @@ pub fn parse<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
     Ok(out)
 }
 
+/// Reads any number of whole bytes.
+///
+/// # Errors
+/// [`HexError`].
+pub fn parse_bytes(text: &str) -> Result<Vec<u8>, HexError> {
+    let digits = text.as_bytes();
+    if digits.len() % 2 != 0 {
+        return Err(HexError::Length { expected: digits.len() + 1, found: digits.len() });
+    }
+    let byte = |(index, pair): (usize, &[u8])| {
+        let high = nibble(pair[0]).ok_or(HexError::Digit { at: 2 * index })?;
+        let low = nibble(pair[1]).ok_or(HexError::Digit { at: 2 * index + 1 })?;
+        Ok(high << 4 | low)
+    };
+    digits.chunks_exact(2).enumerate().map(byte).collect()
+}
+
 fn nibble(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),

@@ -9,30 +9,69 @@ use thiserror::Error;
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
 use crate::commitment::Geometry;
 use crate::domain::Domain;
+use crate::generation::{Generation, GenerationError};
 use crate::ids::{JobId, ModelId, Nonce, RequestHash, Root, Seed};
-use crate::limits::{MAX_LAYERS, MAX_POSITIONS, MAX_TEXT_BYTES};
+use crate::limits::{MAX_LAYERS, MAX_POSITIONS, MAX_RUN_ROOTS, MAX_TEXT_BYTES};
 
 /// The version of SPEC.md that this program implements. Jobs of another version are refused.
 pub const SPEC_VERSION: u32 = 1;
 
 /// What is done with the tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// One pass of an encoder; the output is the pooled vector. One commitment point, the last position.
     Embedding,
+    /// A decoder goes on from the tokens; the output are its words. A commitment point for each of them.
+    Generation(Box<Generation>),
+}
+
+impl JobKind {
+    /// The most commitment points of a run.
+    pub fn max_points(&self) -> u32 {
+        match self {
+            Self::Embedding => 1,
+            Self::Generation(generation) => generation.max_tokens,
+        }
+    }
+
+    /// What is generated, where anything is.
+    pub fn generation(&self) -> Option<&Generation> {
+        match self {
+            Self::Embedding => None,
+            Self::Generation(generation) => Some(generation),
+        }
+    }
+
+    /// Checks it, for a job of so many tokens.
+    fn check(&self, token_count: usize) -> Result<(), JobError> {
+        if token_count == 0 || token_count > MAX_POSITIONS {
+            return Err(JobError::TokenCount { found: token_count });
+        }
+        let Some(generation) = self.generation() else {
+            return Ok(());
+        };
+        generation.check()?;
+        let positions = token_count + generation.max_tokens as usize - 1;
+        if positions > MAX_POSITIONS { Err(JobError::TokenCount { found: positions }) } else { Ok(()) }
+    }
 }
 
 impl Canonical for JobKind {
     const MIN_BYTES: usize = 2;
     fn encode(&self, writer: &mut Writer) {
-        writer.u16(match self {
-            Self::Embedding => 1,
-        });
+        match self {
+            Self::Embedding => writer.u16(1),
+            Self::Generation(generation) => {
+                writer.u16(2);
+                generation.encode(writer);
+            }
+        }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match reader.u16()? {
             1 => Ok(Self::Embedding),
+            2 => Ok(Self::Generation(Box::new(reader.value()?))),
             tag => Err(DecodeError::InvalidTag { what: "job kind", tag: tag.into() }),
         }
     }
@@ -90,7 +129,7 @@ pub enum JobError {
         /// The job's version.
         found: u32,
     },
-    /// No token or too many.
+    /// No token or too many, those included that are to be generated.
     #[error("the job has {found} tokens; 1 to {MAX_POSITIONS} are allowed")]
     TokenCount {
         /// How many it has.
@@ -101,6 +140,15 @@ pub enum JobError {
     Layers {
         /// How many it has.
         found: u16,
+    },
+    /// What is to be generated is not allowed.
+    #[error("{0}")]
+    Generation(#[from] GenerationError),
+    /// A run could have more roots than are kept.
+    #[error("{found} roots could be streamed: {MAX_RUN_ROOTS} are allowed")]
+    Roots {
+        /// Layers times tokens.
+        found: usize,
     },
 }
 
@@ -125,18 +173,15 @@ pub struct Job {
 }
 
 impl Job {
-    /// Checks version and token count.
+    /// Checks version, token count and what is to be generated.
     ///
     /// # Errors
-    /// [`JobError::SpecVersion`], [`JobError::TokenCount`].
+    /// [`JobError`], but for those about layers.
     pub fn check(&self) -> Result<(), JobError> {
         if self.spec_version != SPEC_VERSION {
             return Err(JobError::SpecVersion { found: self.spec_version });
         }
-        if self.tokens.is_empty() || self.tokens.len() > MAX_POSITIONS {
-            return Err(JobError::TokenCount { found: self.tokens.len() });
-        }
-        Ok(())
+        self.kind.check(self.tokens.len())
     }
 
     /// The header, with the tokens by count and root.
@@ -144,7 +189,7 @@ impl Job {
         JobHeader {
             spec_version: self.spec_version,
             model: self.model,
-            kind: self.kind,
+            kind: self.kind.clone(),
             token_count: u32::try_from(self.tokens.len()).unwrap_or(u32::MAX),
             token_root: token_root(&self.tokens),
             request: self.request,
@@ -227,20 +272,22 @@ impl JobHeader {
     }
 
     /// Where this job commits, on a model with so many transformer layers. This follows from the job
-    /// and the model alone, never from the schedule.
+    /// and the model alone, never from the schedule; a generation ends with its last token.
     ///
     /// # Errors
-    /// [`JobError::TokenCount`], [`JobError::Layers`].
+    /// [`JobError`], but for [`JobError::SpecVersion`].
     pub fn geometry(&self, layers: u16) -> Result<Geometry, JobError> {
-        if self.token_count == 0 || self.token_count as usize > MAX_POSITIONS {
-            return Err(JobError::TokenCount { found: self.token_count as usize });
-        }
+        self.kind.check(self.token_count as usize)?;
         if layers == 0 || usize::from(layers) > MAX_LAYERS {
             return Err(JobError::Layers { found: layers });
         }
-        Ok(match self.kind {
-            JobKind::Embedding => Geometry::new(vec![self.token_count - 1], layers),
-        })
+        let first = self.token_count - 1;
+        let geometry = match &self.kind {
+            JobKind::Embedding => Geometry::closed(first, layers),
+            JobKind::Generation(generation) => Geometry::open(first, generation.max_tokens, layers),
+        };
+        let found = geometry.max_roots();
+        if found > MAX_RUN_ROOTS { Err(JobError::Roots { found }) } else { Ok(geometry) }
     }
 }
 

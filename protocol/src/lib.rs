@@ -16,6 +16,7 @@
 //! | [`trace`] | the plain BLAKE3 of a layer's rows, for every prefix |
 //! | [`openings`] | any chunks of a tensor with their proof: how packages travel |
 //! | [`job`] | jobs and their ids, and where a job commits |
+//! | [`generation`] | what is asked of a decoder, and the words that it answers with |
 //! | [`commitment`] | the order of the roots, the chain over them, the first difference of two runs |
 //! | [`receipt`] | what worker and coordinator sign, and the check of it all, offline |
 //! | [`messages`] | the wire messages and their frames |
@@ -47,6 +48,7 @@ pub mod canonical;
 pub mod commitment;
 pub mod dispute;
 pub mod domain;
+pub mod generation;
 pub mod hex;
 pub mod identity;
 pub mod ids;

@@ -14,10 +14,30 @@ pub const MAX_POSITIONS: usize = 131_072;
 pub const MAX_LAYERS: usize = 512;
 /// Most streamed layers: the transformer layers and the output layer.
 pub const MAX_STREAMED_LAYERS: usize = MAX_LAYERS + 1;
-/// Most commitment points of one job (an embedding has one).
-pub const MAX_POINTS: usize = 1;
-/// Most roots in one receipt.
-pub const MAX_RECEIPT_ROOTS: usize = MAX_POINTS * MAX_STREAMED_LAYERS;
+/// Most tokens that one job generates.
+pub const MAX_GENERATED_TOKENS: usize = 16_384;
+/// Most commitment points of one job: one for each generated token (an embedding has one).
+pub const MAX_POINTS: usize = MAX_GENERATED_TOKENS;
+/// Most roots in one receipt: those of its last point. Points before it are there by their digests.
+pub const MAX_RECEIPT_ROOTS: usize = MAX_STREAMED_LAYERS;
+/// Most roots of one run, all points together: 8 MiB of them. A job that could have more is refused.
+pub const MAX_RUN_ROOTS: usize = 1 << 18;
+/// The highest temperature, in units of 1e-4.
+pub const MAX_TEMPERATURE: u32 = 1_000_000;
+/// The largest penalty of any kind, in units of 1e-4.
+pub const MAX_PENALTY: u32 = 100_000;
+/// The largest bias of one token's logit, in units of 1e-4.
+pub const MAX_TOKEN_BIAS: u32 = 1_000_000;
+/// Most tokens with a bias.
+pub const MAX_LOGIT_BIAS: usize = 1_024;
+/// Most tokens that end a generation.
+pub const MAX_STOP_TOKENS: usize = 256;
+/// Most texts that end a generation.
+pub const MAX_STOP_STRINGS: usize = 4;
+/// Most bytes of such a text.
+pub const MAX_STOP_STRING_BYTES: usize = 32;
+/// Most tokens of which a client is told the probabilities at each point.
+pub const MAX_LOGPROBS: u8 = 20;
 /// Most bytes of one hidden row, after padding.
 pub const MAX_ROW_BYTES: usize = 256 * CHUNK_BYTES;
 /// Most numbers in the output of an embedding: one hidden row.
@@ -87,9 +107,9 @@ pub const FRAME_HEADER_BYTES: usize = 4;
 /// Largest frame from a worker on its control stream.
 pub const MAX_CONTROL_UP_BYTES: usize = 64 << 10;
 /// Largest frame to a worker on its control stream: an assignment with all its tokens.
-pub const MAX_CONTROL_DOWN_BYTES: usize = 1 << 20;
+pub const MAX_CONTROL_DOWN_BYTES: usize = 4 << 20;
 /// Largest frame of a job stream: the result with its output and receipt.
-pub const MAX_JOB_FRAME_BYTES: usize = 512 << 10;
+pub const MAX_JOB_FRAME_BYTES: usize = 1 << 20;
 /// Largest request for a part of a package.
 pub const MAX_PACKAGE_REQUEST_BYTES: usize = 1 << 10;
 /// Largest answer with a part of a package: a whole manifest.
@@ -114,7 +134,7 @@ pub const MAX_STREAMS: u32 = 256;
 /// Most concurrent package streams that one worker is served.
 pub const MAX_PACKAGE_STREAMS: u32 = 8;
 /// QUIC receive window of one stream, in bytes.
-pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// QUIC receive window of one connection, in bytes.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// What a client may send before its connection is taken: a handshake's worth.
@@ -163,6 +183,10 @@ pub const LEASE_FACTOR: u64 = 8;
 pub const BEGIN_MS: u64 = 30_000;
 /// A worker that has to pull the model first begins within this time.
 pub const LEASE_PULL_MS: u64 = 10 * 60 * 1_000;
+/// What a worker may take for each token that it generates, beside the work itself.
+pub const TOKEN_MS: u64 = 10_000;
+/// The shortest prompt by which a worker's speed is measured: a short one is run like a single token.
+pub const MEASURED_PROMPT_TOKENS: usize = 128;
 /// How often at least the machine wants to be called while it waits for anything.
 pub const TICK_MS: u64 = 1_000;
 /// A longer pause between two calls is the coordinator's own downtime, which is charged to nobody.
@@ -222,8 +246,8 @@ pub const MAX_BARRED_WORKERS: usize = 256;
 
 /// Most unfinished jobs; more are refused as busy.
 pub const MAX_UNFINISHED_JOBS: usize = 65_536;
-/// Most tokens of all unfinished jobs together: 256 MiB of them.
-pub const MAX_UNFINISHED_TOKENS: usize = 64 << 20;
+/// Most tokens of all unfinished jobs together, where each root that a run may stream counts as eight: 1 GiB of them.
+pub const MAX_UNFINISHED_TOKENS: usize = 256 << 20;
 /// Most finished jobs that the machine remembers, to answer a repeated submission.
 pub const MAX_REMEMBERED_JOBS: usize = 65_536;
 /// Most audits, and most first runs, that one scheduling round tries in vain.
@@ -247,7 +271,7 @@ pub const STORE_CHECKPOINT_PAGES: u32 = 4_096;
 /// How far ahead of itself the clock is reserved in the store, so that one write serves many readings.
 pub const CLOCK_RESERVE_MS: u64 = 10_000;
 /// Most bytes of one record of the job machine.
-pub const MAX_RECORD_BYTES: usize = 2 << 20;
+pub const MAX_RECORD_BYTES: usize = 16 << 20;
 
 // ---- workers ----
 
@@ -373,7 +397,7 @@ pub const MAX_READS: usize = MAX_READ_BYTES / CHUNK_BYTES;
 /// Most bytes of one signed move.
 pub const MAX_MOVE_BYTES: usize = 256 << 10;
 /// Most bytes of one signed entry of a transcript.
-pub const MAX_DISPUTE_ENTRY_BYTES: usize = MAX_MOVE_BYTES + 1_024;
+pub const MAX_DISPUTE_ENTRY_BYTES: usize = 2 << 20;
 /// Most rounds: the row, the ops, the chunk, its reveal, the openings.
 pub const MAX_ROUNDS: usize = 4 + 1 + 3 + 1 + 1;
 /// So many times the coordinator's own downtime is credited in one dispute.
@@ -381,7 +405,7 @@ pub const MAX_CREDITS: usize = 512;
 /// Most entries of a transcript: begin and end, each side's move and notice in each round, an equivocation, credits.
 pub const MAX_DISPUTE_ENTRIES: usize = 3 + 4 * MAX_ROUNDS + MAX_CREDITS;
 /// Most bytes of a dispute's file.
-pub const MAX_DISPUTE_FILE_BYTES: usize = MAX_MANIFEST_BYTES + (4 << 20);
+pub const MAX_DISPUTE_FILE_BYTES: usize = MAX_MANIFEST_BYTES + (8 << 20);
 /// Whatever a side has used up, for each of its moves it has so long.
 pub const MOVE_MIN_MS: u64 = 10_000;
 /// After its clock has run out a side may still move for so long, through anybody.
@@ -412,13 +436,19 @@ pub const MAX_DISPUTES: usize = 256;
 // ---- relations ----
 
 /// Upper bound of a canonical job apart from its tokens.
-const JOB_FIXED_BYTES: usize = 256;
+const JOB_FIXED_BYTES: usize =
+    512 + MAX_LOGIT_BIAS * 8 + MAX_STOP_TOKENS * 4 + MAX_STOP_STRINGS * (MAX_STOP_STRING_BYTES + 4);
+/// Upper bound of what a receipt has of each point: the digest.
+const POINTS_BYTES: usize = MAX_POINTS * 32;
 /// Upper bound of a worker's receipt apart from its roots.
 const RECEIPT_FIXED_BYTES: usize = 512;
 /// Upper bound of what stands around a move's values in a message or entry.
 const DISPUTE_FIXED_BYTES: usize = 512;
 /// Upper bound of the terms of a dispute.
-const TERMS_BYTES: usize = 2 * (MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES) + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
+const TERMS_BYTES: usize =
+    2 * CLAIM_BYTES + MAX_STREAMED_LAYERS * 32 + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
+/// Upper bound of a claim: the signed run, its words, and the roots at the disputed point.
+const CLAIM_BYTES: usize = POINTS_BYTES + MAX_POINTS * 4 + 2 * MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES;
 /// Most levels of the tree of a blob. A range of two chunks or more has two paths, and there are half as many of these.
 const TREE_LEVELS: usize = 30;
 /// Upper bound of all moves but those of the last round: a frontier of every step, all descents, and the revealed chunks.
@@ -429,20 +459,24 @@ const _: () = {
     assert!(MAX_ROW_BYTES.is_multiple_of(CHUNK_BYTES));
     assert!(MAX_OUTPUT_VALUES * 4 <= MAX_ROW_BYTES);
     // An assignment, a result, a manifest and an opening each fit in a frame of their stream.
-    assert!(MAX_POSITIONS * 4 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
+    assert!((MAX_POSITIONS + MAX_POINTS) * 4 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + 3 * MAX_NAME_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
     assert!(MAX_REASON_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
-    assert!(MAX_OUTPUT_VALUES * 4 + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES);
+    assert!(
+        MAX_OUTPUT_VALUES * 4 + POINTS_BYTES + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES
+    );
+    assert!(CLAIM_BYTES <= MAX_JOB_FRAME_BYTES && MAX_POINTS <= MAX_OUTPUT_VALUES);
     assert!(MAX_MANIFEST_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     assert!(MAX_OPENING_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     // A record holds a whole job or a whole result; a receipt in JSON holds a job and all its runs
     // (a token or output value takes at most 12 characters, a root 67).
     assert!(MAX_POSITIONS * 4 + JOB_FIXED_BYTES <= MAX_RECORD_BYTES);
-    assert!(MAX_JOB_FRAME_BYTES <= MAX_RECORD_BYTES);
+    assert!(MAX_JOB_FRAME_BYTES + MAX_RUN_ROOTS * 32 <= MAX_RECORD_BYTES);
+    assert!(MAX_STREAMED_LAYERS <= MAX_RUN_ROOTS && TERMS_BYTES + DISPUTE_FIXED_BYTES <= MAX_RECORD_BYTES);
     assert!(
         (MAX_POSITIONS + MAX_OUTPUT_VALUES) * 12
-            + (MAX_AUDITORS + 1) * (MAX_RECEIPT_ROOTS * 67 + 4 * RECEIPT_FIXED_BYTES)
+            + (MAX_AUDITORS + 1) * ((MAX_POINTS + MAX_RECEIPT_ROOTS) * 67 + 4 * RECEIPT_FIXED_BYTES)
             + MAX_STATEMENTS * 1_024
             <= MAX_RECEIPT_JSON_BYTES
     );

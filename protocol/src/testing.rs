@@ -52,7 +52,7 @@ pub fn run(keys: &Keypair, job: &Job, epoch: LeaseEpoch) -> JobResult {
 /// The run of a worker that signs other roots, consistently.
 pub fn run_with(keys: &Keypair, job: &Job, epoch: LeaseEpoch, roots: Vec<Root>) -> JobResult {
     let (output_count, work_units) = (OUTPUT.len() as u32, WORK);
-    let run = Run { epoch, layers: LAYERS, roots, output_count, work_units, saturations: 3 };
+    let run = Run { epoch, layers: LAYERS, roots, words: Vec::new(), output_count, work_units, saturations: 3 };
     let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap();
     JobResult { receipt: receipt.sign(keys), output: OUTPUT.to_vec() }
 }

@@ -46,6 +46,7 @@ fn result() -> JobResult {
         output_count: 2,
         output_root,
         layers: 1,
+        points: Vec::new(),
         head: header.geometry(1).unwrap().head(header.id(), epoch, &roots).unwrap(),
         roots,
         work_units: 1_000,
@@ -83,13 +84,13 @@ fn receipts() {
         signed.receipt.output_root.to_string(),
         "7d5e2c8ba59cadc26e770bfaabb175d0725f1b3ac2d5155defecc049dd8fb903"
     );
-    assert_eq!(signed.receipt.head.to_string(), "9671326676a7195261595a144269c34d2a35d181e329ecf281255a1327bd21f3");
-    assert_eq!(to_bytes(&signed.receipt).len(), 332);
-    assert_eq!(signed.receipt.digest().to_string(), "bc59f01a50e66f71fc7b417c831a7ad80d239b5eda5e259e5f9a6c69d29dffee");
+    assert_eq!(signed.receipt.head.to_string(), "7981a62a59c4e34a6980d7175d14501059796074d775bd187b6d7e948fb856b2");
+    assert_eq!(to_bytes(&signed.receipt).len(), 336);
+    assert_eq!(signed.receipt.digest().to_string(), "e41e8783a0f820b8dfd38d99ca3a0e990b33b0aa31857b7a2014755e65d7c379");
     assert_eq!(signed.receipt.worker.to_string(), "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1");
     assert_eq!(
         signed.signature.to_string(),
-        "47f47444f611bb4749f679b6d1bb0af5d8f5a4b0056a175309258cd3c9e205018854b5966cced2cb45118d20780ba90d1c8dd7bd8f04682f491a59a6d9281509"
+        "d1147c8a5afa5f8a109e466181e17e49bde5b3f8d2388890fc7e402f85c083cc45099b0530120b2893f56d649de17238f8194b100102ebdfd3507b582677bc05"
     );
 }
 
@@ -102,11 +103,11 @@ fn statements() {
     let statement = &receipt.statements[0];
     assert_eq!(
         statement.statement.digest().to_string(),
-        "db628488f15b6dee1c8f356790cb285d954ad4a4a5162531f59e03a785951273"
+        "523762ceb668142c6a0ff964ad4d4a2ac24096380684f8778d92dc52b1960d5e"
     );
     assert_eq!(
         statement.signature.to_string(),
-        "d74fdbb9d59426ba604f173f3688ea6db43151a821e4e0bc5ecd94dbe0bdf156a36cce7d74a8ae3a39102b8e9cf9e343db895e166ce39a877797dd8b0aa70b04"
+        "6306b92b8b5cc808d231c2cee5f9e708c399b77a27cf6e0c0ca70adb2828ea93c150d03f94b18e2f24322d89b7103ecd7497234fac79b34a62f82834ac56270d"
     );
 }
 
@@ -128,14 +129,14 @@ fn refutations() {
     assert!(receipt.check().unwrap().refuted.is_some());
     assert_eq!(
         receipt.statements[1].statement.digest().to_string(),
-        "439343ec1e858b7303bed31e6d05007c2762cbc7eb8312bbe1113dfa33301a4e"
+        "01dc818dacf7fcd53ef83a2eea5e3de4e82f3bb0d69a1a394131b5a529867c57"
     );
     let mut receipt = accepted;
     receipt.add_withdrawal(refutation.receipt, &keys, Millis(1_700_000_000_000));
     assert!(receipt.check().unwrap().withdrawn);
     assert_eq!(
         receipt.statements[1].statement.digest().to_string(),
-        "e5675f9fc43d58f4c4831bdd75673096245f737a3678e459eac3e5f0666d728c"
+        "4e7e604829fe9d32ebfd19f1151a6746adb5d41e13a16920b2b88b8b9f5ecaea"
     );
 }
 
@@ -147,10 +148,10 @@ fn draws() {
     let secret = chain.secret(5).unwrap();
     assert_eq!(secret.secret.to_string(), "35f1a6b07535d9ec137436add29c3e867fe62f5b863602389b2be121504c14f8");
     let draw = audit_draw(&secret, &head, &job().nonce);
-    assert_eq!(draw.seed.to_string(), "e2ddadff2244f0ead60aa75c23d511c1e8434080674980d1d1f1cc1cc88ee257");
+    assert_eq!(draw.seed.to_string(), "51033cb697c8211d01bee007492f368dbacee52994a69e20474fc809ad9dabfa");
     assert_eq!(
         draw.rank(&Keypair::from_seed([5; 32]).id()).to_string(),
-        "c5f598a5ef76b543c224c765d55463926714422435c8ae5f634ffe85976a207d"
+        "32ced9278fa625717db22ddee470872e656cd3307f496703e34bbcff089195e1"
     );
     let draw = lockstep_draw(&secret, job().id(), &job().nonce);
     assert_eq!(draw.seed.to_string(), "0c56439997d26e386e3f9c92ca525d6b7b039cd7806e9537275f25c871f36726");
@@ -207,15 +208,15 @@ fn transparency_log() {
         "886d3a8e431a330ad50431ea94ffccea9af28bb03335a0ca3fe64094e1ed3f74"
     );
     assert_eq!(leaves[1], "9189246cab525acb408eed07dee87c387432bd515a3d76ba06627b2dca9a6c58");
-    assert_eq!(tree.root().to_string(), "5a6e0afc291238f2291899d3c374d6ccbbee3dcc2fd5732d4905320707081bd2");
+    assert_eq!(tree.root().to_string(), "0271d3e91f056d17567f3d734a2b5ecbdb534d52595e6e3606bd546e30865ba3");
     let coordinator = Keypair::from_seed([6; 32]);
     let head = LogHead::of(&tree, coordinator.id(), Millis(1_700_000_000_000)).sign(&coordinator);
     assert_eq!(
         head.signature.to_string(),
-        "e704b4e95d730f53c11057ac104b93e058f54fcd32e465721e9016d6b1e2915b32eeafa2489e88544f1fe66d6144f75447b2fe443329c720e43428d28a534d0f"
+        "a940df6224d314afbe7b3a2733ed1c48616d37997cd99707132ad345a6ce6a30ef9ec3450705fd041a844b98f7c3805f371d78689c4027a4e2d5ca72ada56503"
     );
     assert_eq!(
         Cosignature::of(&head, &Keypair::from_seed([5; 32])).signature.to_string(),
-        "790b048b2e1702c9a616cc7b9718840e9d025827a985a4e07c58f845597943f48daa016f310543e1ef68d34233f51a17a12dce0512317c8b6a84a1851a096201"
+        "2bc4062a55dce21fe7b316a2eadada6b2b5121e51fccf6f1a37ebafd64d280f5827c2bbe7709ab08237b7cb6b1ab9412ac469a116a3fbf181f7cd7fc81084908"
     );
 }

@@ -3,12 +3,13 @@
 use thiserror::Error;
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
-use crate::commitment::{ChainHead, Geometry};
+use crate::commitment::{ChainHead, Geometry, PointDigest};
 use crate::domain::Domain;
+use crate::generation;
 use crate::identity::{IdentityError, Keypair, Signature};
 use crate::ids::{JobId, LeaseEpoch, NodeId, Root};
-use crate::job::{JobError, JobHeader};
-use crate::limits::MAX_RECEIPT_ROOTS;
+use crate::job::{JobError, JobHeader, JobKind};
+use crate::limits::{MAX_POINTS, MAX_RECEIPT_ROOTS};
 use crate::receipt::{ReceiptError, SignedReceipt};
 
 /// Why a claim is none about a job.
@@ -40,6 +41,9 @@ pub enum ClaimError {
         /// How many.
         roots: usize,
     },
+    /// The words are not those that were signed, or can't be those of such a run.
+    #[error("the words are not those of the signed run")]
+    Words,
     /// The partial run is not signed by its worker.
     #[error("the signature of the partial run by {worker}: {error}")]
     Signature {
@@ -57,25 +61,30 @@ pub struct Partial {
     pub job: JobId,
     /// The assignment under which it ran.
     pub epoch: LeaseEpoch,
-    /// The roots so far, in stream order; at least one.
+    /// The digests of all points but the last that was begun.
+    pub points: Vec<PointDigest>,
+    /// The roots of that point so far; at least one.
     pub roots: Vec<Root>,
-    /// The commitment chain after them.
+    /// Of a generation the words so far: one for each point whose roots are all there.
+    pub words: Vec<u32>,
+    /// The commitment chain after all this.
     pub head: ChainHead,
     /// Who ran it.
     pub worker: NodeId,
 }
 
 impl Partial {
-    /// The run so far; `None` where it has no roots, or more than a run has.
+    /// The run so far, from all its roots and words; `None` where it has no roots, or more than a run has.
     pub fn of_roots(
         job: JobId,
         geometry: &Geometry,
         epoch: LeaseEpoch,
-        roots: Vec<Root>,
+        roots: &[Root],
+        words: &[u32],
         worker: NodeId,
     ) -> Option<Self> {
-        let head = head_of(job, geometry, epoch, &roots)?;
-        Some(Self { job, epoch, roots, head, worker })
+        let (trail, head) = (geometry.trail(roots)?, geometry.head(job, epoch, roots)?);
+        Some(Self { job, epoch, points: trail.points, roots: trail.roots, words: words.to_vec(), head, worker })
     }
 
     /// Signs it. `keys` must be those of [`Partial::worker`].
@@ -84,21 +93,14 @@ impl Partial {
     }
 }
 
-/// The chain after the first roots of a run.
-fn head_of(job: JobId, geometry: &Geometry, epoch: LeaseEpoch, roots: &[Root]) -> Option<ChainHead> {
-    let is_right = (1..=geometry.len()).contains(&roots.len());
-    is_right.then(|| {
-        let start = ChainHead::start(job, epoch);
-        geometry.places().zip(roots).fold(start, |head, (place, root)| head.step(place, root))
-    })
-}
-
 impl Canonical for Partial {
-    const MIN_BYTES: usize = 32 + 8 + 4 + 32 + 32;
+    const MIN_BYTES: usize = 32 + 8 + 4 + 4 + 4 + 32 + 32;
     fn encode(&self, writer: &mut Writer) {
         self.job.encode(writer);
         self.epoch.encode(writer);
+        writer.seq(&self.points);
         writer.seq(&self.roots);
+        writer.seq(&self.words);
         self.head.encode(writer);
         self.worker.encode(writer);
     }
@@ -106,7 +108,9 @@ impl Canonical for Partial {
         Ok(Self {
             job: reader.value()?,
             epoch: reader.value()?,
+            points: reader.seq("points of a partial run", MAX_POINTS - 1)?,
             roots: reader.seq("roots of a partial run", MAX_RECEIPT_ROOTS)?,
+            words: reader.seq("words of a partial run", MAX_POINTS)?,
             head: reader.value()?,
             worker: reader.value()?,
         })
@@ -133,59 +137,131 @@ impl Canonical for SignedPartial {
     }
 }
 
-/// What one side signed and now stands for.
+/// What one side signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum Signed {
     /// A whole run.
     Receipt(SignedReceipt),
     /// A run that was stopped early.
     Partial(SignedPartial),
 }
 
+/// What one side signed and now stands for, with what its hashes stand for as far as the dispute needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// What was signed.
+    pub signed: Signed,
+    /// Of a whole generation all its words; or else none.
+    pub words: Vec<u32>,
+    /// The roots at the disputed point, where that is not the last one of the run, whose roots are signed themselves.
+    pub at: Vec<Root>,
+}
+
+impl From<SignedReceipt> for Claim {
+    /// The claim of a run that differs at its last point, as that of an embedding does, without words.
+    fn from(signed: SignedReceipt) -> Self {
+        Self { signed: Signed::Receipt(signed), words: Vec::new(), at: Vec::new() }
+    }
+}
+
+impl From<SignedPartial> for Claim {
+    /// The claim of a run that differs at its last point.
+    fn from(signed: SignedPartial) -> Self {
+        Self { signed: Signed::Partial(signed), words: Vec::new(), at: Vec::new() }
+    }
+}
+
 impl Claim {
     /// Whose claim it is: the key that plays its side.
     pub fn worker(&self) -> NodeId {
-        match self {
-            Self::Receipt(signed) => signed.receipt.worker,
-            Self::Partial(signed) => signed.partial.worker,
+        match &self.signed {
+            Signed::Receipt(signed) => signed.receipt.worker,
+            Signed::Partial(signed) => signed.partial.worker,
         }
     }
 
     /// The assignment under which it ran.
     pub fn epoch(&self) -> LeaseEpoch {
-        match self {
-            Self::Receipt(signed) => signed.receipt.epoch,
-            Self::Partial(signed) => signed.partial.epoch,
+        match &self.signed {
+            Signed::Receipt(signed) => signed.receipt.epoch,
+            Signed::Partial(signed) => signed.partial.epoch,
         }
     }
 
     /// The job.
     pub fn job(&self) -> JobId {
-        match self {
-            Self::Receipt(signed) => signed.receipt.job,
-            Self::Partial(signed) => signed.partial.job,
+        match &self.signed {
+            Signed::Receipt(signed) => signed.receipt.job,
+            Signed::Partial(signed) => signed.partial.job,
         }
     }
 
-    /// The signed roots, in stream order.
-    pub fn roots(&self) -> &[Root] {
-        match self {
-            Self::Receipt(signed) => &signed.receipt.roots,
-            Self::Partial(signed) => &signed.partial.roots,
+    /// The whole run that was signed, where it is one.
+    pub fn receipt(&self) -> Option<&SignedReceipt> {
+        match &self.signed {
+            Signed::Receipt(signed) => Some(signed),
+            Signed::Partial(_) => None,
         }
     }
 
-    /// Checks that it is a claim about this job, on a model with so many transformer layers, and signed.
+    /// The signed digests of all points but the last.
+    pub fn points(&self) -> &[PointDigest] {
+        match &self.signed {
+            Signed::Receipt(signed) => &signed.receipt.points,
+            Signed::Partial(signed) => &signed.partial.points,
+        }
+    }
+
+    /// The signed roots of the last point.
+    pub fn last_roots(&self) -> &[Root] {
+        match &self.signed {
+            Signed::Receipt(signed) => &signed.receipt.roots,
+            Signed::Partial(signed) => &signed.partial.roots,
+        }
+    }
+
+    /// The words of the run: of an embedding none.
+    pub fn words(&self) -> &[u32] {
+        match &self.signed {
+            Signed::Receipt(_) => &self.words,
+            Signed::Partial(signed) => &signed.partial.words,
+        }
+    }
+
+    /// The digest of point `index`, counted from 0; `None` after the end.
+    pub fn digest_at(&self, index: usize) -> Option<PointDigest> {
+        let last = (index == self.points().len()).then(|| PointDigest::of(self.last_roots()));
+        self.points().get(index).copied().or(last)
+    }
+
+    /// The roots at point `index`, counted from 0, where they are at hand and are those of the digest that was signed.
+    pub fn roots_at(&self, index: usize) -> Option<&[Root]> {
+        match self.points().get(index) {
+            Some(digest) => (PointDigest::of(&self.at) == *digest).then_some(&*self.at),
+            None => (index == self.points().len() && self.at.is_empty()).then(|| self.last_roots()),
+        }
+    }
+
+    /// Checks that it is a claim about this job, on a model with so many transformer layers, and signed. The roots at the
+    /// disputed point are checked with the terms.
     ///
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, job: &JobHeader, layers: u16) -> Result<(), ClaimError> {
-        match self {
-            Self::Receipt(signed) if signed.receipt.layers != layers => {
+        match &self.signed {
+            Signed::Receipt(signed) if signed.receipt.layers != layers => {
                 Err(ClaimError::Layers { expected: layers, found: signed.receipt.layers })
             }
-            Self::Receipt(signed) => Ok(signed.check(job, None)?),
-            Self::Partial(signed) => check_partial(signed, job, layers),
+            Signed::Receipt(signed) => {
+                signed.check(job, None)?;
+                match &job.kind {
+                    JobKind::Embedding if self.words.is_empty() => Ok(()),
+                    JobKind::Embedding => Err(ClaimError::Words),
+                    JobKind::Generation(generation) => Ok(signed.check_words(&self.words, generation.max_tokens)?),
+                }
+            }
+            Signed::Partial(_) if !self.words.is_empty() => Err(ClaimError::Words),
+            Signed::Partial(signed) => check_partial(signed, job, layers),
         }
     }
 }
@@ -196,33 +272,56 @@ fn check_partial(signed: &SignedPartial, job: &JobHeader, layers: u16) -> Result
     if partial.job != id {
         return Err(ClaimError::AnotherJob { found: partial.job });
     }
-    if head_of(id, &geometry, partial.epoch, &partial.roots) != Some(partial.head) || partial.epoch.0 == 0 {
+    let head = geometry.head_of(id, partial.epoch, &partial.points, &partial.roots);
+    if head != Some(partial.head) || partial.epoch.0 == 0 {
         return Err(ClaimError::Chain { roots: partial.roots.len() });
+    }
+    if !words_fit(partial, job, usize::from(geometry.streamed_layers())) {
+        return Err(ClaimError::Words);
     }
     let worker = partial.worker;
     let verified = worker.verify(Domain::PartialRun, &to_bytes(partial), &signed.signature);
     verified.map_err(|error| ClaimError::Signature { worker, error })
 }
 
+/// Whether a partial run has a word for each point whose roots are all there, the last of them as it was committed.
+fn words_fit(partial: &Partial, job: &JobHeader, per_point: usize) -> bool {
+    let Some(asked) = job.kind.generation() else {
+        return partial.words.is_empty();
+    };
+    let is_whole = partial.roots.len() == per_point;
+    let count = partial.points.len() + usize::from(is_whole);
+    let last = partial.words.last().filter(|_| is_whole).map(|word| generation::word_root(*word));
+    let is_committed = last.is_none_or(|root| partial.roots.last() == Some(&root));
+    // A run that is at a further point went on after all the words before it.
+    let goes_on = is_whole || !partial.words.last().is_some_and(|word| generation::ends_run(*word));
+    let fits = generation::words_fit(&partial.words, asked.max_tokens);
+    partial.words.len() == count && is_committed && goes_on && fits
+}
+
 impl Canonical for Claim {
-    const MIN_BYTES: usize = 2 + SignedPartial::MIN_BYTES;
+    const MIN_BYTES: usize = 2 + SignedPartial::MIN_BYTES + 4 + 4;
     fn encode(&self, writer: &mut Writer) {
-        match self {
-            Self::Receipt(signed) => {
+        match &self.signed {
+            Signed::Receipt(signed) => {
                 writer.u16(1);
                 signed.encode(writer);
             }
-            Self::Partial(signed) => {
+            Signed::Partial(signed) => {
                 writer.u16(2);
                 signed.encode(writer);
             }
         }
+        writer.seq(&self.words);
+        writer.seq(&self.at);
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(match reader.u16()? {
-            1 => Self::Receipt(reader.value()?),
-            2 => Self::Partial(reader.value()?),
+        let signed = match reader.u16()? {
+            1 => Signed::Receipt(reader.value()?),
+            2 => Signed::Partial(reader.value()?),
             tag => return Err(DecodeError::InvalidTag { what: "claim", tag: tag.into() }),
-        })
+        };
+        let words = reader.seq("words of a claim", MAX_POINTS)?;
+        Ok(Self { signed, words, at: reader.seq("roots of a claim", MAX_RECEIPT_ROOTS)? })
     }
 }

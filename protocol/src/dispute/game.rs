@@ -5,6 +5,7 @@ use crate::dispute::rules::{self, Refusal};
 use crate::dispute::table::{self, Event, Phase};
 use crate::dispute::tree::{Block, Value, frontier_logs};
 use crate::dispute::{Ground, Lowering, MoveBody, Read, Reason, Shape, Side, Source, Tensor, Verdict};
+use crate::generation::words_root;
 use crate::ids::Root;
 use crate::limits::CHUNK_BYTES;
 
@@ -240,6 +241,10 @@ impl Game {
                 Some((*self.agreed.get(step)?, self.steps[step].bytes))
             }
             Source::Input => Some((self.ground.input?, lowering.input_bytes())),
+            Source::Words => {
+                let words = &self.ground.words;
+                (!words.is_empty()).then(|| (words_root(words), 4 * words.len() as u64))
+            }
             Source::Tokens | Source::Param(_) => lowering.blob(source),
         }
     }

@@ -14,6 +14,8 @@ pub enum Source {
     Input,
     /// The token ids of the job, each as `u32`.
     Tokens,
+    /// The words that were generated before the disputed point, each as `u32`.
+    Words,
     /// A parameter of the model, by its index in the manifest.
     Param(u16),
 }

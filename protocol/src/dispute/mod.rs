@@ -39,7 +39,7 @@ pub mod transcript;
 mod tree;
 mod verdict;
 
-pub use self::claim::{Claim, ClaimError, Partial, SignedPartial};
+pub use self::claim::{Claim, ClaimError, Partial, Signed, SignedPartial};
 pub use self::docket::{Docket, DocketError};
 pub use self::entry::{Entry, SignedEntry, What};
 pub use self::evidence::{Evidence, EvidenceError, Tensor};
@@ -53,7 +53,7 @@ pub use self::referee::{Action, Input, Output, Referee};
 pub use self::rules::Refusal;
 pub use self::side::Side;
 pub use self::table::{Event, Phase, TABLE};
-pub use self::terms::{Ground, Terms, TermsError};
+pub use self::terms::{Ground, Held, Terms, TermsError};
 pub use self::transcript::{TranscriptError, judge};
 pub use self::verdict::{Reason, Verdict};
 pub use crate::ids::{DisputeId, VerdictKind};

@@ -3,11 +3,13 @@
 use thiserror::Error;
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
-use crate::commitment::Geometry;
-use crate::dispute::{Claim, ClaimError, Side};
+use crate::commitment::{Geometry, PointDigest};
+use crate::dispute::{Claim, ClaimError, Side, Signed};
 use crate::domain::Domain;
+use crate::generation;
 use crate::ids::{DisputeId, JobId, NodeId, Place, Root};
 use crate::job::{JobError, JobHeader};
+use crate::limits::MAX_RECEIPT_ROOTS;
 
 /// Why two claims are no dispute.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -29,9 +31,16 @@ pub enum TermsError {
     /// There is no place at which both have a root and the roots differ.
     #[error("the claims do not differ where both have roots")]
     NoDifference,
-    /// The prefix is not the one that follows from the claims.
-    #[error("the agreed prefix is not the one that follows from the claims")]
-    Prefix,
+    /// A claim has not its roots at the disputed point, as it was signed.
+    #[error("the roots at the disputed point are not those that the {0} signed")]
+    At(Side),
+    /// The roots at the point before are not those on which both agree, or are there where there is no such point.
+    #[error("the agreed roots at the point before are not those that follow from the claims")]
+    Before,
+    /// The words before the disputed point differ, though the roots do not: one of the sides signed words that it did not
+    /// commit to.
+    #[error("the words before the disputed point are not those that were committed to")]
+    Words,
 }
 
 /// Who disputes what, before whom, and in which time.
@@ -49,57 +58,75 @@ pub struct Terms {
     pub challenger: Claim,
     /// The clocks of claimant and challenger, in milliseconds.
     pub budgets_ms: [u64; 2],
-    /// So many rows of the disputed layer have a root already, at an earlier point, that both have signed.
-    pub prefix: Option<(u32, Root)>,
+    /// The roots at the point before the disputed one, on which both agree; none where that is the first.
+    pub before: Vec<Root>,
+}
+
+/// A run as somebody who holds all of it brings it into a dispute.
+#[derive(Clone, Copy, Debug)]
+pub struct Held<'a> {
+    /// What was signed.
+    pub signed: &'a Signed,
+    /// All its roots in stream order.
+    pub roots: &'a [Root],
+    /// Of a whole generation its words.
+    pub words: &'a [u32],
 }
 
 /// Where a dispute begins, as it follows from two claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ground {
     /// The first place at which the claims differ.
     pub place: Place,
+    /// Which of the job's points that is, counted from 0.
+    pub index: usize,
     /// What claimant and challenger have there.
     pub roots: [Root; 2],
     /// What both have for the layer below; `None` for layer 1.
     pub input: Option<Root>,
-    /// See [`Terms::prefix`].
+    /// So many rows of the disputed layer have a root already, at an earlier point, that both have signed.
     pub prefix: Option<(u32, Root)>,
-}
-
-impl Ground {
-    /// Finds the first difference of two streams of roots.
-    pub(super) fn of(geometry: &Geometry, claimant: &[Root], challenger: &[Root]) -> Option<Self> {
-        let difference = geometry.first_difference(claimant, challenger)?;
-        let place = difference.place;
-        let index = geometry.places().position(|at| at == place)?;
-        let input = (place.layer > 1).then(|| claimant[index - 1]);
-        let earlier = index.checked_sub(usize::from(geometry.streamed_layers()));
-        let prefix = earlier.and_then(|earlier| {
-            let point = geometry.place(earlier)?.point;
-            // The rows of an output by sequence are others at each point.
-            (place.layer <= geometry.layers()).then(|| (point + 1, claimant[earlier]))
-        });
-        Some(Self { place, roots: [difference.a?, difference.b?], input, prefix })
-    }
+    /// The words that were generated before the disputed point, on which both agree: one for each earlier point.
+    pub words: Vec<u32>,
 }
 
 impl Terms {
-    /// The terms of a dispute between two runs of one job on a model with so many transformer layers. Everything is
-    /// checked.
+    /// The terms of a dispute between two runs of one job on a model with so many transformer layers, by claims that have
+    /// their roots at the disputed point. Everything is checked.
     ///
     /// # Errors
-    /// [`TermsError`], but for [`TermsError::Prefix`].
+    /// [`TermsError`].
     pub fn between(
         coordinator: NodeId,
         job: JobHeader,
         layers: u16,
-        claimant: Claim,
-        challenger: Claim,
+        [claimant, challenger]: [Claim; 2],
+        before: Vec<Root>,
         budgets_ms: [u64; 2],
     ) -> Result<Self, TermsError> {
-        let mut terms = Self { coordinator, job, layers, claimant, challenger, budgets_ms, prefix: None };
-        terms.prefix = terms.checked_ground()?.prefix;
+        let terms = Self { coordinator, job, layers, claimant, challenger, budgets_ms, before };
+        terms.check()?;
         Ok(terms)
+    }
+
+    /// The terms of a dispute between two runs of which all is at hand.
+    ///
+    /// # Errors
+    /// [`TermsError`].
+    pub fn of_runs(
+        coordinator: NodeId,
+        job: JobHeader,
+        layers: u16,
+        runs: [Held<'_>; 2],
+        budgets_ms: [u64; 2],
+    ) -> Result<Self, TermsError> {
+        let geometry = job.geometry(layers)?;
+        let difference = geometry.first_difference(runs[0].roots, runs[1].roots);
+        let root = difference.and_then(|difference| geometry.index_of(difference.place));
+        let point = root.ok_or(TermsError::NoDifference)? / usize::from(geometry.streamed_layers());
+        let before = point.checked_sub(1).map(|before| roots_at(&geometry, runs[0].roots, before).to_vec());
+        let claims = runs.map(|run| run.claim(&geometry, point));
+        Self::between(coordinator, job, layers, claims, before.unwrap_or_default(), budgets_ms)
     }
 
     /// The name of the dispute: of everything in the terms.
@@ -135,11 +162,6 @@ impl Terms {
     /// # Errors
     /// [`TermsError`].
     pub fn check(&self) -> Result<Ground, TermsError> {
-        let ground = self.checked_ground()?;
-        if ground.prefix == self.prefix { Ok(ground) } else { Err(TermsError::Prefix) }
-    }
-
-    fn checked_ground(&self) -> Result<Ground, TermsError> {
         let geometry = self.job.geometry(self.layers)?;
         for side in Side::BOTH {
             let checked = self.claim(side).check(&self.job, self.layers);
@@ -148,12 +170,78 @@ impl Terms {
         if self.claimant.worker() == self.challenger.worker() {
             return Err(TermsError::OneKey(self.claimant.worker()));
         }
-        Ground::of(&geometry, self.claimant.roots(), self.challenger.roots()).ok_or(TermsError::NoDifference)
+        let index = self.disputed_point()?;
+        let mut at = [&[][..]; 2];
+        for side in Side::BOTH {
+            at[side.index()] = self.claim(side).roots_at(index).ok_or(TermsError::At(side))?;
+        }
+        let [a, b] = at;
+        let layer = a.iter().zip(b).position(|(a, b)| a != b).ok_or(TermsError::NoDifference)?;
+        let words = self.agreed_words(index)?;
+        let point = geometry.point(index).ok_or(TermsError::NoDifference)?;
+        let place = Place { point, layer: layer as u16 + 1 };
+        let prefix = self.prefix(index, place, &geometry)?;
+        let input = layer.checked_sub(1).map(|below| a[below]);
+        Ok(Ground { place, index, roots: [a[layer], b[layer]], input, prefix, words })
+    }
+
+    /// The first point at which the claims differ and both have roots.
+    fn disputed_point(&self) -> Result<usize, TermsError> {
+        let points = self.claimant.points().len().min(self.challenger.points().len());
+        let differs = |index: &usize| self.claimant.digest_at(*index) != self.challenger.digest_at(*index);
+        (0..=points).find(differs).ok_or(TermsError::NoDifference)
+    }
+
+    /// The words before a point: both have the same.
+    fn agreed_words(&self, index: usize) -> Result<Vec<u32>, TermsError> {
+        let [a, b] = Side::BOTH.map(|side| self.claim(side).words().get(..index));
+        match a.filter(|_| a == b) {
+            Some(words) => Ok(words.to_vec()),
+            None => Err(TermsError::Words),
+        }
+    }
+
+    /// The rows that have a root from the point before; at the same time the roots of that point are checked.
+    fn prefix(&self, index: usize, place: Place, geometry: &Geometry) -> Result<Option<(u32, Root)>, TermsError> {
+        let Some(earlier) = index.checked_sub(1) else {
+            return if self.before.is_empty() { Ok(None) } else { Err(TermsError::Before) };
+        };
+        let is_agreed = self.claimant.digest_at(earlier) == Some(PointDigest::of(&self.before));
+        if !is_agreed || self.before.len() != usize::from(geometry.streamed_layers()) {
+            return Err(TermsError::Before);
+        }
+        let word = self.claimant.words().get(earlier).map(|word| generation::word_root(*word));
+        if word.as_ref() != self.before.last() {
+            return Err(TermsError::Words);
+        }
+        // The rows of the last layer are others at each point.
+        let is_prefixed = place.layer <= geometry.layers();
+        Ok(is_prefixed.then(|| (place.point, self.before[usize::from(place.layer) - 1])))
     }
 }
 
+impl Held<'_> {
+    /// What this run claims in a dispute about the point `index`.
+    fn claim(&self, geometry: &Geometry, index: usize) -> Claim {
+        let words = match self.signed {
+            Signed::Receipt(_) => self.words.to_vec(),
+            Signed::Partial(_) => Vec::new(),
+        };
+        let mut claim = Claim { signed: self.signed.clone(), words, at: Vec::new() };
+        if index < claim.points().len() {
+            claim.at = roots_at(geometry, self.roots, index).to_vec();
+        }
+        claim
+    }
+}
+
+/// The roots of point `index` among all of a run, as far as they are there.
+fn roots_at<'a>(geometry: &Geometry, roots: &'a [Root], index: usize) -> &'a [Root] {
+    roots.chunks(usize::from(geometry.streamed_layers())).nth(index).unwrap_or_default()
+}
+
 impl Canonical for Terms {
-    const MIN_BYTES: usize = 32 + JobHeader::MIN_BYTES + 2 + 2 * Claim::MIN_BYTES + 2 * 8 + 1;
+    const MIN_BYTES: usize = 32 + JobHeader::MIN_BYTES + 2 + 2 * Claim::MIN_BYTES + 2 * 8 + 4;
     fn encode(&self, writer: &mut Writer) {
         self.coordinator.encode(writer);
         self.job.encode(writer);
@@ -161,11 +249,7 @@ impl Canonical for Terms {
         self.claimant.encode(writer);
         self.challenger.encode(writer);
         self.budgets_ms.iter().for_each(|budget| writer.u64(*budget));
-        writer.bool(self.prefix.is_some());
-        if let Some((rows, root)) = &self.prefix {
-            writer.u32(*rows);
-            root.encode(writer);
-        }
+        writer.seq(&self.before);
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -175,7 +259,7 @@ impl Canonical for Terms {
             claimant: reader.value()?,
             challenger: reader.value()?,
             budgets_ms: [reader.u64()?, reader.u64()?],
-            prefix: if reader.bool()? { Some((reader.u32()?, reader.value()?)) } else { None },
+            before: reader.seq("agreed roots", MAX_RECEIPT_ROOTS)?,
         })
     }
 }

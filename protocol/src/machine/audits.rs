@@ -5,14 +5,15 @@ use crate::ids::{JobId, LeaseEpoch};
 use crate::limits::{ABSENCE_LOOK_MS, ABSENCE_LOOKS, AUDIT_PATIENCE_MS, DEFAULT_MACS_PER_MS, LEASE_MAX_MS};
 use crate::machine::schedule::Timer;
 use crate::machine::table::Stage;
-use crate::machine::workers::run_ms;
+use crate::machine::types::JobSpec;
+use crate::machine::workers::{run_ms, tokens_ms};
 
 impl Machine {
     /// Starts the search for a job's auditors, where it is not on yet.
     pub(super) fn arm_search(&mut self, job: JobId) {
         let now = self.now;
         if let Some(entry) = self.jobs.get_mut(&job).filter(|entry| entry.patience.is_none()) {
-            let (end, look) = (now.plus(audit_ms(entry.spec.work_units)), now.plus(ABSENCE_LOOK_MS));
+            let (end, look) = (now.plus(audit_ms(&entry.spec)), now.plus(ABSENCE_LOOK_MS));
             entry.patience = Some(end);
             entry.absence = Some((look, 0));
             self.timers.extend([(end, Timer::Patience(job)), (look, Timer::Absence(job))]);
@@ -88,6 +89,7 @@ impl Machine {
 }
 
 /// How long all audits of a job may take together.
-fn audit_ms(work_units: u64) -> u64 {
-    AUDIT_PATIENCE_MS.saturating_add(run_ms(work_units, DEFAULT_MACS_PER_MS)).min(LEASE_MAX_MS)
+fn audit_ms(spec: &JobSpec) -> u64 {
+    let run = run_ms(spec.work_bound(), DEFAULT_MACS_PER_MS).saturating_add(tokens_ms(spec));
+    AUDIT_PATIENCE_MS.saturating_add(run).min(LEASE_MAX_MS)
 }

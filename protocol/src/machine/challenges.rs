@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use super::{Action, Machine, Output, Record};
 use crate::dispute::{Claim, Reason, Side, Terms, TermsError, Verdict};
-use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, NodeId, VerdictKind};
+use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, NodeId, Root, VerdictKind};
 use crate::job::JobHeader;
 use crate::ledger::{Award, Posting, Purpose, price_of_work};
 use crate::limits::{
@@ -27,7 +27,7 @@ use crate::limits::{
 };
 use crate::machine::disputes::dispute_work;
 use crate::machine::standing::Run;
-use crate::receipt::{Refutation, SignedReceipt};
+use crate::receipt::Refutation;
 
 /// A run that somebody disputes who has no lease of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +36,24 @@ pub struct Challenge {
     pub job: JobHeader,
     /// Transformer layers of its model.
     pub layers: u16,
-    /// Multiply-accumulates of one run.
+    /// Multiply-accumulates of the run that is challenged.
     pub work_units: u64,
     /// When the job ended, on the machine's clock; `None` while it has not.
     pub ended: Option<Millis>,
-    /// The run that is challenged, as it was accepted.
-    pub claimant: SignedReceipt,
-    /// The run of the challenger, signed with [`LeaseEpoch::CHALLENGE`].
-    pub challenger: SignedReceipt,
+    /// The run that is challenged, as it was accepted, with its words and its roots at the disputed point.
+    pub claimant: Claim,
+    /// The run of the challenger, signed with [`LeaseEpoch::CHALLENGE`], with the same.
+    pub challenger: Claim,
+    /// The roots at the point before, on which both agree; none where the first point is disputed.
+    pub before: Vec<Root>,
+}
+
+impl Challenge {
+    /// Whether the challenger signed a whole run, to challenge with it.
+    fn is_agreed_to(&self) -> bool {
+        let epoch = self.challenger.receipt().map(|signed| signed.receipt.epoch);
+        epoch == Some(LeaseEpoch::CHALLENGE)
+    }
 }
 
 /// A challenge that is played, or waits for its turn.
@@ -152,7 +162,7 @@ impl Machine {
 
     /// Takes a challenge in, and opens its dispute if it does not have to wait; or says why not.
     pub(super) fn challenge(&mut self, challenge: &Challenge, out: &mut Output) {
-        let (job, node) = (challenge.job.id(), challenge.challenger.receipt.worker);
+        let (job, node) = (challenge.job.id(), challenge.challenger.worker());
         let least = 2 * price_of_work(dispute_work(challenge.work_units, challenge.layers)).min(u64::MAX / 2);
         let (terms, stake) = match self.check_challenge(challenge, job, least) {
             Ok((terms, stake)) => (Box::new(terms), stake),
@@ -177,18 +187,17 @@ impl Machine {
     /// The terms of a challenge that is allowed, and what the challenger has to stake.
     fn check_challenge(&self, challenge: &Challenge, job: JobId, least: u64) -> Result<(Terms, u64), ChallengeError> {
         let Challenge { job: header, layers, work_units, .. } = challenge;
-        let [a, b] = [&challenge.claimant, &challenge.challenger].map(|signed| signed.receipt.worker);
+        let claims = [challenge.claimant.clone(), challenge.challenger.clone()];
+        let [a, b] = claims.each_ref().map(Claim::worker);
         let budgets = [a, b].map(|worker| self.budget_ms(*work_units, *layers, &worker));
-        let claims = [&challenge.claimant, &challenge.challenger].map(|signed| Claim::Receipt(signed.clone()));
-        let [claimant, challenger] = claims;
-        let terms = Terms::between(self.config.coordinator, header.clone(), *layers, claimant, challenger, budgets)?;
-        let run = (job, challenge.claimant.receipt.epoch);
+        let before = challenge.before.clone();
+        let terms = Terms::between(self.config.coordinator, header.clone(), *layers, claims, before, budgets)?;
+        let run = (job, challenge.claimant.epoch());
         let mut of_run = self.challenges.of_run(run);
-        let epoch = challenge.challenger.receipt.epoch;
         let stake = self.stake(least, &a);
         let needed = stake.unwrap_or(u64::MAX);
         let checks = [
-            (epoch == LeaseEpoch::CHALLENGE, ChallengeError::Consent),
+            (challenge.is_agreed_to(), ChallengeError::Consent),
             (!self.quarantined.contains(&b) && !self.is_set_aside(&b), ChallengeError::Barred),
             (self.may_be_challenged(run, challenge), ChallengeError::NoSuchRun),
             (self.is_in_window(run, challenge.ended), ChallengeError::TooLate),
@@ -221,7 +230,7 @@ impl Machine {
     /// Whether the run stands. Of an ended job the caller knows its runs, but for those that fell after its end. A worker that was found wrong elsewhere answers
     /// for its other runs all the same: or one lie that is found out would make the others final.
     fn may_be_challenged(&self, run: (JobId, LeaseEpoch), challenge: &Challenge) -> bool {
-        let is_it = |run: &Run| run.receipt() == &challenge.claimant.receipt;
+        let is_it = |run: &Run| Some(&run.result.receipt) == challenge.claimant.receipt();
         !self.challenges.overturned.contains(&run)
             && self.jobs.get(&run.0).is_none_or(|entry| entry.standing().any(is_it))
     }
@@ -316,7 +325,7 @@ impl Machine {
             self.record(Record::Refuted { job, epoch, dispute, kind, place }, out);
             self.forfeit(worker, (job, epoch), None, out);
             self.run_fell(job, stage, out);
-        } else if let (false, Claim::Receipt(signed)) = (self.jobs.contains_key(&job), &terms.claimant) {
+        } else if let (false, Some(signed)) = (self.jobs.contains_key(&job), terms.claimant.receipt()) {
             let refutation = Refutation { worker, receipt: signed.receipt.digest(), place, dispute, kind };
             out.actions.push(Action::Overturned { job, refutation });
         }

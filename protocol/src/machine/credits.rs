@@ -10,6 +10,7 @@ use crate::ledger::{Award, Ledger, Posting, Purpose, deterrent, price_of_work};
 use crate::limits::{MAX_GRANTED_ACCOUNTS, MAX_GRANTS_PER_HOUR};
 use crate::machine::disputes::dispute_work;
 use crate::machine::entry::Entry;
+use crate::machine::standing::Run;
 use crate::machine::types::JobSpec;
 
 const HOUR_MS: u64 = 60 * 60 * 1_000;
@@ -17,9 +18,9 @@ const HOUR_MS: u64 = 60 * 60 * 1_000;
 /// The bond of a lease of a job. It also pays for a retraction: the audits, and the deterrent for the probability with
 /// which the job is audited, where none counts as the smallest.
 pub(super) fn bond(spec: &JobSpec) -> u64 {
-    let price = price_of_work(spec.work_units);
+    let price = price_of_work(spec.work_bound());
     let audits = price.saturating_mul(u64::from(spec.policy.auditors));
-    let defence = price_of_work(dispute_work(spec.work_units, spec.layers));
+    let defence = price_of_work(dispute_work(spec.work_bound(), spec.layers));
     deterrent(price, spec.policy.per_mille.max(1)).saturating_add(audits).saturating_add(defence)
 }
 
@@ -102,9 +103,9 @@ impl Machine {
     /// Frees the bonds of all runs that stand, at the end of their job, and pays for them if it ended well.
     pub(super) fn settle_accounts(&mut self, job: JobId, pays: bool, out: &mut Output) {
         let entry = &self.jobs[&job];
-        let amount = price_of_work(entry.spec.work_units);
-        let runs: Vec<_> = entry.standing().map(|run| (run.receipt().worker, run.epoch())).collect();
-        for (node, epoch) in runs {
+        let runs: Vec<_> = entry.standing().map(Run::receipt).map(|run| (run.worker, run.epoch, run.work_units)).collect();
+        for (node, epoch, work_units) in runs {
+            let amount = price_of_work(work_units);
             self.release(node, job, epoch, out);
             if pays {
                 self.post(Posting::Pay { to: node, purpose: Purpose::Lease { job, epoch }, amount }, out);
@@ -126,7 +127,7 @@ impl Machine {
             return;
         };
         let spec = &self.jobs[&job].spec;
-        let cost = price_of_work(dispute_work(spec.work_units, spec.layers)).min(held);
+        let cost = price_of_work(dispute_work(spec.work_bound(), spec.layers)).min(held);
         let awards = opponent.map(|to| Award { to, amount: cost }).into_iter().collect();
         self.post(Posting::Forfeit { node, purpose, awards }, out);
     }

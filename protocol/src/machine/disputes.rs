@@ -4,8 +4,9 @@
 //! runs that stand still differ after it, the next dispute begins; where too few are left, more audits are asked for.
 
 use super::{Action, JobFailure, Machine, Output, Record};
-use crate::dispute::{Claim, Reason, Side, Terms, Verdict};
+use crate::dispute::{Held, Reason, Side, Signed, Terms, Verdict};
 use crate::ids::{DisputeId, JobId, LeaseEpoch, NodeId, Place, VerdictKind};
+use crate::job::JobKind;
 use crate::limits::{DEFAULT_MACS_PER_MS, DISPUTE_BASE_MS, DISPUTE_MAX_MS};
 use crate::machine::entry::Entry;
 use crate::machine::standing::Run;
@@ -32,10 +33,19 @@ impl Machine {
     /// The terms of the next dispute about a job.
     fn terms(&self, entry: &Entry) -> Terms {
         let (claimant, challenger) = entry.opponents().expect("two runs differ");
-        let budget = |run: &Run| self.budget_ms(entry.spec.work_units, entry.spec.layers, &run.receipt().worker);
-        let [a, b] = [claimant, challenger].map(|run| Claim::Receipt(run.result.receipt.clone()));
+        let budget = |run: &Run| self.budget_ms(entry.spec.work_bound(), entry.spec.layers, &run.receipt().worker);
+        let held = |run: &'_ Run| match entry.header.kind {
+            JobKind::Embedding => Vec::new(),
+            JobKind::Generation(_) => run.words(),
+        };
+        let words = [held(claimant), held(challenger)];
+        let signed = [claimant, challenger].map(|run| Signed::Receipt(run.result.receipt.clone()));
+        let runs = [
+            Held { signed: &signed[0], roots: &claimant.roots, words: &words[0] },
+            Held { signed: &signed[1], roots: &challenger.roots, words: &words[1] },
+        ];
         let budgets = [budget(claimant), budget(challenger)];
-        let terms = Terms::between(self.config.coordinator, entry.header.clone(), entry.spec.layers, a, b, budgets);
+        let terms = Terms::of_runs(self.config.coordinator, entry.header.clone(), entry.spec.layers, runs, budgets);
         terms.expect("both receipts were checked when they were accepted, and their roots differ")
     }
 
@@ -91,7 +101,7 @@ impl Machine {
 
     /// Sets those aside who lost an accepted run by silence. Who lost otherwise is punished, or has withdrawn the run.
     fn settle_receipts(&mut self, job: JobId, terms: &Terms, verdict: &Verdict, out: &mut Output) {
-        let is_receipt = |side: &Side| matches!(terms.claim(*side), Claim::Receipt(_));
+        let is_receipt = |side: &Side| terms.claim(*side).receipt().is_some();
         let lost = |side: &Side| verdict.kind == VerdictKind::Timeout && verdict.losers[side.index()];
         for side in Side::BOTH.into_iter().filter(|side| is_receipt(side) && lost(side)) {
             self.dismiss(terms.key(side), job, verdict, out);

@@ -6,8 +6,9 @@ use thiserror::Error;
 
 use crate::commitment::{Geometry, RunCommitment};
 use crate::dispute::Terms;
-use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root, Salt};
-use crate::job::JobHeader;
+use crate::generation::{ends_run, word_fits, word_root, words_of};
+use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
+use crate::job::{JobHeader, JobKind};
 use crate::limits::{JOB_PATIENCE_MS, MAX_BARRED_WORKERS, MAX_FAILURES};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::lockstep::Halt;
@@ -57,6 +58,9 @@ pub enum ReplayError {
     /// A worker does better that did nothing wrong.
     #[error("job {0} has a record about the fault of a worker that has none")]
     Fault(JobId),
+    /// A run whose roots are not as many as its receipt has points.
+    #[error("job {0} has a run with the wrong number of roots")]
+    Roots(JobId),
     /// A draw that was made before the job started where it has to be made after the first run, or the other way
     /// round.
     #[error("job {0} has the wrong kind of draw")]
@@ -81,12 +85,18 @@ pub(super) struct Lease {
     pub deadline: Millis,
     /// When it ends at the latest.
     pub last_deadline: Millis,
-    /// What each step may take: the beginning counts as one, and every root.
+    /// What may pass from the beginning until the first root.
+    pub first_ms: u64,
+    /// What may pass after each root.
     pub step_ms: u64,
     /// When the worker said that it began.
     pub began: Option<Millis>,
     /// What was streamed so far.
     pub roots: Vec<Root>,
+    /// The words of a generation so far.
+    pub words: Vec<u32>,
+    /// Whether its worker was told the words that are claimed.
+    pub is_hinted: bool,
     /// What its worker committed to, once all roots are there.
     pub commitment: Option<RunCommitment>,
     /// Whether its worker was told to reveal its result. From the commitment until then no deadline runs.
@@ -137,6 +147,8 @@ pub(super) struct Entry {
     pub short: bool,
     /// Two leases whose roots differ, of a job that is run in lockstep.
     pub halt: Option<Halt>,
+    /// The words that the client was told.
+    pub told: Vec<u32>,
 }
 
 impl Entry {
@@ -150,8 +162,8 @@ impl Entry {
         if !spec.policy.is_valid() {
             return Err(SubmitError::Policy);
         }
-        if let Some(planted) = spec.planted.as_ref().filter(|planted| planted.len() != geometry.len()) {
-            return Err(SubmitError::Planted { expected: geometry.len(), found: planted.len() });
+        if let Some(planted) = spec.planted.as_ref().filter(|planted| !geometry.is_whole(planted.len())) {
+            return Err(SubmitError::Planted { expected: geometry.max_roots(), found: planted.len() });
         }
         let stage = if spec.policy.lockstep { Stage::Choosing } else { Stage::Open };
         Ok(Self {
@@ -176,6 +188,7 @@ impl Entry {
             absence: None,
             short: false,
             halt: None,
+            told: Vec::new(),
         })
     }
 
@@ -191,8 +204,14 @@ impl Entry {
         let stage = next(self.stage, event).ok_or(ReplayError::Step { job: self.id, stage: self.stage, event })?;
         match record {
             Record::Assigned { epoch, .. } => self.epoch = *epoch,
-            Record::Ran { result, operator, .. } => {
-                self.runs.push(Run { result: (**result).clone(), operator: operator.clone(), fate: Fate::Stands });
+            Record::Ran { result, before, operator, .. } => {
+                let roots = [before, &result.receipt.receipt.roots[..]].concat();
+                self.runs.push(Run {
+                    result: (**result).clone(),
+                    roots,
+                    operator: operator.clone(),
+                    fate: Fate::Stands,
+                });
             }
             Record::Drawn { draw, auditors, .. } => {
                 self.draw = Some(*draw);
@@ -244,8 +263,12 @@ impl Entry {
             }
             Record::Assigned { epoch, .. } if *epoch <= self.epoch => return epoch_error(*epoch),
             Record::Assigned { .. } => Event::Assigned,
-            Record::Ran { result, .. } => {
-                let epoch = result.receipt.receipt.epoch;
+            Record::Ran { result, before, .. } => {
+                let receipt = &result.receipt.receipt;
+                if before.len() != receipt.points.len() * receipt.roots.len() {
+                    return Err(ReplayError::Roots(self.id));
+                }
+                let epoch = receipt.epoch;
                 let seen = self.runs.iter().any(|run| run.epoch() == epoch);
                 if epoch > self.epoch || seen {
                     return epoch_error(epoch);
@@ -341,7 +364,7 @@ impl Entry {
     /// Whether the first run that stands has another root at `index` of the stream.
     pub fn differs_at(&self, index: usize, root: &Root) -> bool {
         let first = self.standing().next();
-        first.and_then(|run| run.receipt().roots.get(index)).is_some_and(|known| known != root)
+        first.and_then(|run| run.roots.get(index)).is_some_and(|known| known != root)
     }
 
     /// Checks a result against job, program, lease, stream and commitment.
@@ -357,22 +380,100 @@ impl Entry {
             ("worker", receipt.worker == *node),
             ("lease epoch", receipt.epoch == epoch),
             ("layer count", receipt.layers == self.spec.layers),
-            ("output length", receipt.output_count == self.spec.output_count),
-            ("work units", receipt.work_units == self.spec.work_units),
+            ("output length", self.is_output_count(receipt.output_count)),
+            ("work units", receipt.work_units == self.spec.work.units(receipt.points.len() + 1)),
         ];
         if let Some((field, _)) = fields.into_iter().find(|(_, fits)| !fits) {
             return Err(RejectReason::NotThisAssignment(field));
         }
-        let Some(lease) = self.leases.get(&epoch).filter(|lease| lease.roots == receipt.roots) else {
+        let Some(lease) = self.leases.get(&epoch).filter(|lease| self.is_streamed(lease, result)) else {
             return Err(RejectReason::NotAsStreamed);
         };
         if !lease.revealing {
             return Err(RejectReason::NotToldToReveal);
         }
-        if lease.commitment != Some(RunCommitment::of(self.id, epoch, *node, salt, &receipt.roots)) {
+        if lease.commitment != Some(RunCommitment::of(self.id, epoch, *node, salt, &receipt.head)) {
             return Err(RejectReason::NotAsCommitted);
         }
         Ok(result.receipt.check(&self.header, Some(&result.output))?)
+    }
+
+    /// The output of an embedding has the model's length. That of a generation is checked with its receipt.
+    fn is_output_count(&self, count: u32) -> bool {
+        match self.header.kind {
+            JobKind::Embedding => count == self.spec.output_count,
+            JobKind::Generation(_) => count <= self.spec.output_count,
+        }
+    }
+
+    /// Whether a result has the roots and the words that were streamed under a lease.
+    fn is_streamed(&self, lease: &Lease, result: &JobResult) -> bool {
+        let (receipt, trail) = (&result.receipt.receipt, self.geometry.trail(&lease.roots));
+        let has_roots = trail.is_some_and(|trail| trail.points == receipt.points && trail.roots == receipt.roots);
+        has_roots && (self.header.kind == JobKind::Embedding || lease.words == words_of(&result.output))
+    }
+
+    /// Whether the run of a lease is complete: the roots of all its points, and of a generation the word that ends it.
+    pub fn has_all_roots(&self, lease: &Lease) -> bool {
+        self.geometry.is_whole(lease.roots.len()) && self.has_ended(lease)
+    }
+
+    /// Whether the last word that was streamed under a lease ends the run. An embedding has no words.
+    pub fn has_ended(&self, lease: &Lease) -> bool {
+        self.header.kind == JobKind::Embedding || lease.words.last().is_some_and(|word| ends_run(*word))
+    }
+
+    /// Checks that a root under a lease is for the place that is next, and of the output layer of a generation that it is
+    /// that of the word before it.
+    pub fn check_root(&self, epoch: LeaseEpoch, place: Place, root: &Root) -> Result<(), RejectReason> {
+        let lease = &self.leases[&epoch];
+        let (points, layers) = self.streamed(lease);
+        let goes_on = self.header.kind == JobKind::Embedding || layers > 0 || !self.has_ended(lease);
+        if !goes_on || self.geometry.place(lease.roots.len()) != Some(place) {
+            return Err(RejectReason::OutOfOrder { found: place });
+        }
+        let is_word = self.header.kind != JobKind::Embedding && place.layer == self.geometry.streamed_layers();
+        let word = lease.words.get(points).map(|word| word_root(*word));
+        if is_word && word.as_ref() != Some(root) { Err(RejectReason::NotTheWord { found: place }) } else { Ok(()) }
+    }
+
+    /// Whether a word may come now: at a point of which only the output layer's root is missing, in a run that goes on.
+    pub fn word_is_due(&self, lease: &Lease, word: u32) -> bool {
+        let Some(asked) = self.header.kind.generation() else {
+            return false;
+        };
+        let (points, layers) = self.streamed(lease);
+        let is_due = layers == usize::from(self.geometry.layers()) && lease.words.len() == points;
+        is_due && word_fits(word, points, asked.max_tokens) && !self.has_ended(lease)
+    }
+
+    /// How many points a lease has streamed, and how many roots of the next one.
+    pub fn streamed(&self, lease: &Lease) -> (usize, usize) {
+        let per_point = usize::from(self.geometry.streamed_layers());
+        (lease.roots.len() / per_point, lease.roots.len() % per_point)
+    }
+
+    /// What an auditor of a generation is told: the words of the first run that stands, where it runs after that.
+    pub fn hint(&self) -> Vec<u32> {
+        let is_after = self.stage == Stage::Auditing && !self.draw.is_some_and(|draw| draw.lockstep);
+        let is_generation = is_after && self.header.kind != JobKind::Embedding;
+        self.standing().next().filter(|_| is_generation).map(Run::words).unwrap_or_default()
+    }
+
+    /// Whether words are told to the client as they come from a lease: from first runs, and from those that run beside
+    /// them.
+    fn tells(&self) -> bool {
+        self.stage == Stage::Open || self.draw.is_some_and(|draw| draw.lockstep)
+    }
+
+    /// Notes a word that was streamed; says whether the client has to be told it.
+    pub fn tell(&mut self, index: usize, word: u32) -> bool {
+        if !self.tells() || index > self.told.len() || self.told.get(index) == Some(&word) {
+            return false;
+        }
+        self.told.truncate(index);
+        self.told.push(word);
+        true
     }
 
     /// The record that gives the job up at its stage, once nobody can be found to go on with it.

@@ -1,9 +1,9 @@
 //! From stage to stage: draws and ends.
 
-use super::{Action, AuditDraw, Machine, Output, Record};
+use super::{Action, AuditDraw, JobFailure, Machine, Output, Record};
 use crate::ids::JobId;
 use crate::limits::MAX_AUDITORS;
-use crate::machine::standing::Run;
+use crate::machine::entry::Entry;
 use crate::machine::table::Stage;
 
 impl Machine {
@@ -55,10 +55,10 @@ impl Machine {
             return;
         };
         let policy = &entry.spec.policy;
-        let first = entry.standing().next().map(Run::receipt);
+        let first = entry.standing().next();
         let planted = entry.spec.planted.as_ref();
         let is_not_as_planted = planted.is_some_and(|planted| first.is_none_or(|first| *planted != first.roots));
-        let was_caught = first.is_some_and(|first| self.quarantined.contains(&first.worker));
+        let was_caught = first.is_some_and(|first| self.quarantined.contains(&first.receipt().worker));
         let auditors = match (is_not_as_planted, first) {
             // It is wrong, and so may be those who agree with it: everybody who can be asked is, so that one honest worker
             // among them is enough.
@@ -86,6 +86,20 @@ impl Machine {
         } else {
             self.record(record, out);
             self.advance(job, out);
+        }
+    }
+
+    /// Ends a job that its client wants no more: whatever was done for it is not paid. Where runs of it differ, the one who
+    /// lied is found out first, and the job goes on as if nobody had asked.
+    pub(super) fn cancel(&mut self, job: JobId, out: &mut Output) {
+        let may_end = |entry: &Entry| match entry.stage {
+            Stage::Choosing | Stage::Open | Stage::Drawing => true,
+            Stage::Auditing => entry.halt.is_none() && entry.opponents().is_none(),
+            Stage::Disputing | Stage::Closing | Stage::Done | Stage::Failed => false,
+        };
+        if self.jobs.get(&job).is_some_and(may_end) {
+            self.disarm(job);
+            self.give_up(Record::Failed { job, reason: JobFailure::Cancelled }, out);
         }
     }
 

@@ -6,10 +6,10 @@
 //! down with the roots. A halt does not outlive a restart: the job is given out again, and nobody is blamed.
 
 use super::{Action, Machine, Output, Record, RejectReason};
-use crate::dispute::{Claim, Side, SignedPartial, Terms, Verdict};
-use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Root};
+use crate::dispute::{Claim, Held, Partial, Side, Signed, SignedPartial, Terms, Verdict};
+use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root};
 use crate::limits::HALT_MS;
-use crate::machine::entry::Entry;
+use crate::machine::entry::{Entry, Lease};
 use crate::machine::schedule::Timer;
 use crate::machine::table::Stage;
 
@@ -30,6 +30,22 @@ impl Entry {
     /// Whether a lease waits for its worker's signature.
     pub fn is_halted(&self, epoch: LeaseEpoch) -> bool {
         self.halt.as_ref().is_some_and(|halt| halt.epochs.contains(&epoch))
+    }
+
+    /// The roots of a halted lease that are to be signed: up to the place at which they differ from the other's.
+    fn halted_roots<'a>(&self, lease: &'a Lease) -> &'a [Root] {
+        let end = self.halt.as_ref().map_or(0, |halt| halt.index + 1);
+        lease.roots.get(..end).unwrap_or_default()
+    }
+
+    /// Whether a partial run is what was streamed up to the place of the halt, and no more.
+    fn is_halted_run(&self, lease: &Lease, partial: &Partial) -> bool {
+        let roots = self.halted_roots(lease);
+        let points = roots.len() / usize::from(self.geometry.streamed_layers());
+        let words = lease.words.get(..points.min(lease.words.len()));
+        let trail = self.geometry.trail(roots);
+        let has_roots = trail.is_some_and(|trail| trail.points == partial.points && trail.roots == partial.roots);
+        has_roots && words == Some(&partial.words)
     }
 
     /// A live lease beside this one that has another root at `index` of the stream, where the job is run in lockstep.
@@ -66,7 +82,7 @@ impl Machine {
         let nodes = epochs.map(|epoch| self.jobs[&job].leases[&epoch].node);
         for (epoch, node) in epochs.into_iter().zip(nodes) {
             self.stop_clock(job, epoch);
-            out.actions.push(Action::Halt { node, job, epoch });
+            out.actions.push(Action::Halt { node, job, epoch, place });
         }
         self.jobs.get_mut(&job).expect("it was there").halt =
             Some(Halt { epochs, partials: [None, None], index, deadline });
@@ -87,9 +103,9 @@ impl Machine {
             self.reject((node, job, epoch), RejectReason::NotToldToHalt, out);
             return;
         };
-        let (side, end) = (usize::from(halt.epochs[1] == epoch), halt.index + 1);
-        let claim = Claim::Partial(partial.clone());
-        let is_as_streamed = claim.roots().get(..end) == lease.roots.get(..end);
+        let side = usize::from(halt.epochs[1] == epoch);
+        let claim = Claim::from(partial.clone());
+        let is_as_streamed = entry.is_halted_run(lease, &partial.partial);
         if claim.worker() != node || !is_as_streamed || claim.check(&entry.header, entry.spec.layers).is_err() {
             self.reject((node, job, epoch), RejectReason::NotAsHalted, out);
             return;
@@ -98,20 +114,21 @@ impl Machine {
         let partials = &mut entry.halt.as_mut().expect("it was there").partials;
         partials[side].get_or_insert_with(|| partial.clone());
         if let [Some(claimant), Some(challenger)] = partials {
-            let claims = [claimant.clone(), challenger.clone()].map(Claim::Partial);
-            self.dispute_partials(job, claims, out);
+            let partials = [claimant.clone(), challenger.clone()];
+            self.dispute_partials(job, partials, out);
         }
     }
 
     /// Both have signed: their dispute begins. The bonds of both leases stay held until it ends.
-    fn dispute_partials(&mut self, job: JobId, claims: [Claim; 2], out: &mut Output) {
+    fn dispute_partials(&mut self, job: JobId, partials: [SignedPartial; 2], out: &mut Output) {
         let entry = &self.jobs[&job];
-        let (work_units, layers) = (entry.spec.work_units, entry.spec.layers);
-        let budgets = [0, 1].map(|side: usize| self.budget_ms(work_units, layers, &claims[side].worker()));
-        let epochs = claims.each_ref().map(Claim::epoch);
-        let [claimant, challenger] = claims;
-        let header = entry.header.clone();
-        let terms = Terms::between(self.config.coordinator, header, layers, claimant, challenger, budgets);
+        let (work_bound, layers) = (entry.spec.work_bound(), entry.spec.layers);
+        let budgets = [0, 1].map(|side: usize| self.budget_ms(work_bound, layers, &partials[side].partial.worker));
+        let epochs = partials.each_ref().map(|signed| signed.partial.epoch);
+        let signed = partials.map(Signed::Partial);
+        let roots = epochs.map(|epoch| entry.halted_roots(&entry.leases[&epoch]));
+        let runs = [0, 1].map(|side| Held { signed: &signed[side], roots: roots[side], words: &[] });
+        let terms = Terms::of_runs(self.config.coordinator, entry.header.clone(), layers, runs, budgets);
         let terms = Box::new(terms.expect("both were checked, and differ where they were halted"));
         self.end_halt(job);
         for epoch in epochs {
@@ -157,14 +174,16 @@ impl Machine {
         for job in &self.halted {
             let entry = &self.jobs[job];
             let halted = entry.leases.iter().filter(|(epoch, lease)| lease.node == node && entry.is_halted(**epoch));
-            out.actions.extend(halted.map(|(epoch, _)| Action::Halt { node, job: *job, epoch: *epoch }));
+            let place = entry.halt.as_ref().and_then(|halt| entry.geometry.place(halt.index));
+            let again = |(epoch, place): (LeaseEpoch, Place)| Action::Halt { node, job: *job, epoch, place };
+            out.actions.extend(halted.map(|(epoch, _)| *epoch).zip(place.into_iter().cycle()).map(again));
         }
     }
 
     /// After the verdict about runs that were halted: the bond of whoever did not lose is free again, and who lost is
     /// dismissed here, since there is no accepted run by which that would be done.
     pub(super) fn settle_partials(&mut self, job: JobId, terms: &Terms, verdict: &Verdict, out: &mut Output) {
-        for side in Side::BOTH.into_iter().filter(|side| matches!(terms.claim(*side), Claim::Partial(_))) {
+        for side in Side::BOTH.into_iter().filter(|side| terms.claim(*side).receipt().is_none()) {
             if verdict.losers[side.index()] {
                 self.dismiss(terms.key(side), job, verdict, out);
             } else {

@@ -82,6 +82,7 @@ mod schedule;
 mod standing;
 pub mod table;
 mod types;
+mod work;
 mod workers;
 
 #[cfg(test)]
@@ -100,6 +101,7 @@ pub use self::record::{JobFailure, Record};
 use self::schedule::Timer;
 use self::table::Stage;
 pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
+pub use self::work::Work;
 use self::workers::{Worker, Workers};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::ledger::Ledger;
@@ -141,7 +143,7 @@ pub struct Machine {
     submissions: u64,
     /// The highest epoch of any job: one count for all, so that an epoch tells a worker nothing.
     last_epoch: LeaseEpoch,
-    /// Tokens of all unfinished jobs: what they hold of the memory.
+    /// What all unfinished jobs hold of the memory, in tokens ([`JobSpec::weight`]).
     held_tokens: usize,
     /// Jobs that want a first run, in order of submission.
     open: BTreeSet<(u64, JobId)>,
@@ -352,6 +354,8 @@ impl Machine {
             }
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
+            Input::Token { node, job, epoch, word } => self.token((node, job, epoch), word, out),
+            Input::Cancel { job } => self.cancel(job, out),
             Input::Partial { node, partial } => self.partial(node, &partial, out),
             Input::Challenge(challenge) => self.challenge(&challenge, out),
             Input::Drawn { job, draw } => self.drawn(job, draw, out),
@@ -427,7 +431,7 @@ impl Machine {
             out.actions.push(Action::AlreadyKnown { job, ended: false, policy });
             return;
         }
-        let tokens = self.held_tokens.saturating_add(spec.job.tokens.len());
+        let tokens = self.held_tokens.saturating_add(spec.weight());
         let checked = if self.jobs.len() >= MAX_UNFINISHED_JOBS || tokens > MAX_UNFINISHED_TOKENS {
             Err(SubmitError::Busy)
         } else {
@@ -459,7 +463,7 @@ impl Machine {
                 }
                 let entry = Entry::new(spec.clone(), self.submissions).map_err(|error| refuse(error.to_string()))?;
                 self.submissions += 1;
-                self.held_tokens += spec.job.tokens.len();
+                self.held_tokens += spec.weight();
                 self.jobs.insert(job, entry);
             }
             Record::Quarantined { node, .. } => {
@@ -489,7 +493,7 @@ impl Machine {
                 }
                 if record.ends_job() {
                     let policy = entry.spec.policy;
-                    self.held_tokens -= entry.spec.job.tokens.len();
+                    self.held_tokens -= entry.spec.weight();
                     self.jobs.remove(&job);
                     self.remember(job, policy);
                 }

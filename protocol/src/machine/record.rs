@@ -6,9 +6,10 @@ use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::commitment::RunCommitment;
 use crate::dispute::Terms;
 use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt, VerdictKind};
-use crate::limits::{MAX_NAME_BYTES, MAX_RECEIPT_ROOTS};
+use crate::limits::{MAX_NAME_BYTES, MAX_RUN_ROOTS};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::types::JobSpec;
+use crate::machine::work::Work;
 use crate::messages::JobResult;
 
 /// Why a job ended without a result.
@@ -23,6 +24,9 @@ pub enum JobFailure {
     /// Two runs differ, and their dispute ended without a loser.
     #[error("two runs differ and their dispute found nobody wrong")]
     Undecided,
+    /// Its client wanted it no more.
+    #[error("the client cancelled the job")]
+    Cancelled,
 }
 
 impl Canonical for JobFailure {
@@ -32,6 +36,7 @@ impl Canonical for JobFailure {
             Self::Attempts => 1,
             Self::NoAuditor => 2,
             Self::Undecided => 3,
+            Self::Cancelled => 4,
         });
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -39,6 +44,7 @@ impl Canonical for JobFailure {
             1 => Ok(Self::Attempts),
             2 => Ok(Self::NoAuditor),
             3 => Ok(Self::Undecided),
+            4 => Ok(Self::Cancelled),
             tag => Err(DecodeError::InvalidTag { what: "job failure", tag: tag.into() }),
         }
     }
@@ -73,6 +79,8 @@ pub enum Record {
         job: JobId,
         /// The run.
         result: Box<JobResult>,
+        /// Its roots at all points but the last, in stream order: the receipt has their digests.
+        before: Vec<Root>,
         /// Opens the commitment to it.
         salt: Salt,
         /// Who runs its worker, where the coordinator knows.
@@ -265,12 +273,12 @@ impl Record {
 }
 
 impl Canonical for JobSpec {
-    const MIN_BYTES: usize = crate::job::Job::MIN_BYTES + 2 + 4 + 8 + AuditPolicy::MIN_BYTES + 1;
+    const MIN_BYTES: usize = crate::job::Job::MIN_BYTES + 2 + 4 + Work::MIN_BYTES + AuditPolicy::MIN_BYTES + 1;
     fn encode(&self, writer: &mut Writer) {
         self.job.encode(writer);
         writer.u16(self.layers);
         writer.u32(self.output_count);
-        writer.u64(self.work_units);
+        self.work.encode(writer);
         self.policy.encode(writer);
         writer.bool(self.planted.is_some());
         if let Some(planted) = &self.planted {
@@ -282,7 +290,7 @@ impl Canonical for JobSpec {
             job: Arc::new(reader.value()?),
             layers: reader.u16()?,
             output_count: reader.u32()?,
-            work_units: reader.u64()?,
+            work: reader.value()?,
             policy: reader.value()?,
             planted: decode_planted(reader)?,
         })
@@ -303,10 +311,11 @@ impl Canonical for Record {
                 epoch.encode(writer);
                 node.encode(writer);
             }
-            Self::Ran { job, result, salt, operator } => {
+            Self::Ran { job, result, before, salt, operator } => {
                 writer.u16(3);
                 job.encode(writer);
                 result.encode(writer);
+                writer.seq(before);
                 salt.encode(writer);
                 writer.bool(operator.is_some());
                 if let Some(operator) = operator {
@@ -415,6 +424,7 @@ impl Canonical for Record {
             3 => Self::Ran {
                 job: reader.value()?,
                 result: Box::new(reader.value()?),
+                before: reader.seq("roots of a run", MAX_RUN_ROOTS)?,
                 salt: reader.value()?,
                 operator: decode_operator(reader)?,
             },
@@ -466,7 +476,7 @@ impl Canonical for Record {
 }
 
 fn decode_planted(reader: &mut Reader<'_>) -> Result<Option<Vec<Root>>, DecodeError> {
-    Ok(if reader.bool()? { Some(reader.seq("known roots", MAX_RECEIPT_ROOTS)?) } else { None })
+    Ok(if reader.bool()? { Some(reader.seq("known roots", MAX_RUN_ROOTS)?) } else { None })
 }
 
 fn decode_operator(reader: &mut Reader<'_>) -> Result<Option<String>, DecodeError> {

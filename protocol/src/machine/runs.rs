@@ -3,7 +3,8 @@
 use super::{Action, Input, Machine, Output, Record, RejectReason};
 use crate::commitment::RunCommitment;
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
-use crate::limits::PAUSE_MIN_MS;
+use crate::job::JobKind;
+use crate::limits::{MEASURED_PROMPT_TOKENS, PAUSE_MIN_MS};
 use crate::machine::entry::Lease;
 use crate::messages::{FailureCode, JobResult};
 
@@ -43,16 +44,53 @@ impl Machine {
             // It was on its way when the worker was told to halt.
             return;
         }
-        if entry.geometry.place(index) != Some(place) {
-            let reason = RejectReason::OutOfOrder { found: place };
+        if let Err(reason) = entry.check_root(epoch, place, &root) {
             self.reject(assignment, reason, out);
             return;
         }
         let differs = entry.differs_at(index, &root);
-        entry.leases.get_mut(&epoch).expect("it is live").roots.push(root);
+        let lease = entry.leases.get_mut(&epoch).expect("it is live");
+        lease.roots.push(root);
+        let word = lease.words.last().copied().filter(|_| place.layer == entry.geometry.streamed_layers());
         self.extend(job, epoch);
         out.actions.push(Action::Committed { node, job, epoch, place, root, differs });
         self.compare_streams(job, epoch, out);
+        if let Some(word) = word {
+            self.point_ended(assignment, word, out);
+        }
+    }
+
+    /// A point of a generation is complete: its word goes to the client, and a long prompt says how fast the worker is.
+    fn point_ended(&mut self, (node, job, epoch): Assignment, word: u32, out: &mut Output) {
+        let (now, entry) = (self.now, self.jobs.get_mut(&job).expect("its lease is live"));
+        let Some(lease) = entry.leases.get(&epoch).filter(|_| !entry.is_halted(epoch)) else {
+            return;
+        };
+        let index = lease.words.len() - 1;
+        let is_measured = index == 0 && !lease.is_hinted && entry.spec.job.tokens.len() >= MEASURED_PROMPT_TOKENS;
+        if let Some(began) = lease.began.filter(|_| is_measured) {
+            let work_units = entry.spec.work.first;
+            self.workers.update(&node, |worker| worker.measure(work_units, now.since(began)));
+        }
+        if entry.tell(index, word) {
+            out.actions.push(Action::Token { job, index: index as u32, word });
+        }
+    }
+
+    pub(super) fn token(&mut self, assignment: Assignment, word: u32, out: &mut Output) {
+        let (_, job, epoch) = assignment;
+        if self.lease(assignment, out).is_none() {
+            return;
+        }
+        let entry = self.jobs.get_mut(&job).expect("its lease is live");
+        if entry.is_halted(epoch) {
+            return;
+        }
+        if !entry.word_is_due(&entry.leases[&epoch], word) {
+            self.reject(assignment, RejectReason::WordOutOfOrder, out);
+            return;
+        }
+        entry.leases.get_mut(&epoch).expect("it is live").words.push(word);
     }
 
     pub(super) fn committed(&mut self, assignment: Assignment, commitment: RunCommitment, out: &mut Output) {
@@ -60,13 +98,13 @@ impl Machine {
         let Some(lease) = self.lease(assignment, out) else {
             return;
         };
-        let (before, streamed, began) = (lease.commitment, lease.roots.len(), lease.began);
-        let is_revealing = lease.revealing;
+        let (before, began, is_revealing) = (lease.commitment, lease.began, lease.revealing);
         let entry = &self.jobs[&job];
         if entry.is_halted(epoch) {
             return;
         }
-        if before.is_some_and(|before| before != commitment) || streamed != entry.geometry.len() {
+        let lease = &entry.leases[&epoch];
+        if before.is_some_and(|before| before != commitment) || !entry.has_all_roots(lease) {
             self.reject(assignment, RejectReason::CommitmentOutOfOrder, out);
             return;
         }
@@ -75,13 +113,16 @@ impl Machine {
             out.actions.extend(is_revealing.then_some(Action::Reveal { node, job, epoch }));
             return;
         }
-        let (work_units, now) = (entry.spec.work_units, self.now);
+        // A run that drew one token after the other says nothing of how fast its worker is.
+        let is_measured = lease.is_hinted || entry.header.kind == JobKind::Embedding;
+        let points = self.jobs[&job].streamed(lease).0;
+        let (work_units, now) = (entry.spec.work.units(points), self.now);
         self.record(Record::Committed { job, epoch, commitment }, out);
         self.suspend(job, epoch, commitment);
         self.workers.update(&node, |worker| {
             worker.leases.remove(&(job, epoch));
             worker.waiting.insert((job, epoch));
-            if let Some(began) = began {
+            if let Some(began) = began.filter(|_| is_measured) {
                 worker.measure(work_units, now.since(began));
             }
         });
@@ -116,9 +157,12 @@ impl Machine {
             self.reject(assignment, reason, out);
             return;
         }
-        let operator = self.drop_lease(job, epoch).and_then(|lease| lease.operator);
+        let last = result.receipt.receipt.roots.len();
+        let lease = self.drop_lease(job, epoch).expect("it is live");
+        let (operator, mut before) = (lease.operator, lease.roots);
+        before.truncate(before.len() - last);
         self.workers.update(&node, |worker| worker.conduct.failures = 0);
-        self.record(Record::Ran { job, result, salt, operator }, out);
+        self.record(Record::Ran { job, result, before, salt, operator }, out);
         self.redeem(node, job, out);
         out.actions.push(Action::Accepted { node, job, epoch });
         self.advance(job, out);

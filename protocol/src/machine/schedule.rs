@@ -115,23 +115,26 @@ impl Machine {
         self.record(Record::Assigned { job, epoch, node }, out);
         self.hold_bond(job, epoch, node, out);
         let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
-        let (model, work_units) = (entry.header.model, entry.spec.work_units);
+        let hint = entry.hint();
         let worker = self.workers.get(&node).expect("the chosen worker is connected");
-        let times = worker.lease_times(work_units, entry.geometry.len(), &model);
+        let times = worker.lease_times(&entry.spec, !hint.is_empty());
         let (deadline, last_deadline) = (self.now.plus(times.begin), self.now.plus(times.whole));
         let lease = Lease {
             node,
             operator: worker.operator.clone(),
             deadline,
             last_deadline,
+            first_ms: times.first,
             step_ms: times.step,
             began: None,
             roots: Vec::new(),
+            words: Vec::new(),
+            is_hinted: !hint.is_empty(),
             commitment: None,
             revealing: false,
         };
         entry.leases.insert(epoch, lease);
-        let action = Action::Assign { node, epoch, job: entry.spec.job.clone() };
+        let action = Action::Assign { node, epoch, job: entry.spec.job.clone(), hint };
         self.timers.insert((deadline, Timer::Lease(job, epoch)));
         self.workers.update(&node, |worker| {
             worker.leases.insert((job, epoch));
@@ -192,7 +195,8 @@ impl Machine {
         let entry = self.jobs.get_mut(&job).filter(|entry| !entry.is_halted(epoch));
         if let Some(lease) = entry.and_then(|entry| entry.leases.get_mut(&epoch)) {
             self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
-            lease.deadline = now.plus(lease.step_ms).min(lease.last_deadline);
+            let step_ms = if lease.roots.is_empty() { lease.first_ms } else { lease.step_ms };
+            lease.deadline = now.plus(step_ms).min(lease.last_deadline);
             self.timers.insert((lease.deadline, Timer::Lease(job, epoch)));
         }
     }

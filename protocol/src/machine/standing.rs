@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use crate::commitment::Difference;
-use crate::ids::{DisputeId, LeaseEpoch, Place, VerdictKind};
+use crate::generation::words_of;
+use crate::ids::{DisputeId, LeaseEpoch, Place, Root, VerdictKind};
 use crate::limits::MAX_AUDITORS;
 use crate::machine::entry::Entry;
 use crate::machine::table::{Event, Stage};
@@ -29,6 +30,8 @@ pub(super) enum Fate {
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub result: JobResult,
+    /// All its roots, in stream order.
+    pub roots: Vec<Root>,
     /// Who runs its worker, where the coordinator knows.
     pub operator: Option<String>,
     pub fate: Fate,
@@ -41,6 +44,11 @@ impl Run {
 
     pub fn epoch(&self) -> LeaseEpoch {
         self.receipt().epoch
+    }
+
+    /// Of a generation, its words.
+    pub fn words(&self) -> Vec<u32> {
+        words_of(&self.result.output)
     }
 
     pub fn stands(&self) -> bool {
@@ -74,7 +82,7 @@ impl Entry {
     fn agreement(&self, receipts: &[&WorkerReceipt]) -> Agreement {
         match receipts.split_first() {
             None => Agreement::Nobody,
-            Some((first, others)) if others.iter().any(|other| first.roots != other.roots) => Agreement::Split,
+            Some((first, others)) if others.iter().any(|other| !first.has_roots_of(other)) => Agreement::Split,
             _ if receipts.len() < self.wanted_runs() => Agreement::Few,
             _ => Agreement::Enough,
         }
@@ -132,13 +140,13 @@ impl Entry {
     pub fn opponents(&self) -> Option<(&Run, &Run)> {
         let mut standing = self.standing();
         let first = standing.next()?;
-        let other = standing.find(|run| first.receipt().roots != run.receipt().roots)?;
+        let other = standing.find(|run| !first.receipt().has_roots_of(run.receipt()))?;
         Some((first, other))
     }
 
     /// Where two runs differ first.
     pub fn difference(&self, a: &Run, b: &Run) -> Option<Difference> {
-        self.geometry.first_difference(&a.receipt().roots, &b.receipt().roots)
+        self.geometry.first_difference(&a.roots, &b.roots)
     }
 
     /// The runs that were refuted, each with where and how.

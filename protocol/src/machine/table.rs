@@ -72,6 +72,7 @@ pub enum Event {
 pub const TABLE: &[(Stage, Event, Stage)] = &[
     (Stage::Choosing, Event::DrawnNone, Stage::Open),
     (Stage::Choosing, Event::DrawnSome, Stage::Auditing),
+    (Stage::Choosing, Event::GaveUp, Stage::Failed),
     (Stage::Open, Event::Assigned, Stage::Open),
     (Stage::Open, Event::FirstRun, Stage::Drawing),
     (Stage::Open, Event::AnotherRun, Stage::Auditing),
@@ -80,6 +81,7 @@ pub const TABLE: &[(Stage, Event, Stage)] = &[
     (Stage::Drawing, Event::DrawnNone, Stage::Closing),
     (Stage::Drawing, Event::DrawnSome, Stage::Auditing),
     (Stage::Drawing, Event::WithdrawnLast, Stage::Open),
+    (Stage::Drawing, Event::GaveUp, Stage::Failed),
     (Stage::Auditing, Event::Assigned, Stage::Auditing),
     (Stage::Auditing, Event::Audited, Stage::Auditing),
     (Stage::Auditing, Event::AuditedAgreed, Stage::Closing),

@@ -10,11 +10,12 @@ use crate::identity::Keypair;
 use crate::ids::{
     Digest, DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId, Nonce, Place, Root, Salt, VerdictKind,
 };
-use crate::job::{Job, JobError};
+use crate::job::{Job, JobError, JobKind};
 use crate::ledger::{LedgerError, Posting};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::challenges::{Challenge, ChallengeError};
 use crate::machine::record::{JobFailure, Record};
+use crate::machine::work::Work;
 use crate::messages::{FailureCode, Hello, JobResult, RefusalCode};
 use crate::receipt::{Receipt, ReceiptError, Refutation};
 
@@ -26,16 +27,40 @@ pub struct JobSpec {
     pub job: Arc<Job>,
     /// Transformer layers of the model.
     pub layers: u16,
-    /// Numbers in the output.
+    /// Numbers in the output of an embedding; of a generation the most words.
     pub output_count: u32,
     /// Multiply-accumulates of one run.
-    pub work_units: u64,
+    pub work: Work,
     /// How the job is audited.
     pub policy: AuditPolicy,
     /// The right roots, where the coordinator knows them and planted the job to test workers: a first run with others is
     /// audited whatever the draw says. Secret: no worker can tell such a job from any other.
     pub planted: Option<Vec<Root>>,
 }
+
+impl JobSpec {
+    /// The most commitment points of a run.
+    pub fn max_points(&self) -> usize {
+        self.job.kind.max_points() as usize
+    }
+
+    /// The most work of a run: what bonds, leases and clocks are made for.
+    pub fn work_bound(&self) -> u64 {
+        self.work.units(self.max_points())
+    }
+
+    /// What it holds of the memory until it has ended, in tokens. The roots that a generation streams count for two runs.
+    pub fn weight(&self) -> usize {
+        let roots = match self.job.kind {
+            JobKind::Embedding => 0,
+            JobKind::Generation(_) => self.max_points().saturating_mul(usize::from(self.layers) + 1),
+        };
+        self.job.tokens.len().saturating_add(roots.saturating_mul(2 * TOKENS_OF_A_ROOT))
+    }
+}
+
+/// The bytes of a root are those of so many tokens.
+const TOKENS_OF_A_ROOT: usize = 8;
 
 /// What the machine needs to know of a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +143,22 @@ pub enum Input {
         place: Place,
         /// The root.
         root: Root,
+    },
+    /// A worker streamed the word of a point: directly before the root of the output layer there.
+    Token {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// The word.
+        word: u32,
+    },
+    /// The client wants the job no more. It ends at once, unless runs of it differ already: who lied is found out first.
+    Cancel {
+        /// Which job.
+        job: JobId,
     },
     /// A worker has streamed all roots and committed to them.
     Committed {
@@ -237,6 +278,9 @@ pub enum Action {
         epoch: LeaseEpoch,
         /// The job.
         job: Arc<Job>,
+        /// To an auditor of a generation the words that are claimed, so that one pass tells whether they are right; or else
+        /// none.
+        hint: Vec<u32>,
     },
     /// Tell a worker that an assignment is over.
     Cancel {
@@ -308,7 +352,7 @@ pub enum Action {
         /// The client's nonce.
         nonce: Nonce,
     },
-    /// Tell a worker to stop a run, and to sign the roots that it has streamed.
+    /// Tell a worker to stop a run, and to sign the roots that it has streamed up to a place.
     Halt {
         /// Which worker.
         node: NodeId,
@@ -316,6 +360,18 @@ pub enum Action {
         job: JobId,
         /// Which assignment.
         epoch: LeaseEpoch,
+        /// The last place whose root is signed.
+        place: Place,
+    },
+    /// Tell the client a word, where it wants words as they come. The job has not ended, and the word is not audited. A
+    /// word with an index that was told before takes the place of that one and of all after it.
+    Token {
+        /// Of which job.
+        job: JobId,
+        /// Which of its words, counted from 0.
+        index: u32,
+        /// The word.
+        word: u32,
     },
     /// A job that is run in lockstep stopped (to report, and to tell the client).
     Diverged {
@@ -462,6 +518,15 @@ pub enum RejectReason {
     #[error("a root for {found} came where another place was next")]
     OutOfOrder {
         /// The place that came.
+        found: Place,
+    },
+    /// A word came where none was due, or can't be one: the run had ended before, or does not end with it as it has to.
+    #[error("a word came that can't be the next one of the run")]
+    WordOutOfOrder,
+    /// The root of the output layer is not that of the word that came before it.
+    #[error("the root for {found} is not that of the word before it")]
+    NotTheWord {
+        /// Where.
         found: Place,
     },
     /// A commitment came before all roots, or another one than before.

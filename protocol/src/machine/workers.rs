@@ -4,12 +4,13 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
+use crate::job::JobKind;
 use crate::limits::{
     BEGIN_MS, DEFAULT_MACS_PER_MS, LEASE_FACTOR, LEASE_MAX_MS, LEASE_MIN_MS, LEASE_PULL_MS, MAX_HELD_MODELS,
-    MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WAITING_RUNS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS,
+    MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WAITING_RUNS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS, TOKEN_MS,
 };
 use crate::machine::audit::AuditDraw;
-use crate::machine::types::Capabilities;
+use crate::machine::types::{Capabilities, JobSpec};
 
 /// A new measurement counts for one part in so many.
 const SPEED_WEIGHT: u64 = 4;
@@ -33,11 +34,21 @@ pub(super) fn run_ms(work_units: u64, speed: u64) -> u64 {
     (work_units / speed.max(1)).saturating_mul(LEASE_FACTOR)
 }
 
+/// What a generation may take for drawing one token after the other, beside the work itself.
+pub(super) fn tokens_ms(spec: &JobSpec) -> u64 {
+    match spec.job.kind {
+        JobKind::Embedding => 0,
+        JobKind::Generation(_) => TOKEN_MS.saturating_mul(spec.max_points() as u64),
+    }
+}
+
 /// What a new lease allows, in milliseconds.
 pub(super) struct LeaseTimes {
     /// Until the worker begins.
     pub begin: u64,
-    /// From step to step after that.
+    /// From then until the first root.
+    pub first: u64,
+    /// From root to root after that.
     pub step: u64,
     /// In all.
     pub whole: u64,
@@ -101,16 +112,28 @@ impl Worker {
 
     /// How long a new lease lasts, from what the work should take in the worker's queue. A slow speed that
     /// is only declared buys no time.
-    pub fn lease_times(&self, work_units: u64, steps: usize, model: &ModelId) -> LeaseTimes {
+    pub fn lease_times(&self, spec: &JobSpec, is_hinted: bool) -> LeaseTimes {
         let speed = if self.measured { self.speed } else { self.speed.max(DEFAULT_MACS_PER_MS) };
-        let run = run_ms(work_units, speed);
+        let run = run_ms(spec.work_bound(), speed);
         let ahead = run.saturating_mul(self.leases.len() as u64);
         let places = run.saturating_mul(self.max_in_flight as u64);
-        let start = if self.models.contains(model) { BEGIN_MS } else { LEASE_PULL_MS };
+        let start = if self.models.contains(&spec.job.model) { BEGIN_MS } else { LEASE_PULL_MS };
         let begin = start.saturating_add(ahead).min(LEASE_MAX_MS);
-        let step = LEASE_MIN_MS.saturating_add(places / steps.max(1) as u64).min(LEASE_MAX_MS);
-        let whole = begin.saturating_add(LEASE_MIN_MS).saturating_add(places).min(LEASE_MAX_MS);
-        LeaseTimes { begin, step, whole }
+        let within = |ms: u64| LEASE_MIN_MS.saturating_add(ms).min(LEASE_MAX_MS);
+        let whole = begin.saturating_add(LEASE_MIN_MS).saturating_add(places).saturating_add(tokens_ms(spec));
+        let whole = whole.min(LEASE_MAX_MS);
+        let (first, step) = match spec.job.kind {
+            JobKind::Embedding => {
+                let step = within(places / (u64::from(spec.layers) + 1));
+                (step, step)
+            }
+            // All positions are run before the first root, the claimed words with them; then come single tokens.
+            JobKind::Generation(_) => {
+                let prompt = run_ms(spec.work.first, speed).saturating_mul(self.max_in_flight as u64);
+                (within(if is_hinted { places } else { prompt }), within(TOKEN_MS))
+            }
+        };
+        LeaseTimes { begin, first, step, whole }
     }
 
     /// Remembers that it could not get a model.

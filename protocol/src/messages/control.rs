@@ -2,10 +2,10 @@
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::dispute::{SignedEntry, Verdict};
-use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId};
+use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId, Place};
 use crate::job::Job;
 use crate::limits::{
-    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_REASON_BYTES,
+    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_POINTS, MAX_REASON_BYTES,
 };
 use crate::log::{Cosignature, SignedHead};
 use crate::messages::{Ask, Message};
@@ -272,6 +272,9 @@ pub enum ToWorker {
         epoch: LeaseEpoch,
         /// The job.
         job: Job,
+        /// To an auditor of a generation the words that are claimed: it runs them with the prompt, and goes on by itself from
+        /// where its own differ. Or else none.
+        hint: Vec<u32>,
     },
     /// The result of an assignment is durable; the worker may forget it.
     Accepted {
@@ -317,12 +320,14 @@ pub enum ToWorker {
         /// How it ended.
         verdict: Verdict,
     },
-    /// Stop a run and sign the roots that were streamed: the answer is a [`super::JobMessage::Partial`].
+    /// Stop a run and sign the roots that were streamed up to a place: the answer is a [`super::JobMessage::Partial`].
     Halt {
         /// Of which job.
         job: JobId,
         /// Which assignment.
         epoch: LeaseEpoch,
+        /// The last place whose root is signed.
+        place: Place,
     },
 }
 
@@ -339,10 +344,11 @@ impl Canonical for ToWorker {
                 code.encode(writer);
                 writer.string(reason);
             }
-            Self::Assign { epoch, job } => {
+            Self::Assign { epoch, job, hint } => {
                 writer.u16(3);
                 epoch.encode(writer);
                 job.encode(writer);
+                writer.seq(hint);
             }
             Self::Accepted { job, epoch } => {
                 writer.u16(4);
@@ -379,10 +385,11 @@ impl Canonical for ToWorker {
                 dispute.encode(writer);
                 verdict.encode(writer);
             }
-            Self::Halt { job, epoch } => {
+            Self::Halt { job, epoch, place } => {
                 writer.u16(12);
                 job.encode(writer);
                 epoch.encode(writer);
+                place.encode(writer);
             }
         }
     }
@@ -393,12 +400,16 @@ impl Canonical for ToWorker {
                 code: reader.value()?,
                 reason: reader.string("refusal reason", MAX_REASON_BYTES)?.to_owned(),
             },
-            3 => Self::Assign { epoch: reader.value()?, job: reader.value()? },
+            3 => Self::Assign {
+                epoch: reader.value()?,
+                job: reader.value()?,
+                hint: reader.seq("claimed words", MAX_POINTS)?,
+            },
             4 => Self::Accepted { job: reader.value()?, epoch: reader.value()? },
             5 => Self::Cancel { job: reader.value()?, epoch: reader.value()? },
             6 => Self::Shutdown,
             7 => Self::Reveal { job: reader.value()?, epoch: reader.value()? },
-            12 => Self::Halt { job: reader.value()?, epoch: reader.value()? },
+            12 => Self::Halt { job: reader.value()?, epoch: reader.value()?, place: reader.value()? },
             8 => {
                 Self::Cosign { head: reader.value()?, from: reader.u64()?, path: reader.seq("log path", MAX_LOG_PATH)? }
             }

@@ -13,7 +13,7 @@ use crate::receipt::SignedReceipt;
 pub struct JobResult {
     /// The worker's signed part of the receipt.
     pub receipt: SignedReceipt,
-    /// The output: for an embedding the pooled vector in Q1.30.
+    /// The output: of an embedding the pooled vector in Q1.30, of a generation its words.
     pub output: Vec<i32>,
 }
 
@@ -28,7 +28,8 @@ impl Canonical for JobResult {
     }
 }
 
-/// From a worker on a job stream: `Begin`, then a `Layer` for each place in order, then `Commit`; and, once the worker was
+/// From a worker on a job stream: `Begin`, then a `Layer` for each place in order (of a generation with a `Token` directly
+/// before the last `Layer` of each point), then `Commit`; and, once the worker was
 /// told to reveal ([`super::ToWorker::Reveal`]), `Result`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "the small variants are never stored in number")]
@@ -63,6 +64,11 @@ pub enum JobMessage {
     Move(SignedMove),
     /// What a worker signs that was told to halt ([`super::ToWorker::Halt`]): the one message of a stream of its own.
     Partial(SignedPartial),
+    /// The word of a generation that was drawn at a point: directly before the root of the output layer there.
+    Token {
+        /// The word.
+        word: u32,
+    },
 }
 
 impl Canonical for JobMessage {
@@ -96,6 +102,10 @@ impl Canonical for JobMessage {
                 writer.u16(6);
                 signed.encode(writer);
             }
+            Self::Token { word } => {
+                writer.u16(7);
+                writer.u32(*word);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -106,6 +116,7 @@ impl Canonical for JobMessage {
             4 => Self::Commit { commitment: reader.value()? },
             5 => Self::Move(reader.value()?),
             6 => Self::Partial(reader.value()?),
+            7 => Self::Token { word: reader.u32()? },
             tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
         })
     }

@@ -5,7 +5,7 @@ use crate::canonical::{Canonical, DecodeError, from_bytes, to_bytes};
 use crate::commitment::RunCommitment;
 use crate::dispute::{Partial, SignedPartial};
 use crate::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId, Place, Salt};
-use crate::limits::{MAX_HELD_MODELS, MAX_NAME_BYTES, MAX_POSITIONS};
+use crate::limits::{MAX_HELD_MODELS, MAX_NAME_BYTES, MAX_POINTS, MAX_POSITIONS};
 use crate::log::{Cosignature, LogHead, SignedHead};
 use crate::openings::ChunkRange;
 use crate::testing::{job, keys, root, run};
@@ -55,12 +55,12 @@ fn down() -> Vec<ToWorker> {
             models: vec![ModelId::from_bytes([1; 32])],
         }),
         ToWorker::Refused { code: RefusalCode::Quarantined, reason: "wrong results".to_owned() },
-        ToWorker::Assign { epoch, job: job(1) },
+        ToWorker::Assign { epoch, job: job(1), hint: vec![7, 1 << 24 | 2] },
         ToWorker::Accepted { job: job_id, epoch },
         ToWorker::Cancel { job: job_id, epoch },
         ToWorker::Shutdown,
         ToWorker::Reveal { job: job_id, epoch },
-        ToWorker::Halt { job: job_id, epoch },
+        ToWorker::Halt { job: job_id, epoch, place: Place { point: 3, layer: 2 } },
         ToWorker::Cosign { head: log_head(), from: 3, path: vec![Digest::from_bytes([1; 32]); 2] },
     ]
 }
@@ -68,13 +68,14 @@ fn down() -> Vec<ToWorker> {
 fn partial() -> SignedPartial {
     let (job, epoch, keys) = (job(1).header(), LeaseEpoch(4), keys(1));
     let geometry = job.geometry(crate::testing::LAYERS).unwrap();
-    Partial::of_roots(job.id(), &geometry, epoch, vec![root(1), root(2)], keys.id()).unwrap().sign(&keys)
+    Partial::of_roots(job.id(), &geometry, epoch, &[root(1), root(2)], &[], keys.id()).unwrap().sign(&keys)
 }
 
 fn stream() -> Vec<JobMessage> {
     vec![
         JobMessage::Begin { job: job(1).id(), epoch: LeaseEpoch(4) },
         JobMessage::Layer { place: Place { point: 3, layer: 1 }, root: root(1) },
+        JobMessage::Token { word: 1 << 24 | 9 },
         JobMessage::Commit { commitment: RunCommitment::from_bytes([9; 32]) },
         JobMessage::Partial(partial()),
         JobMessage::Result { result: run(&keys(1), &job(1), LeaseEpoch(4)), salt: Salt::from_bytes([8; 32]) },
@@ -181,7 +182,7 @@ fn a_stream_that_ends_inside_a_frame_is_truncated() {
 #[test]
 fn lengths_that_lie_are_refused_before_anything_is_allocated() {
     // Tokens of a job: after tag, epoch, version, model and kind.
-    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job: job(1) };
+    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job: job(1), hint: Vec::new() };
     let mut bytes = to_bytes(&assign);
     let at = 2 + 8 + 4 + 32 + 2;
     assert_eq!(bytes[at..at + 4], 4_u32.to_le_bytes());
@@ -197,10 +198,10 @@ fn lengths_that_lie_are_refused_before_anything_is_allocated() {
 fn the_largest_values_fit_their_frames_and_larger_ones_are_refused() {
     let mut job = job(1);
     job.tokens = vec![7; MAX_POSITIONS];
-    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job: job.clone() };
+    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job: job.clone(), hint: vec![7; MAX_POINTS] };
     assert!(to_frame(&assign).is_ok());
     job.tokens.push(7);
-    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job };
+    let assign = ToWorker::Assign { epoch: LeaseEpoch(1), job, hint: Vec::new() };
     assert!(from_bytes::<ToWorker>(&to_bytes(&assign)).is_err());
 
     let mut hello = hello();

@@ -61,7 +61,7 @@ pub enum ReceiptError {
         field: &'static str,
     },
     /// The number of roots does not follow from job and layers.
-    #[error("there are {found} roots; job and layers ask for {expected}")]
+    #[error("there are {found} roots; job and layers ask for {expected}, or fewer whole points of a generation")]
     RootCount {
         /// How many there must be.
         expected: usize,
@@ -91,6 +91,12 @@ pub enum ReceiptError {
     /// The output's root is another one, or is not the output layer's.
     #[error("the output root is not that of the output layer and of the output")]
     OutputRoot,
+    /// A generation that went on after its end, or has no end, or whose last word is not what was committed.
+    #[error("the words are not those of a whole run that ends as the receipt says")]
+    Words,
+    /// The run ended otherwise than such a job does.
+    #[error("the run did not end as runs of this job end")]
+    Finish,
     /// A worker's signature does not fit.
     #[error("the signature of worker {worker} is wrong: {error}")]
     WorkerSignature {
@@ -390,15 +396,15 @@ impl Receipt {
     }
 
     fn has_place(&self, run: &WorkerReceipt, place: Place) -> bool {
-        let geometry = self.job.header().geometry(run.layers);
-        geometry.is_ok_and(|geometry| geometry.places().any(|candidate| candidate == place))
+        let geometry = self.job.header().geometry(run.layers).ok();
+        geometry.and_then(|geometry| geometry.index_of(place)).is_some_and(|index| index < run.root_count())
     }
 }
 
 /// Whether two runs of one job arrived at the same: roots, output and work.
 pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
     a.layers == b.layers
-        && a.roots == b.roots
+        && a.has_roots_of(b)
         && a.output_root == b.output_root
         && a.output_count == b.output_count
         && a.finish == b.finish

@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
-use crate::commitment::ChainHead;
+use crate::commitment::{ChainHead, PointDigest};
 use crate::domain::Domain;
+use crate::generation::{self, WordFinish};
 use crate::identity::{IdentityError, Keypair, Signature};
 use crate::ids::{Digest, JobId, LeaseEpoch, ModelId, NodeId, RequestHash, Root};
-use crate::job::{JobError, JobHeader, SPEC_VERSION};
-use crate::limits::{MAX_OUTPUT_VALUES, MAX_RECEIPT_ROOTS};
+use crate::job::{JobError, JobHeader, JobKind, SPEC_VERSION};
+use crate::limits::{MAX_OUTPUT_VALUES, MAX_POINTS, MAX_RECEIPT_ROOTS};
 use crate::receipt::ReceiptError;
 use crate::trace::root_of_rows;
 
@@ -18,6 +19,21 @@ use crate::trace::root_of_rows;
 pub enum FinishReason {
     /// The whole input was run; the only reason for an embedding.
     Complete,
+    /// A token or text that stops was generated.
+    Stop,
+    /// As many tokens were generated as were asked for.
+    Length,
+}
+
+impl FinishReason {
+    /// Why a run ended, by its last word; `None` where it goes on.
+    pub fn of_word(word: u32) -> Option<Self> {
+        match generation::word_finish(word)? {
+            WordFinish::GoesOn => None,
+            WordFinish::StopToken | WordFinish::StopString => Some(Self::Stop),
+            WordFinish::Length => Some(Self::Length),
+        }
+    }
 }
 
 impl Canonical for FinishReason {
@@ -25,11 +41,15 @@ impl Canonical for FinishReason {
     fn encode(&self, writer: &mut Writer) {
         writer.u16(match self {
             Self::Complete => 1,
+            Self::Stop => 2,
+            Self::Length => 3,
         });
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match reader.u16()? {
             1 => Ok(Self::Complete),
+            2 => Ok(Self::Stop),
+            3 => Ok(Self::Length),
             tag => Err(DecodeError::InvalidTag { what: "finish reason", tag: tag.into() }),
         }
     }
@@ -55,15 +75,18 @@ pub struct WorkerReceipt {
     pub epoch: LeaseEpoch,
     /// Why the run ended.
     pub finish: FinishReason,
-    /// How many numbers came out.
+    /// How many numbers came out: of a generation, how many words.
     pub output_count: u32,
-    /// The root of the output as one row of `i32` ([`root_of_rows`]).
+    /// The root of the output: of an embedding as one row of `i32` ([`root_of_rows`]), of a generation that of its words
+    /// ([`generation::words_root`]).
     pub output_root: Root,
     /// Transformer layers of the model.
     pub layers: u16,
-    /// The streamed roots: for each commitment point, layers 1 to L + 1.
+    /// The digests of all commitment points but the last.
+    pub points: Vec<PointDigest>,
+    /// The streamed roots of the last commitment point: layers 1 to L + 1.
     pub roots: Vec<Root>,
-    /// The commitment chain after the last root.
+    /// The commitment chain after the last point.
     pub head: ChainHead,
     /// Multiply-accumulates of the run, as the program counts them.
     pub work_units: u64,
@@ -82,6 +105,8 @@ pub struct Run {
     pub layers: u16,
     /// The streamed roots: for each commitment point, layers 1 to L + 1.
     pub roots: Vec<Root>,
+    /// Of a generation its words, one for each point; of an embedding none.
+    pub words: Vec<u32>,
     /// How many numbers came out.
     pub output_count: u32,
     /// Multiply-accumulates of the run, as the program counts them.
@@ -91,15 +116,24 @@ pub struct Run {
 }
 
 impl WorkerReceipt {
-    /// The receipt of a whole run of an embedding, to be signed by `worker`.
+    /// The receipt of a whole run, to be signed by `worker`.
     ///
     /// # Errors
-    /// [`ReceiptError::Job`] and [`ReceiptError::RootCount`] where the run has another shape than the job.
+    /// [`ReceiptError`] where the run has another shape than the job.
     pub fn of_run(job: &JobHeader, run: Run, worker: NodeId) -> Result<Self, ReceiptError> {
         let (id, geometry) = (job.id(), job.geometry(run.layers).map_err(ReceiptError::Job)?);
-        let wrong_count = ReceiptError::RootCount { expected: geometry.len(), found: run.roots.len() };
-        let (Some(head), Some(last)) = (geometry.head(id, run.epoch, &run.roots), run.roots.last()) else {
+        let wrong_count = ReceiptError::RootCount { expected: geometry.max_roots(), found: run.roots.len() };
+        let trail = geometry.trail(&run.roots).filter(|_| geometry.is_whole(run.roots.len()));
+        let Some((trail, head)) = trail.zip(geometry.head(id, run.epoch, &run.roots)) else {
             return Err(wrong_count);
+        };
+        let (finish, output_root) = match job.kind {
+            // The output of an embedding is the one row of the output layer.
+            JobKind::Embedding => (FinishReason::Complete, *trail.roots.last().ok_or(wrong_count)?),
+            JobKind::Generation(_) => {
+                let last = run.words.last().copied().and_then(FinishReason::of_word);
+                (last.ok_or(ReceiptError::Words)?, generation::words_root(&run.words))
+            }
         };
         Ok(Self {
             spec_version: job.spec_version,
@@ -109,17 +143,27 @@ impl WorkerReceipt {
             token_count: job.token_count,
             token_root: job.token_root,
             epoch: run.epoch,
-            finish: FinishReason::Complete,
+            finish,
             output_count: run.output_count,
-            // The output of an embedding is the one row of the output layer.
-            output_root: *last,
+            output_root,
             layers: run.layers,
+            points: trail.points,
+            roots: trail.roots,
             head,
-            roots: run.roots,
             work_units: run.work_units,
             saturations: run.saturations,
             worker,
         })
+    }
+
+    /// Whether another run streamed the same roots.
+    pub fn has_roots_of(&self, other: &Self) -> bool {
+        self.points == other.points && self.roots == other.roots
+    }
+
+    /// How many roots were streamed, all points together.
+    pub fn root_count(&self) -> usize {
+        (self.points.len() + 1) * self.roots.len()
     }
 
     /// What the coordinator's statements call this receipt.
@@ -135,7 +179,7 @@ impl WorkerReceipt {
 }
 
 impl Canonical for WorkerReceipt {
-    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 8 + 2 + 4 + 32 + 2 + 4 + 32 + 8 + 8 + 32;
+    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 8 + 2 + 4 + 32 + 2 + 4 + 4 + 32 + 8 + 8 + 32;
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.spec_version);
         self.job.encode(writer);
@@ -148,6 +192,7 @@ impl Canonical for WorkerReceipt {
         writer.u32(self.output_count);
         self.output_root.encode(writer);
         writer.u16(self.layers);
+        writer.seq(&self.points);
         writer.seq(&self.roots);
         self.head.encode(writer);
         writer.u64(self.work_units);
@@ -167,6 +212,7 @@ impl Canonical for WorkerReceipt {
             output_count: reader.u32()?,
             output_root: reader.value()?,
             layers: reader.u16()?,
+            points: reader.seq("receipt points", MAX_POINTS - 1)?,
             roots: reader.seq("receipt roots", MAX_RECEIPT_ROOTS)?,
             head: reader.value()?,
             work_units: reader.u64()?,
@@ -190,7 +236,7 @@ impl SignedReceipt {
     /// Checks everything that follows from the job: names, counts, chain, output root, signature.
     ///
     /// `output` is the run's output where it is at hand; without it (an auditor's receipt) only its
-    /// root is bound, by the last layer's root.
+    /// root is bound: that of an embedding by the last layer's root, that of a generation by the signature.
     ///
     /// # Errors
     /// The first thing that is wrong.
@@ -198,7 +244,7 @@ impl SignedReceipt {
         self.check_job(job)?;
         self.check_roots(job)?;
         if let Some(output) = output {
-            self.check_output(output)?;
+            self.check_output(job, output)?;
         }
         let bytes = to_bytes(&self.receipt);
         self.receipt
@@ -235,27 +281,61 @@ impl SignedReceipt {
             return Err(ReceiptError::EpochZero);
         }
         let geometry = job.geometry(receipt.layers).map_err(ReceiptError::Job)?;
-        let head = geometry
-            .head(receipt.job, receipt.epoch, &receipt.roots)
-            .ok_or(ReceiptError::RootCount { expected: geometry.len(), found: receipt.roots.len() })?;
+        let found = receipt.root_count();
+        let is_point = receipt.roots.len() == usize::from(geometry.streamed_layers());
+        let head = geometry.head_of(receipt.job, receipt.epoch, &receipt.points, &receipt.roots);
+        let head = head
+            .filter(|_| is_point && geometry.is_whole(found))
+            .ok_or(ReceiptError::RootCount { expected: geometry.max_roots(), found })?;
         if head != receipt.head {
             return Err(ReceiptError::ChainHead);
         }
-        // The output of an embedding is the one row of the output layer.
-        if receipt.roots.last() != Some(&receipt.output_root) {
-            return Err(ReceiptError::OutputRoot);
+        match &job.kind {
+            JobKind::Embedding if receipt.finish != FinishReason::Complete => Err(ReceiptError::Finish),
+            // The output of an embedding is the one row of the output layer.
+            JobKind::Embedding if receipt.roots.last() != Some(&receipt.output_root) => Err(ReceiptError::OutputRoot),
+            JobKind::Embedding => Ok(()),
+            JobKind::Generation(generation) => self.check_counts(generation.max_tokens),
         }
-        Ok(())
     }
 
-    fn check_output(&self, output: &[i32]) -> Result<(), ReceiptError> {
+    /// Of a generation: a word for each point, and the end that goes with their number.
+    fn check_counts(&self, max_tokens: u32) -> Result<(), ReceiptError> {
+        let receipt = &self.receipt;
+        if receipt.output_count as usize != receipt.points.len() + 1 {
+            return Err(ReceiptError::OutputRange { found: receipt.output_count });
+        }
+        match receipt.finish {
+            FinishReason::Stop => Ok(()),
+            FinishReason::Length if receipt.output_count == max_tokens => Ok(()),
+            _ => Err(ReceiptError::Finish),
+        }
+    }
+
+    fn check_output(&self, job: &JobHeader, output: &[i32]) -> Result<(), ReceiptError> {
         if output.is_empty() || output.len() > MAX_OUTPUT_VALUES || output.len() != self.receipt.output_count as usize {
             return Err(ReceiptError::OutputCount { expected: self.receipt.output_count, found: output.len() });
         }
-        if root_of_rows(output, output.len()) != self.receipt.output_root {
+        match &job.kind {
+            JobKind::Embedding if root_of_rows(output, output.len()) == self.receipt.output_root => Ok(()),
+            JobKind::Embedding => Err(ReceiptError::OutputRoot),
+            JobKind::Generation(generation) => self.check_words(&generation::words_of(output), generation.max_tokens),
+        }
+    }
+
+    /// Checks the words of a generation against what was signed of them.
+    ///
+    /// # Errors
+    /// [`ReceiptError::OutputRoot`], [`ReceiptError::Words`].
+    pub fn check_words(&self, words: &[u32], max_tokens: u32) -> Result<(), ReceiptError> {
+        let receipt = &self.receipt;
+        if words.len() != receipt.output_count as usize || generation::words_root(words) != receipt.output_root {
             return Err(ReceiptError::OutputRoot);
         }
-        Ok(())
+        let last = words.last().copied();
+        let is_last_root = last.map(generation::word_root).as_ref() == receipt.roots.last();
+        let ends = last.and_then(FinishReason::of_word) == Some(receipt.finish);
+        if is_last_root && ends && generation::words_fit(words, max_tokens) { Ok(()) } else { Err(ReceiptError::Words) }
     }
 }
 

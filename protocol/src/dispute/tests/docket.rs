@@ -20,10 +20,10 @@ fn numbered(number: u16) -> Terms {
     let liar = honest.clone().lie(0, 1);
     let claim = |keys: &Keypair, run: &Run| {
         let roots = vec![blake3::hash(&run.input).into(), run.root(), root(1), root(2)];
-        Claim::Receipt(run_with(keys, &the_job(), LeaseEpoch(1 + u64::from(number)), roots).receipt)
+        Claim::from(run_with(keys, &the_job(), LeaseEpoch(1 + u64::from(number)), roots).receipt)
     };
     let (a, b) = (claim(&seed(1), &liar), claim(&seed(2), &honest));
-    Terms::between(coordinator().id(), the_job().header(), crate::testing::LAYERS, a, b, [BUDGET; 2]).unwrap()
+    Terms::between(coordinator().id(), the_job().header(), crate::testing::LAYERS, [a, b], Vec::new(), [BUDGET; 2]).unwrap()
 }
 
 #[test]
@@ -38,11 +38,11 @@ fn the_same_terms_name_one_dispute_and_two_runs_are_disputed_once() {
     let other = Terms { budgets_ms: [7, 7], ..terms.clone() };
     assert_eq!(docket.open(Millis(3), other, lowering(), None).unwrap_err(), DocketError::Again);
     // The same keys may differ about the job again, under new leases.
-    let Claim::Receipt(run) = &terms.claimant else { panic!("a receipt") };
+    let run = terms.claimant.receipt().unwrap();
     let newer =
         run_with(&key_of(Side::Claimant), &the_job(), LeaseEpoch(run.receipt.epoch.0 + 7), run.receipt.roots.clone())
             .receipt;
-    let newer = Terms { claimant: Claim::Receipt(newer), ..terms.clone() };
+    let newer = Terms { claimant: newer.into(), ..terms.clone() };
     assert!(docket.open(Millis(3), newer, lowering(), None).is_ok());
     let foreign = Terms { coordinator: keys(1).id(), ..terms };
     let refused = docket.open(Millis(3), foreign, lowering(), None).unwrap_err();

@@ -71,9 +71,11 @@ fn perjury(run: impl Fn(Run) -> Run) -> (Game, [Run; 2]) {
     let prefix = blake3::hash(&honest.output[..at(&toy, 3, 0)]).into();
     let ground = Ground {
         place: Place { point: 4, layer: 2 },
+        index: 1,
         roots: [liars[0].root(), liars[1].root()],
         input: Some(blake3::hash(&honest.input).into()),
         prefix: Some((3, prefix)),
+        words: vec![7],
     };
     (Game::new(ground, &toy), liars)
 }

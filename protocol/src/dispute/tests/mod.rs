@@ -41,14 +41,13 @@ fn the_job() -> Job {
 fn claim(side: Side, run: &Run) -> Claim {
     let output = root(50 + side.index() as u8);
     let roots = vec![blake3::hash(&run.input).into(), run.root(), root(40 + side.index() as u8), output];
-    Claim::Receipt(run_with(&key_of(side), &the_job(), LeaseEpoch(side.index() as u64 + 1), roots).receipt)
+    run_with(&key_of(side), &the_job(), LeaseEpoch(side.index() as u64 + 1), roots).receipt.into()
 }
 
 fn terms(claimant: &Run, challenger: &Run) -> Terms {
     let claims = [claim(Side::Claimant, claimant), claim(Side::Challenger, challenger)];
-    let [claimant, challenger] = claims;
     let (id, job) = (coordinator().id(), the_job().header());
-    Terms::between(id, job, crate::testing::LAYERS, claimant, challenger, [BUDGET; 2]).unwrap()
+    Terms::between(id, job, crate::testing::LAYERS, claims, Vec::new(), [BUDGET; 2]).unwrap()
 }
 
 fn small() -> Toy {

@@ -268,18 +268,22 @@ fn claims_that_are_no_dispute_are_refused() {
     let honest = Run::honest(&small());
     let liar = honest.clone().lie(5, 1);
     let (id, job, layers) = (coordinator().id(), the_job().header(), crate::testing::LAYERS);
-    let of = |a: Claim, b: Claim| Terms::between(id, job.clone(), layers, a, b, [1, 1]);
+    let of = |a: Claim, b: Claim| Terms::between(id, job.clone(), layers, [a, b], Vec::new(), [1, 1]);
     let (a, b) = (claim(Side::Claimant, &liar), claim(Side::Challenger, &honest));
     assert!(of(a.clone(), b.clone()).is_ok());
     assert_eq!(of(a.clone(), a.clone()), Err(TermsError::OneKey(a.worker())));
-    let same = run_with(&key_of(Side::Challenger), &the_job(), LeaseEpoch(9), a.roots().to_vec());
-    assert_eq!(of(a.clone(), Claim::Receipt(same.receipt)), Err(TermsError::NoDifference));
-    let Claim::Receipt(mut forged) = b.clone() else { panic!("a receipt") };
+    let same = run_with(&key_of(Side::Challenger), &the_job(), LeaseEpoch(9), a.last_roots().to_vec());
+    assert_eq!(of(a.clone(), same.receipt.into()), Err(TermsError::NoDifference));
+    let mut forged = b.receipt().unwrap().clone();
     forged.receipt.roots[1] = other_root();
-    let forged = of(a.clone(), Claim::Receipt(forged));
+    let forged = of(a.clone(), forged.into());
     assert!(matches!(forged, Err(TermsError::Claim { side: Side::Challenger, .. })));
-    let prefixed = Terms { prefix: Some((1, other_root())), ..of(a, b).unwrap() };
-    assert_eq!(prefixed.check(), Err(TermsError::Prefix));
+    let before = Terms { before: vec![other_root()], ..of(a.clone(), b.clone()).unwrap() };
+    assert_eq!(before.check(), Err(TermsError::Before), "an embedding has no point before");
+    let at = Claim { at: a.last_roots().to_vec(), ..a.clone() };
+    assert_eq!(of(at, b.clone()), Err(TermsError::At(Side::Claimant)), "they are signed themselves");
+    let words = Claim { words: vec![1], ..a };
+    assert!(matches!(of(words, b), Err(TermsError::Claim { error: ClaimError::Words, .. })));
 }
 
 #[test]
@@ -287,18 +291,18 @@ fn a_partial_run_can_be_disputed_as_far_as_it_is_signed() {
     let honest = Run::honest(&small());
     let liar = honest.clone().lie(5, 1);
     let (id, job, layers) = (coordinator().id(), the_job().header(), crate::testing::LAYERS);
-    let (b, roots) = (claim(Side::Challenger, &honest), claim(Side::Claimant, &liar).roots().to_vec());
+    let (b, roots) = (claim(Side::Challenger, &honest), claim(Side::Claimant, &liar).last_roots().to_vec());
     let partial = |count: usize| {
         let (geometry, keys) = (job.geometry(layers).unwrap(), key_of(Side::Claimant));
-        let partial = Partial::of_roots(job.id(), &geometry, LeaseEpoch(1), roots[..count].to_vec(), keys.id());
-        Claim::Partial(partial.unwrap().sign(&keys))
+        let partial = Partial::of_roots(job.id(), &geometry, LeaseEpoch(1), &roots[..count], &[], keys.id());
+        partial.unwrap().sign(&keys)
     };
-    let of = |a: Claim| Terms::between(id, job.clone(), layers, a, b.clone(), [1, 1]);
-    assert_eq!(of(partial(2)).unwrap().check().unwrap().place, PLACE);
-    assert_eq!(of(partial(1)), Err(TermsError::NoDifference), "an unsigned tail is no claim");
-    let Claim::Partial(mut forged) = partial(2) else { panic!("a partial run") };
+    let of = |a: Claim| Terms::between(id, job.clone(), layers, [a, b.clone()], Vec::new(), [1, 1]);
+    assert_eq!(of(partial(2).into()).unwrap().check().unwrap().place, PLACE);
+    assert_eq!(of(partial(1).into()), Err(TermsError::NoDifference), "an unsigned tail is no claim");
+    let mut forged = partial(2);
     forged.partial.roots[1] = other_root();
-    assert!(matches!(of(Claim::Partial(forged)), Err(TermsError::Claim { side: Side::Claimant, .. })));
+    assert!(matches!(of(forged.into()), Err(TermsError::Claim { side: Side::Claimant, .. })));
 }
 
 #[test]

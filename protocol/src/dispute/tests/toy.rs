@@ -7,7 +7,8 @@ use crate::ids::Root;
 use crate::limits::CHUNK_BYTES;
 use crate::openings::{ChunkRange, Outboard, open_range};
 
-/// The layer: `R_{l-1}` has `rows` rows of `cols` numbers, and so has `R_l`. Of row s, with T tokens and P parameters:
+/// The layer: `R_{l-1}` has `rows` rows of `cols` numbers, and so has `R_l`. Of row s, with T tokens (those of the job and
+/// then the words that were generated) and P parameters:
 ///
 /// 0. i16, all rows: `[t,i] = input[t,i]`
 /// 1. i64: `[i] = a[(i + s) mod rows, i] + a[s,i]`
@@ -18,6 +19,7 @@ pub struct Toy {
     pub rows: u64,
     pub cols: u64,
     pub tokens: Vec<u8>,
+    pub words: Vec<u8>,
     pub params: Vec<u8>,
 }
 
@@ -40,8 +42,13 @@ fn put(bytes: &mut [u8], at: u64, width: u64, value: i64) {
 
 impl Toy {
     pub fn new(rows: u64, cols: u64, tokens: &[u32]) -> Self {
-        let tokens = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        Self { rows, cols, tokens, params: (0..2_500_u32).map(|at| (at * 37 + at / 7) as u8).collect() }
+        Self::with_words(rows, cols, tokens, &[])
+    }
+
+    pub fn with_words(rows: u64, cols: u64, tokens: &[u32], words: &[u32]) -> Self {
+        let bytes = |tokens: &[u32]| tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        let (tokens, words) = (bytes(tokens), bytes(words));
+        Self { rows, cols, tokens, words, params: (0..2_500_u32).map(|at| (at * 37 + at / 7) as u8).collect() }
     }
 
     pub fn row_bytes(&self, width: u64) -> u64 {
@@ -79,7 +86,7 @@ impl Toy {
         for i in 0..self.cols {
             let sum = cell(&steps[0], (i + row) % self.rows, i, 2) + cell(&steps[0], row, i, 2);
             put(&mut steps[1], i * 8, 8, sum);
-            let token = self.token((row + i) % (self.tokens.len() as u64 / 4));
+            let token = self.token((row + i) % self.token_count());
             put(&mut steps[2], i * 4, 4, i64::from(token) + i64::from(self.params[self.param(token)] as i8));
             let out = cell(&steps[1], 0, i, 8) + cell(&steps[2], 0, i, 4) + cell(input, row, i, 4);
             put(&mut steps[3], i * 4, 4, out);
@@ -97,7 +104,7 @@ impl Toy {
         for row in 0..self.rows {
             let mut bytes = vec![0; self.row_bytes(4) as usize];
             for i in 0..self.cols {
-                let token = self.token((row + i) % (self.tokens.len() as u64 / 4));
+                let token = self.token((row + i) % self.token_count());
                 let c = i64::from(token) + i64::from(self.params[self.param(token)] as i8);
                 let sum = low((i + row) % self.rows, i).0 + low(row, i).0 + c + low(row, i).1;
                 put(&mut bytes, i * 4, 4, sum);
@@ -107,9 +114,21 @@ impl Toy {
         output
     }
 
+    fn token_count(&self) -> u64 {
+        (self.tokens.len() + self.words.len()) as u64 / 4
+    }
+
     fn token(&self, at: u64) -> u32 {
-        let at = at as usize * 4;
-        u32::from_le_bytes(self.tokens[at..at + 4].try_into().unwrap())
+        let (source, bytes) = self.token_at(at);
+        let of = if source == Source::Tokens { &self.tokens } else { &self.words };
+        u32::from_le_bytes(of[bytes.start as usize..bytes.end as usize].try_into().unwrap())
+    }
+
+    /// Where the bytes of a token are.
+    fn token_at(&self, at: u64) -> (Source, Range<u64>) {
+        let before = self.tokens.len() as u64 / 4;
+        let (source, at) = if at < before { (Source::Tokens, at) } else { (Source::Words, at - before) };
+        (source, at * 4..at * 4 + 4)
     }
 
     fn param(&self, token: u32) -> usize {
@@ -155,8 +174,8 @@ impl Lowering for Toy {
             }],
             1 => vec![read(Source::Step(0), 2, (i + row) % self.rows, i), read(Source::Step(0), 2, row, i)],
             2 => {
-                let at = (row + i) % (self.tokens.len() as u64 / 4) * 4;
-                vec![Read { source: Source::Tokens, bytes: at..at + 4 }]
+                let (source, bytes) = self.token_at((row + i) % self.token_count());
+                vec![Read { source, bytes }]
             }
             _ => vec![read(Source::Step(1), 8, 0, i), read(Source::Step(2), 4, 0, i), read(Source::Input, 4, row, i)],
         }
@@ -260,6 +279,7 @@ impl Evidence for Run {
             Source::Step(step) => self.tensor(Some(chunk), Tensor::Step(step)).to_vec(),
             Source::Input => self.input.clone(),
             Source::Tokens => self.toy.tokens.clone(),
+            Source::Words => self.toy.words.clone(),
             Source::Param(_) => self.toy.params.clone(),
         };
         open_range(&bytes, &Outboard::new(&bytes).unwrap(), range).map_err(|error| EvidenceError(error.to_string()))
@@ -287,6 +307,7 @@ fn the_toy_reads_what_it_computes_from() {
                             Source::Step(step) => steps[usize::from(step)].clone(),
                             Source::Input => run.input.clone(),
                             Source::Tokens => toy.tokens.clone(),
+                            Source::Words => toy.words.clone(),
                             Source::Param(_) => toy.params.clone(),
                         };
                         data.push(bytes[read.bytes.start as usize..read.bytes.end as usize].to_vec());

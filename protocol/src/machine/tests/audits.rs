@@ -140,8 +140,9 @@ fn a_repeated_commitment_is_told_again_to_reveal() {
     shell.feed(joined(1, 1));
     shell.feed(Input::Submit(spec(1, NEVER)));
     let (node, epoch, _) = commit(&mut shell, 0);
-    let job = job(1).id();
-    let commitment = RunCommitment::of(job, epoch, node, &salt(1), &right_roots(job));
+    let (id, roots) = (job(1).id(), right_roots(job(1).id()));
+    let head = geometry(&job(1)).head(id, epoch, &roots).unwrap();
+    let (job, commitment) = (id, RunCommitment::of(id, epoch, node, &salt(1), &head));
     let again = shell.feed(Input::Committed { node, job, epoch, commitment });
     assert_eq!(again, [Action::Reveal { node, job, epoch }]);
 }

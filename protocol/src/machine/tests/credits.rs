@@ -146,7 +146,7 @@ fn a_bond_outweighs_what_an_undetected_lie_earns() {
 fn a_job_whose_bond_has_no_number_is_given_to_nobody() {
     let mut shell = Shell::new();
     shell.feed(joined(1, 1));
-    shell.feed(Input::Submit(JobSpec { work_units: u64::MAX, ..spec(1, NEVER) }));
+    shell.feed(Input::Submit(JobSpec { work: Work::fixed(u64::MAX), ..spec(1, NEVER) }));
     assert!(shell.assigned.is_empty());
 }
 

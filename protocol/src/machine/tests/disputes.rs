@@ -186,7 +186,7 @@ fn clocks_cover_prefill_and_a_layer_at_no_less_than_the_default_speed() {
     // However large the job is, a clock ends.
     let mut shell = Shell::new();
     shell.judges = false;
-    let huge = JobSpec { work_units: 1 << 60, ..spec(1, always(1, false)) };
+    let huge = JobSpec { work: Work::fixed(1 << 60), ..spec(1, always(1, false)) };
     shell.machine = Machine::new(Config { grant: u64::MAX / 4, ..config() });
     (1..=2).for_each(|number| drop(shell.feed(joined(number, 1))));
     shell.feed(Input::Submit(huge));

@@ -69,7 +69,7 @@ fn jobs_that_nobody_can_bond_do_not_hold_up_those_that_come_after_them() {
     let mut shell = Shell::new();
     let stuck = 3 * MAX_STUCK_JOBS_TRIED as u8 / 2;
     for number in 1..=stuck {
-        shell.feed(Input::Submit(JobSpec { work_units: u64::MAX, ..spec(number, NEVER) }));
+        shell.feed(Input::Submit(JobSpec { work: Work::fixed(u64::MAX), ..spec(number, NEVER) }));
     }
     for number in stuck + 1..=stuck + 20 {
         shell.feed(Input::Submit(spec(number, NEVER)));

@@ -37,7 +37,7 @@ fn wrong_from(index: usize) -> Vec<Root> {
 
 fn signed(number: u8, epoch: LeaseEpoch, roots: Vec<Root>) -> Box<SignedPartial> {
     let job = job(1);
-    let partial = Partial::of_roots(job.id(), &geometry(&job), epoch, roots, keys(number).id());
+    let partial = Partial::of_roots(job.id(), &geometry(&job), epoch, &roots, &[], keys(number).id());
     Box::new(partial.unwrap().sign(&keys(number)))
 }
 
@@ -94,7 +94,7 @@ fn the_job_stops_at_the_first_root_that_differs_and_says_where() {
     let place = geometry(&job(1)).place(1).unwrap();
     assert!(shell.actions.contains(&Action::Diverged { job: id, place, nodes }));
     for ((_, epoch), node) in sides.into_iter().zip(nodes) {
-        assert!(shell.actions.contains(&Action::Halt { node, job: id, epoch }));
+        assert!(shell.actions.contains(&Action::Halt { node, job: id, epoch, place }));
     }
     assert!(matches!(shell.records.last(), Some(Record::Diverged { .. })));
 }
@@ -102,8 +102,7 @@ fn the_job_stops_at_the_first_root_that_differs_and_says_where() {
 #[test]
 fn both_sign_and_their_partial_runs_are_disputed() {
     let (mut shell, [right, wrong]) = halted();
-    // What was on its way when the worker was told to halt may be signed too.
-    sign(&mut shell, right, right_roots(job(1).id()));
+    sign(&mut shell, right, right_roots(job(1).id())[..2].to_vec());
     let actions = sign(&mut shell, wrong, wrong_from(1)[..2].to_vec());
     assert!(actions.iter().any(|action| matches!(action, Action::OpenDispute { .. })));
     let held = shell.machine.ledger().totals().held;
@@ -129,7 +128,7 @@ fn who_does_not_sign_in_time_loses_the_bond_and_is_set_aside() {
     for leaves in [false, true] {
         let (mut shell, [right, wrong]) = halted();
         let (silent, id) = (keys(wrong.0).id(), job(1).id());
-        sign(&mut shell, right, right_roots(id)[..3].to_vec());
+        sign(&mut shell, right, right_roots(id)[..2].to_vec());
         if leaves {
             shell.feed(Input::WorkerLeft { node: silent });
         } else {
@@ -146,7 +145,7 @@ fn who_does_not_sign_in_time_loses_the_bond_and_is_set_aside() {
 #[test]
 fn bonds_of_halted_runs_are_free_again_where_their_dispute_finds_nobody_wrong() {
     let (mut shell, [right, wrong]) = halted();
-    sign(&mut shell, right, right_roots(job(1).id()));
+    sign(&mut shell, right, right_roots(job(1).id())[..2].to_vec());
     sign(&mut shell, wrong, wrong_from(1)[..2].to_vec());
     shell.end_dispute([false, false], VerdictKind::Proven);
     assert_eq!(shell.machine.unfinished_jobs(), 0);
@@ -160,9 +159,10 @@ fn a_worker_that_comes_back_is_told_again_to_halt_and_can_still_sign() {
     let (node, id) = (keys(wrong.0).id(), job(1).id());
     shell.feed(Input::WorkerLeft { node });
     let actions = shell.feed(joined(wrong.0, 1));
-    assert!(actions.contains(&Action::Halt { node, job: id, epoch: wrong.1 }));
+    let place = geometry(&job(1)).place(1).unwrap();
+    assert!(actions.contains(&Action::Halt { node, job: id, epoch: wrong.1, place }));
     sign(&mut shell, wrong, wrong_from(1)[..2].to_vec());
-    sign(&mut shell, right, right_roots(id)[..3].to_vec());
+    sign(&mut shell, right, right_roots(id)[..2].to_vec());
     assert_eq!(shell.disputes.len(), 1);
 }
 
@@ -174,6 +174,9 @@ fn what_is_signed_must_be_what_was_streamed() {
     let is_rejected = |action: &Action| matches!(action, Action::Rejected { reason: RejectReason::NotAsHalted, .. });
     assert!(actions.iter().any(is_rejected));
     assert!(shell.disputes.is_empty());
+    // Nor for more than it was told to sign.
+    let (mut shell, [right, _]) = halted();
+    assert!(sign(&mut shell, right, right_roots(job(1).id())).iter().any(is_rejected));
     let mut shell = side_by_side();
     let (node, epoch, _) = shell.assigned[0].clone();
     let number = (1..=2).find(|number| keys(*number).id() == node).unwrap();

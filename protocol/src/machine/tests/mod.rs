@@ -35,7 +35,7 @@ fn config() -> Config {
 
 fn spec(number: u8, policy: AuditPolicy) -> JobSpec {
     let (layers, output_count) = (LAYERS, OUTPUT.len() as u32);
-    JobSpec { job: Arc::new(job(number)), layers, output_count, work_units: WORK, policy, planted: None }
+    JobSpec { job: Arc::new(job(number)), layers, output_count, work: Work::fixed(WORK), policy, planted: None }
 }
 
 fn joined(number: u8, max_in_flight: u32) -> Input {
@@ -122,7 +122,7 @@ impl Shell {
         for action in output.actions {
             self.actions.push(action.clone());
             match action {
-                Action::Assign { node, epoch, job } => self.assigned.push((node, epoch, job)),
+                Action::Assign { node, epoch, job, .. } => self.assigned.push((node, epoch, job)),
                 Action::Cancel { node, job, epoch } => self.forget(node, job, epoch),
                 Action::Reveal { job, epoch, .. } => {
                     if !self.withhold
@@ -139,7 +139,7 @@ impl Shell {
                     self.carry_out(output);
                 }
                 Action::Unposted { posting, error } => panic!("{posting:?}: {error}"),
-                Action::Halt { node, job, epoch } if self.signs => self.sign(node, job, epoch),
+                Action::Halt { node, job, epoch, place } if self.signs => self.sign(node, job, epoch, place),
                 Action::NeedLockstepDraw { job, nonce } => {
                     let draw = lockstep_draw(&draw_secret(), job, &nonce);
                     let output = self.machine.handle(self.now, Input::Drawn { job, draw });
@@ -164,8 +164,9 @@ impl Shell {
         let of = (1..=9).map(job).find(|job| job.id() == claimant.receipt.job).unwrap();
         let challenger = run_with(&keys(number), &of, LeaseEpoch::CHALLENGE, roots).receipt;
         let ended = self.ended.get(&of.id()).copied();
-        let (job, claimant) = (of.header(), claimant.clone());
-        let challenge = Challenge { job, layers: LAYERS, work_units: WORK, ended, claimant, challenger };
+        let (job, claimant, challenger) = (of.header(), claimant.clone().into(), challenger.into());
+        let before = Vec::new();
+        let challenge = Challenge { job, layers: LAYERS, work_units: WORK, ended, claimant, challenger, before };
         self.feed(Input::Challenge(Box::new(challenge)))
     }
 
@@ -173,7 +174,7 @@ impl Shell {
     fn judge(&mut self) -> Vec<Action> {
         let (job, terms) = self.disputes.last().cloned().unwrap();
         let right = right_roots(job);
-        let losers = [&terms.claimant, &terms.challenger].map(|claim| claim.roots() != right);
+        let losers = [&terms.claimant, &terms.challenger].map(|claim| claim.last_roots() != &right[..claim.last_roots().len()]);
         self.end_dispute(losers, VerdictKind::Proven)
     }
 
@@ -192,10 +193,11 @@ impl Shell {
     }
 
     /// A halted worker signs what it streams.
-    fn sign(&mut self, node: NodeId, id: JobId, epoch: LeaseEpoch) {
+    fn sign(&mut self, node: NodeId, id: JobId, epoch: LeaseEpoch, place: Place) {
         let (number, roots) = self.streamed[&(id, epoch)].clone();
         let of = (1..=9).map(job).find(|job| job.id() == id).unwrap();
-        let partial = Partial::of_roots(id, &geometry(&of), epoch, roots, node).unwrap().sign(&keys(number));
+        let (geometry, end) = (geometry(&of), geometry(&of).index_of(place).unwrap() + 1);
+        let partial = Partial::of_roots(id, &geometry, epoch, &roots[..end], &[], node).unwrap().sign(&keys(number));
         let output = self.machine.handle(self.now, Input::Partial { node, partial: Box::new(partial) });
         self.carry_out(output);
     }
@@ -215,7 +217,8 @@ impl Shell {
         for (place, root) in geometry(&job).places().zip(&roots) {
             self.feed(Input::LayerRoot { node, job: id, epoch, place, root: *root });
         }
-        let (commitment, salt) = (RunCommitment::of(id, epoch, node, &salt(number), &roots), salt(number));
+        let head = geometry(&job).head(id, epoch, &roots).unwrap();
+        let (commitment, salt) = (RunCommitment::of(id, epoch, node, &salt(number), &head), salt(number));
         let result = Box::new(run_with(&keys(number), &job, epoch, roots));
         self.committed.insert((id, epoch), Input::Completed { node, job: id, epoch, result, salt });
         self.feed(Input::Committed { node, job: id, epoch, commitment });

@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::dispute::Claim;
 use crate::ledger::Purpose;
 use crate::limits::SILENCE_MS;
 use crate::messages::FailureCode;
@@ -238,7 +237,7 @@ impl World {
         };
         let halted = |entry: &Entry| {
             let claims = entry.dispute.iter().flat_map(|terms| [&terms.claimant, &terms.challenger]);
-            let partials = claims.filter(|claim| matches!(claim, Claim::Partial(_)));
+            let partials = claims.filter(|claim| claim.receipt().is_none());
             partials.map(|claim| (entry.id, claim.epoch(), claim.worker())).collect()
         };
         let bonds = |entry: &Entry| -> [Vec<_>; 3] { [leases(entry), runs(entry), halted(entry)] };

@@ -352,6 +352,7 @@ fn records_that_can_not_follow_each_other_are_refused() {
     let ran = |epoch| Record::Ran {
         job: id,
         result: Box::new(crate::testing::run(&keys(1), &job(1), LeaseEpoch(epoch))),
+        before: Vec::new(),
         salt: salt(1),
         operator: None,
     };
