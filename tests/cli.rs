@@ -41,6 +41,7 @@ fn receipt(package: &Path, alter: impl FnOnce(&mut Run)) -> Receipt {
         epoch: LeaseEpoch(1),
         layers: u16::try_from(again.roots.len() - 1).expect("few layers"),
         roots: again.roots,
+        words: Vec::new(),
         output_count: again.output.len() as u32,
         work_units: package.program().macs(job.tokens.len() as u64, 0),
         saturations: again.saturations,

@@ -26,11 +26,12 @@ fn claim(package: &Package, job: &Job, backend: &dyn Backend, keys: &Keypair) ->
         epoch: LeaseEpoch(1),
         layers: (package.program().layers.len() - 2) as u16,
         roots: ran.roots,
+        words: Vec::new(),
         output_count: ran.output.len() as u32,
         work_units: package.program().macs(job.tokens.len() as u64, 0),
         saturations: ran.saturations,
     };
-    Claim::Receipt(WorkerReceipt::of_run(&job.header(), run, keys.id()).expect("its shape is right").sign(keys))
+    WorkerReceipt::of_run(&job.header(), run, keys.id()).expect("its shape is right").sign(keys).into()
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn a_timeout_is_told_from_a_proof() {
     let claims = [claim(package, &job, &liar, &claimant), claim(package, &job, &Reference, &challenger)];
     let [first, second] = claims;
     let layers = (package.program().layers.len() - 2) as u16;
-    let terms = Terms::between(coordinator.id(), job.header(), layers, first, second, [MOVE_MIN_MS; 2]);
+    let terms = Terms::between(coordinator.id(), job.header(), layers, [first, second], Vec::new(), [MOVE_MIN_MS; 2]);
     let terms = terms.expect("the runs differ");
     let case = LayerCase::of_terms(package.manifest(), &terms).expect("the program can be disputed");
     let (mut referee, _) = Referee::open(terms, Millis(1), coordinator.clone(), &case).expect("the terms hold");

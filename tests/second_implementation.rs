@@ -67,7 +67,7 @@ fn signed_run(job: &Job, worker: u8, layer: u8) -> SignedReceipt {
     let keys = Keypair::from_seed([worker; 32]);
     let roots = vec![Root::from_bytes([layer; 32]), root_of_rows(&[1, -1], 2)];
     let epoch = LeaseEpoch(worker.into());
-    let run = Run { epoch, layers: 1, roots, output_count: 2, work_units: 1_000, saturations: 0 };
+    let run = Run { epoch, layers: 1, roots, words: Vec::new(), output_count: 2, work_units: 1_000, saturations: 0 };
     WorkerReceipt::of_run(&job.header(), run, keys.id()).expect("a run of the job").sign(&keys)
 }
 

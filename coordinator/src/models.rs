@@ -10,7 +10,7 @@ use lockstep_model::tokenizer::Tokenizer;
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_protocol::limits::{MAX_LAYERS, MAX_OUTPUT_VALUES, MAX_POSITIONS};
-use lockstep_protocol::machine::{AuditPolicy, JobSpec};
+use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
 use lockstep_protocol::openings::{ChunkRange, Outboard, open_range};
 
 use crate::error::StartError;
@@ -102,7 +102,7 @@ impl Model {
             job: Arc::new(job),
             layers: self.layers,
             output_count: self.dimensions,
-            work_units,
+            work: Work::fixed(work_units),
             policy,
             planted: None,
         }

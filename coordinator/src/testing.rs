@@ -9,7 +9,7 @@ use lockstep_kernels::program::{
 use lockstep_model::package::{BlobInfo, Manifest, SPEC_VERSION, WeightMode, write};
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
-use lockstep_protocol::machine::{AuditPolicy, JobSpec};
+use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
 
 /// Transformer layers of the small model.
 pub const LAYERS: u16 = 2;
@@ -33,7 +33,7 @@ pub fn spec(number: u8) -> JobSpec {
         nonce,
     };
     let policy = AuditPolicy { per_mille: 0, auditors: 1, hold: false, distinct_operators: false, lockstep: false };
-    JobSpec { job: Arc::new(job), layers: 3, output_count: 4, work_units: 100, policy, planted: None }
+    JobSpec { job: Arc::new(job), layers: 3, output_count: 4, work: Work::fixed(100), policy, planted: None }
 }
 
 fn tensor(name: &str, rows: Rows, kind: TensorKind) -> Tensor {

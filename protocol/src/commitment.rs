@@ -147,13 +147,7 @@ impl Geometry {
     }
 
     /// The chain's head after a [`Trail`]; `None` where there is no root at its end, or more than a run has.
-    pub fn head_of(
-        &self,
-        job: JobId,
-        epoch: LeaseEpoch,
-        points: &[PointDigest],
-        roots: &[Root],
-    ) -> Option<ChainHead> {
+    pub fn head_of(&self, job: JobId, epoch: LeaseEpoch, points: &[PointDigest], roots: &[Root]) -> Option<ChainHead> {
         let fits = points.len() < self.max_points();
         let is_point = (1..=usize::from(self.streamed_layers())).contains(&roots.len());
         let mut head = (fits && is_point).then(|| ChainHead::start(job, epoch))?;

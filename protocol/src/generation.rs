@@ -155,14 +155,7 @@ fn ascending(field: &'static str, tokens: &[u32]) -> Result<(), GenerationError>
 impl Canonical for Generation {
     const MIN_BYTES: usize = 6 * 4 + 2 * 4 + 3 * 4 + 1;
     fn encode(&self, writer: &mut Writer) {
-        for value in [
-            self.max_tokens,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-            self.repetition_penalty,
-        ] {
+        for value in [self.max_tokens, self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty] {
             writer.u32(value);
         }
         writer.i32(self.presence_penalty);

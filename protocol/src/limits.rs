@@ -30,8 +30,6 @@ pub const MAX_PENALTY: u32 = 100_000;
 pub const MAX_TOKEN_BIAS: u32 = 1_000_000;
 /// Most tokens with a bias.
 pub const MAX_LOGIT_BIAS: usize = 1_024;
-/// Most tokens that end a generation.
-pub const MAX_STOP_TOKENS: usize = 256;
 /// Most texts that end a generation.
 pub const MAX_STOP_STRINGS: usize = 4;
 /// Most bytes of such a text.
@@ -445,8 +443,7 @@ const RECEIPT_FIXED_BYTES: usize = 512;
 /// Upper bound of what stands around a move's values in a message or entry.
 const DISPUTE_FIXED_BYTES: usize = 512;
 /// Upper bound of the terms of a dispute.
-const TERMS_BYTES: usize =
-    2 * CLAIM_BYTES + MAX_STREAMED_LAYERS * 32 + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
+const TERMS_BYTES: usize = 2 * CLAIM_BYTES + MAX_STREAMED_LAYERS * 32 + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
 /// Upper bound of a claim: the signed run, its words, and the roots at the disputed point.
 const CLAIM_BYTES: usize = POINTS_BYTES + MAX_POINTS * 4 + 2 * MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES;
 /// Most levels of the tree of a blob. A range of two chunks or more has two paths, and there are half as many of these.
@@ -463,9 +460,7 @@ const _: () = {
     assert!(MAX_HELD_MODELS * 32 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + 3 * MAX_NAME_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
     assert!(MAX_REASON_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
-    assert!(
-        MAX_OUTPUT_VALUES * 4 + POINTS_BYTES + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES
-    );
+    assert!(MAX_OUTPUT_VALUES * 4 + POINTS_BYTES + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES);
     assert!(CLAIM_BYTES <= MAX_JOB_FRAME_BYTES && MAX_POINTS <= MAX_OUTPUT_VALUES);
     assert!(MAX_MANIFEST_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     assert!(MAX_OPENING_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);

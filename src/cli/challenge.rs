@@ -110,6 +110,7 @@ fn claim(receipt: &Receipt, again: Rerun, keys: &Keypair) -> anyhow::Result<Sign
         epoch: LeaseEpoch::CHALLENGE,
         layers: theirs.layers,
         roots: again.roots,
+        words: Vec::new(),
         output_count: u32::try_from(again.output.len())?,
         work_units: theirs.work_units,
         saturations: again.saturations,

@@ -36,7 +36,7 @@ impl Kept {
 
     fn commitment(&self) -> RunCommitment {
         let receipt = &self.result.receipt.receipt;
-        RunCommitment::of(receipt.job, receipt.epoch, receipt.worker, &self.salt, &receipt.roots)
+        RunCommitment::of(receipt.job, receipt.epoch, receipt.worker, &self.salt, &receipt.head)
     }
 }
 

@@ -139,6 +139,7 @@ impl Runner {
             epoch: task.key.1,
             layers: task.model.layers,
             roots,
+            words: Vec::new(),
             output_count: u32::try_from(output.len()).ok()?,
             work_units: task.model.package.program().macs(header.token_count.into(), 0),
             saturations,

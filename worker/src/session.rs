@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::dispute::DisputeId;
+use lockstep_protocol::ids::Place;
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::{
     HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_DISPUTES, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES,
@@ -186,7 +187,7 @@ impl Session {
     /// Returns an end when the connection is over.
     async fn handle(&mut self, message: ToWorker) -> Result<Option<End>, WorkerError> {
         match message {
-            ToWorker::Assign { epoch, job } => {
+            ToWorker::Assign { epoch, job, .. } => {
                 let key = (job.id(), epoch);
                 self.assign(key, job).await;
             }
@@ -203,7 +204,7 @@ impl Session {
                     self.say(ToCoordinator::Cosigned(signed)).await;
                 }
             }
-            ToWorker::Halt { job, epoch } => self.halt((job, epoch)),
+            ToWorker::Halt { job, epoch, place } => self.halt((job, epoch), place),
             ToWorker::Asked(ask) => self.play(ask),
             ToWorker::Acknowledged(entry) => self.shared.disputes.acknowledged(*entry).await,
             ToWorker::Judged { dispute, verdict } => {
@@ -254,9 +255,9 @@ impl Session {
         self.shared.events.emit(Event::Cancelled { job: key.0, epoch: key.1 });
     }
 
-    /// Stops a run, and sends what was streamed of it, signed.
-    fn halt(&mut self, key: Key) {
-        let Some(partial) = self.shared.streams.halt(&key) else {
+    /// Stops a run, and sends what was streamed of it up to a place, signed.
+    fn halt(&mut self, key: Key, place: Place) {
+        let Some(partial) = self.shared.streams.halt(&key, place) else {
             tracing::warn!(job = %key.0, epoch = %key.1, "told to halt a run of which nothing was streamed");
             return;
         };

@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lockstep_protocol::dispute::{Partial, SignedPartial};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::Root;
-use lockstep_protocol::job::JobHeader;
+use lockstep_protocol::ids::{Place, Root};
+use lockstep_protocol::job::{JobHeader, JobKind};
 use lockstep_protocol::limits::WORKER_STREAMS;
 
 use crate::batch::Key;
@@ -18,6 +18,7 @@ struct Streamed {
     header: JobHeader,
     layers: u16,
     roots: Vec<Root>,
+    words: Vec<u32>,
     /// Nothing is added any more: what is signed once stays what it is.
     is_halted: bool,
 }
@@ -37,7 +38,7 @@ impl Streams {
     /// A run starts. Of too many, the one with the oldest lease is forgotten.
     pub fn begin(&self, key: Key, header: JobHeader, layers: u16) {
         let mut runs = self.runs();
-        runs.insert(key, Streamed { header, layers, roots: Vec::new(), is_halted: false });
+        runs.insert(key, Streamed { header, layers, roots: Vec::new(), words: Vec::new(), is_halted: false });
         if runs.len() > WORKER_STREAMS
             && let Some(oldest) = runs.keys().min_by_key(|(_, epoch)| *epoch).copied()
         {
@@ -58,14 +59,19 @@ impl Streams {
         }
     }
 
-    /// Ends a run, and signs what was streamed of it: the same bytes, however often it is asked. `None` where nothing
-    /// was, or where it is not known.
-    pub fn halt(&self, key: &Key) -> Option<SignedPartial> {
+    /// Ends a run, and signs what was streamed of it up to a place: the same bytes, however often it is asked. `None` where
+    /// so much was not, or where it is not known.
+    pub fn halt(&self, key: &Key, place: Place) -> Option<SignedPartial> {
         let mut runs = self.runs();
         let run = runs.get_mut(key)?;
         run.is_halted = true;
         let geometry = run.header.geometry(run.layers).ok()?;
-        let partial = Partial::of_roots(key.0, &geometry, key.1, run.roots.clone(), self.keys.id())?;
+        let roots = run.roots.get(..=geometry.index_of(place)?)?;
+        let words = match run.header.kind {
+            JobKind::Embedding => &[][..],
+            JobKind::Generation(_) => run.words.get(..roots.len() / usize::from(geometry.streamed_layers()))?,
+        };
+        let partial = Partial::of_roots(key.0, &geometry, key.1, roots, words, self.keys.id())?;
         Some(partial.sign(&self.keys))
     }
 

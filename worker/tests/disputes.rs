@@ -16,7 +16,7 @@ use lockstep_kernels::backend::Backend;
 use lockstep_kernels::reference::Reference;
 use lockstep_link::keyfile::load_or_create;
 use lockstep_model::package::Package;
-use lockstep_protocol::dispute::{Claim, Move, MoveBody, Reason, Side, SignedMove, Verdict, VerdictKind};
+use lockstep_protocol::dispute::{Move, MoveBody, Reason, Side, SignedMove, Verdict, VerdictKind};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, DisputeId};
 use lockstep_protocol::job::Job;
@@ -302,9 +302,9 @@ async fn asks_that_do_not_hold_are_not_answered() {
         // A claim in the worker's name that it never signed.
         altered(&|ask| {
             let lie = claim(&scene.package, &Liar::at(1), &scene.job, 1, &stranger);
-            let Claim::Receipt(mut lie) = lie else { unreachable!() };
+            let mut lie = lie.receipt().unwrap().clone();
             lie.receipt.worker = scene.keys.id();
-            ask.terms.claimant = Claim::Receipt(lie);
+            ask.terms.claimant = lie.into();
         }),
         // Moves that nobody made: half a round, and one that the worker did not sign.
         altered(&|ask| ask.moves = vec![made(ask, 0, &other_keys())]),

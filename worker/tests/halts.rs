@@ -9,14 +9,20 @@ use std::sync::Arc;
 use common::{Coordinator, Peer, event, expected, job, package, within};
 use lockstep_kernels::reference::Reference;
 use lockstep_protocol::dispute::{Claim, SignedPartial};
-use lockstep_protocol::ids::LeaseEpoch;
+use lockstep_protocol::ids::{LeaseEpoch, Place};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{JobMessage, ToWorker};
 use lockstep_worker::{Event, Worker};
 use stuck::Stuck;
 
+/// Halts a run at its second layer.
 async fn halt(peer: &mut Peer, job: &Job, epoch: u64) -> SignedPartial {
-    peer.say(ToWorker::Halt { job: job.id(), epoch: LeaseEpoch(epoch) }).await;
+    halt_at(peer, job, epoch, 2).await
+}
+
+async fn halt_at(peer: &mut Peer, job: &Job, epoch: u64, layer: u16) -> SignedPartial {
+    let place = Place { point: job.tokens.len() as u32 - 1, layer };
+    peer.say(ToWorker::Halt { job: job.id(), epoch: LeaseEpoch(epoch), place }).await;
     match peer.alone().await {
         JobMessage::Partial(partial) => partial,
         other => panic!("{other:?}"),
@@ -45,7 +51,7 @@ async fn a_halted_run_stops_and_what_it_streamed_is_signed_over_connections_too(
     let (roots, _) = expected(&package, &job);
     assert_eq!(partial.partial.roots, roots[..2]);
     assert_eq!((partial.partial.worker, partial.partial.epoch), (worker.id(), LeaseEpoch(4)));
-    Claim::Partial(partial.clone()).check(&job.header(), common::LAYERS).unwrap();
+    Claim::from(partial.clone()).check(&job.header(), common::LAYERS).unwrap();
     stuck.let_go();
     let run = stream.read_to_end().await;
     assert!(run.broken && run.result.is_none() && run.layers.len() == 2, "{run:?}");
@@ -77,8 +83,9 @@ async fn a_run_that_waits_to_be_revealed_can_be_halted_and_is_kept_no_longer() {
     let mut stream = peer.stream().await;
     stream.read_to_commitment().await;
     // A halt of what it never ran is not answered.
-    peer.say(ToWorker::Halt { job: job.id(), epoch: LeaseEpoch(2) }).await;
-    let partial = halt(&mut peer, &job, 1).await;
+    let place = Place { point: 8, layer: common::LAYERS + 1 };
+    peer.say(ToWorker::Halt { job: job.id(), epoch: LeaseEpoch(2), place }).await;
+    let partial = halt_at(&mut peer, &job, 1, common::LAYERS + 1).await;
     assert_eq!(partial.partial.roots, expected(&package, &job).0);
     let run = stream.read_to_end().await;
     assert!(run.broken && run.result.is_none(), "{run:?}");

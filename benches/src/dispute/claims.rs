@@ -49,13 +49,14 @@ pub(super) fn terms(package: &Package, job: &Job, keys: &Keys, runs: [&Rerun; 2]
             epoch: LeaseEpoch(1 + side as u64),
             layers,
             roots: runs[side].roots.clone(),
+            words: Vec::new(),
             output_count: u32::try_from(runs[side].output.len())?,
             work_units: package.program().macs(job.tokens.len() as u64, 0),
             saturations: runs[side].saturations,
         };
         let keys = &keys.sides[side];
-        Ok(Claim::Receipt(WorkerReceipt::of_run(&job.header(), run, keys.id())?.sign(keys)))
+        Ok(WorkerReceipt::of_run(&job.header(), run, keys.id())?.sign(keys).into())
     };
     let (coordinator, header) = (keys.coordinator.id(), job.header());
-    Ok(Terms::between(coordinator, header, layers, claim(0)?, claim(1)?, [BUDGET_MS; 2])?)
+    Ok(Terms::between(coordinator, header, layers, [claim(0)?, claim(1)?], Vec::new(), [BUDGET_MS; 2])?)
 }

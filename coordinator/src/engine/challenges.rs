@@ -27,8 +27,9 @@ pub type ChallengeReply = oneshot::Sender<ChallengeOutcome>;
 impl Engine {
     /// Somebody disputes a run of a job that has ended.
     pub(super) fn challenge(&mut self, challenge: Challenge, reply: ChallengeReply, step: &mut Step) {
-        let run = challenge.claimant.receipt.digest();
-        if self.receipt(challenge.job.id()).is_ok_and(|receipt| falls(&receipt, &run)) {
+        let run = challenge.claimant.receipt().map(|signed| signed.receipt.digest());
+        let falls = |receipt: &Receipt| run.is_some_and(|run| falls(receipt, &run));
+        if self.receipt(challenge.job.id()).is_ok_and(|receipt| falls(&receipt)) {
             let outcome = ChallengeOutcome::Refused("the run was refuted or taken back already".to_owned());
             return step.effects.push(Effect::Challenged(reply, outcome));
         }

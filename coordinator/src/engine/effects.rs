@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Nonce};
+use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Nonce, Root};
 use lockstep_protocol::ledger::Posting;
 use lockstep_protocol::machine::{Action, DrawSubject, Output, Record, SubmitError};
 use lockstep_protocol::messages::{JobResult, RefusalCode};
@@ -26,8 +26,8 @@ pub(super) enum Effect {
     Replace(Arc<Peer>),
     /// Tell a client how its submission went.
     Reply(JobId, Submission, Box<SubmitRequest>),
-    /// The job has ended.
-    Done(JobId, Arc<Receipt>),
+    /// The job has ended; the roots are those of the run that is its answer.
+    Done(JobId, Arc<Receipt>, Vec<Root>),
     /// The job has ended without a result.
     Failed(JobId, String),
     /// Draw whether the job is audited.
@@ -42,6 +42,8 @@ pub(super) enum Effect {
     Amended(JobId),
     /// Show what the ledger has, once it may be shown.
     Posted(Vec<Posting>),
+    /// Tell whoever watches a job its next word.
+    Word(JobId, u32, u32),
     /// Tell whoever watches.
     Emit(Event),
 }
@@ -131,7 +133,7 @@ impl Engine {
             }
             Action::AlreadyKnown { job, .. } => reply(job, Submission::Known, request, step),
             Action::RefuseJob { job, reason } => reply(job, refusal(reason), request, step),
-            Action::Assign { node, epoch, job } => self.send(&node, Down::Assign(epoch, job), step),
+            Action::Assign { node, epoch, job, hint } => self.send(&node, Down::Assign(epoch, job, hint), step),
             Action::Cancel { node, job, epoch } => self.send(&node, Down::Cancel(job, epoch), step),
             Action::Accepted { node, job, epoch } => self.send(&node, Down::Accepted(job, epoch), step),
             Action::Rejected { node, job, epoch, reason } => {
@@ -147,7 +149,8 @@ impl Engine {
             Action::NeedLockstepDraw { job, nonce } => {
                 step.effects.push(Effect::Draw(job, DrawSubject::Lockstep(job), nonce));
             }
-            Action::Halt { node, job, epoch } => self.send(&node, Down::Halt(job, epoch), step),
+            Action::Halt { node, job, epoch, place } => self.send(&node, Down::Halt(job, epoch, place), step),
+            Action::Token { job, index, word } => step.effects.push(Effect::Word(job, index, word)),
             Action::Diverged { job, place, nodes } => {
                 step.effects.push(Effect::Emit(Event::Diverged { job, place, nodes }));
             }
@@ -174,7 +177,7 @@ impl Engine {
                     let receipt = outcome.receipt(&live.spec.job, None, &self.keys, now);
                     log_statements(job, &receipt, step);
                     step.writes.push(Write::Done { job, receipt: receipt.to_json(), at: now });
-                    step.effects.push(Effect::Done(job, Arc::new(receipt)));
+                    step.effects.push(Effect::Done(job, Arc::new(receipt), outcome.roots));
                 }
             }
             Action::JobFailed { job, reason } => {

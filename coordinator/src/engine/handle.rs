@@ -9,7 +9,9 @@ use lockstep_protocol::machine::{Challenge, JobSpec, WorkerView};
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{ChallengeOutcome, DisputeStatus, JobEnd, Message, MoveOutcome, Peer, Submission, SubmitRequest, View};
+use super::{
+    ChallengeOutcome, DisputeStatus, JobEnd, Message, MoveOutcome, Peer, Submission, SubmitRequest, View, Watch,
+};
 use crate::events::Event;
 use crate::store::AccessDigest;
 
@@ -132,6 +134,26 @@ impl EngineHandle {
         let (reply, outcome) = oneshot::channel();
         self.send(Message::Challenge(Box::new(challenge), reply)).await?;
         outcome.await.map_err(|_| Stopped)
+    }
+
+    /// Hears what comes of a job from now on; first all its words so far. `None` where no job of this id is unfinished: one
+    /// that has ended is in the store.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn watch(&self, job: JobId) -> Result<Option<Watch>, Stopped> {
+        let (reply, watch) = oneshot::channel();
+        self.send(Message::Watch(job, reply)).await?;
+        watch.await.map_err(|_| Stopped)
+    }
+
+    /// Says that a client wants a job no more: it ends as failed, unless somebody else waits for it or watches it, or runs
+    /// of it differ already. The caller's own watch and wait have to be dropped before.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub async fn cancel(&self, job: JobId) -> Result<(), Stopped> {
+        self.send(Message::Cancel(job)).await
     }
 
     /// Where a dispute stands; `None` where none of this id is being played.

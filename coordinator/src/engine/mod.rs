@@ -14,6 +14,7 @@ mod peer;
 mod perform;
 mod planted;
 mod show;
+mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use self::draws::Draws;
 use self::effects::{Effect, Step};
 pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
 pub use self::peer::{Down, Peer};
+pub use self::watch::{Progress, Watch, WatchReply};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
@@ -68,6 +70,10 @@ pub enum Message {
     /// Disputes see so many milliseconds pass.
     #[cfg(test)]
     Pass(u64),
+    /// Somebody wants to hear what comes of a job.
+    Watch(JobId, WatchReply),
+    /// A client wants a job no more.
+    Cancel(JobId),
     /// A question about the state.
     Ask(Box<dyn FnOnce(&View<'_>) + Send>),
 }
@@ -138,11 +144,14 @@ struct Live {
     spec: JobSpec,
     first_run: Option<WorkerReceipt>,
     waiters: Vec<oneshot::Sender<JobEnd>>,
+    /// The words that watchers were told.
+    words: Vec<u32>,
+    watchers: Vec<mpsc::Sender<Progress>>,
 }
 
 impl Live {
     fn new(spec: JobSpec) -> Self {
-        Self { spec, first_run: None, waiters: Vec::new() }
+        Self { spec, first_run: None, waiters: Vec::new(), words: Vec::new(), watchers: Vec::new() }
     }
 }
 
@@ -394,6 +403,8 @@ impl Engine {
                     self.tick_disputes(step);
                 }
             }
+            Message::Watch(job, reply) => self.watch(job, reply),
+            Message::Cancel(job) => self.cancel(job, step),
             Message::Ask(question) => question(&self.view()),
         }
     }

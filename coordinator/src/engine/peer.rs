@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_protocol::dispute::{SignedEntry, Verdict};
-use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId};
+use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId, Place};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::MAX_OUTBOX_MESSAGES;
 use lockstep_protocol::messages::{Ask, Hello, RefusalCode};
@@ -21,14 +21,14 @@ pub enum Down {
     Welcome,
     /// It is turned away; the connection ends after it.
     Refused(RefusalCode),
-    /// It gets a job.
-    Assign(LeaseEpoch, Arc<Job>),
+    /// It gets a job, and as an auditor of a generation the words that are claimed.
+    Assign(LeaseEpoch, Arc<Job>, Vec<u32>),
     /// It may send the result to which it committed.
     Reveal(JobId, LeaseEpoch),
     /// Its result is durable.
     Accepted(JobId, LeaseEpoch),
-    /// It is to stop a run and sign what it streamed.
-    Halt(JobId, LeaseEpoch),
+    /// It is to stop a run and sign what it streamed up to a place.
+    Halt(JobId, LeaseEpoch, Place),
     /// Its assignment is over.
     Cancel(JobId, LeaseEpoch),
     /// It is its turn in a dispute.

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::JobId;
+use lockstep_protocol::ids::{JobId, Root};
 use lockstep_protocol::machine::JobSpec;
 use lockstep_protocol::receipt::Receipt;
-use tokio::sync::oneshot;
 
 use super::effects::Effect;
 use super::planted::planted;
@@ -28,10 +27,12 @@ impl Engine {
             Effect::Close(peer) => peer.kill(),
             Effect::Replace(peer) => peer.replace(),
             Effect::Reply(job, outcome, request) => self.reply(job, outcome, *request),
-            Effect::Done(job, receipt) => self.done(job, &receipt),
+            Effect::Done(job, receipt, roots) => self.done(job, &receipt, &roots),
+            Effect::Word(job, index, word) => self.word(job, index, word),
             Effect::Failed(job, reason) => {
-                let waiters = self.jobs.remove(&job).map(|live| live.waiters);
-                tell(waiters.into_iter().flatten(), &JobEnd::Failed(reason.clone()));
+                if let Some(live) = self.jobs.remove(&job) {
+                    live.end(&JobEnd::Failed(reason.clone()));
+                }
                 self.emit(Event::Failed { job, reason });
             }
             Effect::Draw(job, subject, nonce) => self.due.push_back(Due::Draw(job, subject, nonce)),
@@ -65,10 +66,10 @@ impl Engine {
         let _ = request.reply.send(outcome);
     }
 
-    fn done(&mut self, job: JobId, receipt: &Arc<Receipt>) {
+    fn done(&mut self, job: JobId, receipt: &Arc<Receipt>, roots: &[Root]) {
         if let Some(live) = self.jobs.remove(&job) {
-            tell(live.waiters, &JobEnd::Answer(Arc::clone(receipt)));
-            self.plant(&live.spec, receipt);
+            self.plant(&live.spec, receipt, roots);
+            live.end(&JobEnd::Answer(Arc::clone(receipt)));
         }
         match receipt.check() {
             Ok(standing) => self.emit(Event::Done {
@@ -81,14 +82,14 @@ impl Engine {
         }
     }
 
-    fn plant(&mut self, spec: &JobSpec, receipt: &Receipt) {
+    fn plant(&mut self, spec: &JobSpec, receipt: &Receipt, roots: &[Root]) {
         let mut random = [0; 40];
         if self.planted_per_mille == 0 || self.models.of_job(&spec.job.model).is_none() {
             return;
         }
         match getrandom::fill(&mut random) {
             Ok(()) => {
-                let planted = planted(spec, receipt, self.planted_per_mille, &random);
+                let planted = planted(spec, (receipt, roots), self.planted_per_mille, &random);
                 self.due.extend(planted.map(|spec| Due::Plant(Box::new(spec))));
             }
             Err(error) => tracing::error!(%error, "no job is planted: the system gives no random numbers"),
@@ -116,12 +117,5 @@ impl Engine {
         }
         // Nobody has to watch.
         let _ = self.events.send(event);
-    }
-}
-
-/// Answers all waiters; those that went away are passed over.
-fn tell(waiters: impl IntoIterator<Item = oneshot::Sender<JobEnd>>, end: &JobEnd) {
-    for waiter in waiters {
-        let _ = waiter.send(end.clone());
     }
 }

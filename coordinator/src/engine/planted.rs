@@ -4,13 +4,18 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::Nonce;
+use lockstep_protocol::ids::{Nonce, Root};
 use lockstep_protocol::job::{Job, RequestInput};
 use lockstep_protocol::machine::JobSpec;
 use lockstep_protocol::receipt::Receipt;
 
-/// The job to plant after one that ended with this receipt, if any. `random` decides, and makes the nonce.
-pub(super) fn planted(spec: &JobSpec, receipt: &Receipt, per_mille: u16, random: &[u8; 40]) -> Option<JobSpec> {
+/// The job to plant after one that ended with this receipt, and with these roots, if any. `random` decides, and makes the nonce.
+pub(super) fn planted(
+    spec: &JobSpec,
+    (receipt, roots): (&Receipt, &[Root]),
+    per_mille: u16,
+    random: &[u8; 40],
+) -> Option<JobSpec> {
     let (ticket, nonce) = random.split_first_chunk::<8>()?;
     let drawn = (u128::from(u64::from_le_bytes(*ticket)) * 1_000) >> 64 < u128::from(per_mille);
     let agreed = receipt.check().is_ok_and(|standing| standing.matched > 0 && standing.mismatched == 0);
@@ -20,5 +25,5 @@ pub(super) fn planted(spec: &JobSpec, receipt: &Receipt, per_mille: u16, random:
     let nonce = Nonce::from_bytes(nonce.try_into().ok()?);
     let request = RequestInput::Tokens(spec.job.tokens.clone()).hash(&nonce);
     let job = Job { nonce, request, ..(*spec.job).clone() };
-    Some(JobSpec { job: Arc::new(job), planted: Some(receipt.worker.receipt.roots.clone()), ..spec.clone() })
+    Some(JobSpec { job: Arc::new(job), planted: Some(roots.to_vec()), ..spec.clone() })
 }

@@ -7,7 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::dispute::Claim;
-use lockstep_protocol::ids::{Digest, DisputeId, JobId};
+use lockstep_protocol::generation::words_of;
+use lockstep_protocol::ids::{Digest, DisputeId, JobId, Millis, Root};
+use lockstep_protocol::job::JobKind;
 use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
 use lockstep_protocol::machine::Challenge;
 use lockstep_protocol::receipt::{Receipt, SignedReceipt};
@@ -20,7 +22,7 @@ use super::embeddings::read_body;
 use super::error::ApiError;
 use super::info::no_job;
 use crate::engine::ChallengeOutcome;
-use crate::store::Stored;
+use crate::store::{KeptRun, Stored};
 
 /// The body of a challenge.
 #[derive(Deserialize)]
@@ -32,6 +34,12 @@ struct ChallengeBody {
     receipt: SignedReceipt,
     /// The digest of the receipt that is challenged; that of the answer where it is missing.
     run: Option<Digest>,
+    /// Of a generation all words of the challenger's run.
+    #[serde(default)]
+    words: Vec<u32>,
+    /// Its roots at the first point at which the runs differ, where that is not its last one.
+    #[serde(default)]
+    at: Vec<Root>,
 }
 
 /// `POST /v1/challenges`: disputes a run of a job that has ended, with a run of one's own and a stake. The key of that
@@ -53,14 +61,12 @@ pub async fn challenge(State(app): State<Arc<App>>, presented: Presented, body: 
     let claimant = runs.find(|run| run.receipt.digest() == wanted).cloned();
     let claimant = claimant.ok_or_else(|| ApiError::parameter("run", format!("Job {job} has no such run.")))?;
     is_new(&app, job, &claimant, &asked.receipt).await?;
-    let challenge = Challenge {
-        job: receipt.job.header(),
-        layers: claimant.receipt.layers,
-        work_units: claimant.receipt.work_units,
-        ended,
-        claimant,
-        challenger: asked.receipt,
+    let kept = match receipt.job.kind {
+        JobKind::Embedding => KeptRun::default(),
+        JobKind::Generation(_) => kept(&app, job, wanted).await?,
     };
+    let challenger = Claim { words: asked.words, at: asked.at, ..asked.receipt.into() };
+    let challenge = against(&receipt, (claimant, kept), challenger, ended);
     match app.engine.challenge(challenge).await.map_err(|_| ApiError::stopping())? {
         ChallengeOutcome::Opened(dispute) => Ok(taken(job, dispute, false)),
         ChallengeOutcome::Waits(dispute) => Ok(taken(job, dispute, true)),
@@ -74,13 +80,37 @@ fn taken(job: JobId, dispute: DisputeId, waits: bool) -> Response {
     (StatusCode::ACCEPTED, axum::Json(taken)).into_response()
 }
 
+/// What is kept of a run of a generation.
+async fn kept(app: &Arc<App>, job: JobId, run: Digest) -> Result<KeptRun, ApiError> {
+    let reader = Arc::clone(app);
+    let found = app.blocking(move || reader.store.run(&job, &run)).await?;
+    let found = found.map_err(|error| ApiError::internal(format!("The store: {error}")))?;
+    found.ok_or_else(|| refused("the job ended too long ago"))
+}
+
+/// The challenge of a run, of which everything is at hand, by another.
+fn against(
+    receipt: &Receipt,
+    (claimant, kept): (SignedReceipt, KeptRun),
+    challenger: Claim,
+    ended: Option<Millis>,
+) -> Challenge {
+    let (layers, work_units) = (claimant.receipt.layers, claimant.receipt.work_units);
+    let mut claimant = Claim { words: words_of(&kept.output), ..claimant.into() };
+    // Where they do not differ, the machine says so.
+    let point = claimant.first_difference(&challenger).unwrap_or_default();
+    let roots_at = |point: usize| kept.before.chunks(usize::from(layers) + 1).nth(point).unwrap_or_default().to_vec();
+    claimant.at = roots_at(point);
+    let before = point.checked_sub(1).map(roots_at).unwrap_or_default();
+    Challenge { job: receipt.job.header(), layers, work_units, ended, claimant, challenger, before }
+}
+
 /// Refuses two runs that were disputed before: they have their verdict, or will have it.
 async fn is_new(app: &Arc<App>, job: JobId, a: &SignedReceipt, b: &SignedReceipt) -> Result<(), ApiError> {
     let reader = Arc::clone(app);
     let before = app.blocking(move || reader.store.terms_of_job(&job)).await?;
     let before = before.map_err(|error| ApiError::internal(format!("The store: {error}")))?;
-    let is =
-        |claim: &Claim, signed: &SignedReceipt| matches!(claim, Claim::Receipt(of) if of.receipt == signed.receipt);
+    let is = |claim: &Claim, signed: &SignedReceipt| claim.receipt().is_some_and(|of| of.receipt == signed.receipt);
     if before.iter().any(|terms| is(&terms.claimant, a) && is(&terms.challenger, b)) {
         return Err(refused("these two runs were disputed before"));
     }

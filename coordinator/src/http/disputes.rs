@@ -184,9 +184,7 @@ fn summary(row: &DisputeRow, entries: &[SignedEntry], shown: &Shown) -> Value {
 
 /// The first place at which the claims differ.
 fn place(terms: &Terms) -> Option<Value> {
-    let geometry = terms.job.geometry(terms.layers).ok()?;
-    let difference = geometry.first_difference(terms.claimant.roots(), terms.challenger.roots())?;
-    Some(json!(difference.place))
+    terms.check().ok().map(|ground| json!(ground.place))
 }
 
 fn verdict_json(verdict: &Verdict, sides: &[NodeId; 2]) -> Value {

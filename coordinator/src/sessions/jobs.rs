@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lockstep_link::{Frames, LinkError};
 use lockstep_protocol::ids::{JobId, LeaseEpoch};
-use lockstep_protocol::limits::MAX_RECEIPT_ROOTS;
+use lockstep_protocol::limits::{MAX_POINTS, MAX_RUN_ROOTS};
 use lockstep_protocol::machine::Input;
 use lockstep_protocol::messages::{FailureCode, JobMessage};
 use quinn::{Connection, RecvStream};
@@ -72,7 +72,7 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
 /// where, and who is told when, the machine knows.
 async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
     let node = session.node;
-    for _ in 0..MAX_RECEIPT_ROOTS + 2 {
+    for _ in 0..MAX_RUN_ROOTS + MAX_POINTS + 2 {
         let message = match frames.next().await {
             Ok(message) => message,
             Err(LinkError::Frame(error)) => return Err(End::Protocol(error.to_string())),
@@ -86,6 +86,7 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             Some(JobMessage::Layer { place, root }) => {
                 session.tell(Input::LayerRoot { node, job, epoch, place, root }).await?;
             }
+            Some(JobMessage::Token { word }) => session.tell(Input::Token { node, job, epoch, word }).await?,
             Some(JobMessage::Commit { commitment }) => {
                 session.tell(Input::Committed { node, job, epoch, commitment }).await?;
             }

@@ -282,9 +282,9 @@ async fn talk_down(session: &Session, mut down: SendStream, mut messages: mpsc::
             Down::Refused(code) => {
                 (ToWorker::Refused { code, reason: refusal_reason(code).to_owned() }, Some(End::Refused))
             }
-            Down::Assign(epoch, job) => {
+            Down::Assign(epoch, job, hint) => {
                 session.assign(job.id(), epoch);
-                (ToWorker::Assign { epoch, job: (*job).clone() }, None)
+                (ToWorker::Assign { epoch, job: (*job).clone(), hint }, None)
             }
             Down::Accepted(job, epoch) => {
                 session.unassign(job, epoch);
@@ -295,7 +295,7 @@ async fn talk_down(session: &Session, mut down: SendStream, mut messages: mpsc::
                 (ToWorker::Cancel { job, epoch }, None)
             }
             Down::Reveal(job, epoch) => (ToWorker::Reveal { job, epoch }, None),
-            Down::Halt(job, epoch) => (ToWorker::Halt { job, epoch }, None),
+            Down::Halt(job, epoch, place) => (ToWorker::Halt { job, epoch, place }, None),
             Down::Asked(ask) => (ToWorker::Asked(ask), None),
             Down::Acknowledged(entry) => (ToWorker::Acknowledged(entry), None),
             Down::Judged(dispute, verdict) => (ToWorker::Judged { dispute, verdict }, None),

@@ -18,6 +18,7 @@ mod cosignatures;
 mod disputes;
 mod ledger;
 mod log;
+mod runs;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ pub use self::cosignatures::Cosign;
 pub use self::disputes::{DisputeEntry, DisputeRow, JudgedDispute, OpenDispute};
 pub use self::log::ProofRequest;
 use self::log::{Found, Log};
+pub use self::runs::KeptRun;
 pub use self::schema::SCHEMA_VERSION;
 use self::writer::Writer;
 pub use self::writer::{Commit, Write};
@@ -104,9 +106,8 @@ pub enum StoreError {
     NotAStore,
     /// Written by an older program, whose jobs can't be gone on with.
     #[error(
-        "{STORE_FILE} has schema version {found}, from before disputes and the ledger; this program reads version \
-         {SCHEMA_VERSION} and can't go on with it: let the older program finish its jobs, and give this one a new data \
-         directory"
+        "{STORE_FILE} has schema version {found}, from before text generation; this program reads version {SCHEMA_VERSION} \
+         and can't go on with it: let the older program finish its jobs, and give this one a new data directory"
     )]
     Older {
         /// The file's version.
@@ -337,6 +338,14 @@ impl Store {
         let mut query = reader.prepare_cached("SELECT changed_ms FROM jobs WHERE job = ?1")?;
         let at: Option<i64> = query.query_row([job.as_bytes()], |row| row.get(0)).optional()?;
         Ok(at.map(|at| Millis(at as u64)))
+    }
+
+    /// What is kept of a run of a generation, by the digest of its receipt; `None` where nothing is, or no more. Blocks.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn run(&self, job: &JobId, receipt: &Digest) -> Result<Option<KeptRun>, StoreError> {
+        runs::get(&self.reader(), job, receipt)
     }
 
     /// What to ask a worker to cosign; `None` where it has cosigned the newest head. Blocks.

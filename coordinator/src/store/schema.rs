@@ -7,9 +7,9 @@ use super::StoreError;
 /// Marks the file as a coordinator's store ("LKST").
 const APPLICATION_ID: i32 = 0x4c4b_5354;
 
-/// The oldest version that this program goes on with: the first step below. Stores from before it have records of
-/// settlements, which nothing follows from any more, and no ledger that their jobs could be paid from.
-const FIRST_VERSION: usize = 4;
+/// The oldest version that this program goes on with: the first step below. Stores from before it have receipts and
+/// transcripts that commit to roots in another way, of which nothing can be checked any more.
+const FIRST_VERSION: usize = 5;
 
 /// One step each, in order. A step that was released is never changed; a new one is appended.
 const MIGRATIONS: &[&str] = &["
@@ -33,6 +33,17 @@ const MIGRATIONS: &[&str] = &["
         added_ms INTEGER NOT NULL,
         manifest BLOB NOT NULL
     );
+    -- Of runs of generations what a challenge needs and their receipts don't have: the output, and the
+    -- roots of all points but the last. Kept until the time for challenges is over.
+    CREATE TABLE runs (
+        job BLOB NOT NULL,
+        receipt BLOB NOT NULL,
+        -- When the job ended.
+        ended_ms INTEGER,
+        bytes BLOB NOT NULL,
+        PRIMARY KEY (job, receipt)
+    ) WITHOUT ROWID;
+    CREATE INDEX runs_by_end ON runs (ended_ms);
     -- Hashes of the tokens that open a job to clients; with `owner`, before it has ended too.
     CREATE TABLE access (
         job BLOB NOT NULL,

@@ -18,7 +18,7 @@ use super::StoreError;
 use super::access::{self, Access, AccessDigest};
 use super::disputes::{self, DisputeEntry};
 use super::log::Log;
-use super::{cosignatures, ledger};
+use super::{cosignatures, ledger, runs};
 
 /// Values of `jobs.status`.
 pub(super) const DONE: i64 = 2;
@@ -254,13 +254,16 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             connection
                 .prepare_cached("INSERT INTO records (job, bytes) VALUES (?1, ?2)")?
                 .execute((job, to_bytes(record)))?;
+            runs::put(connection, record)?;
         }
         Write::Done { job, receipt, at } => {
             put_job(connection, job, DONE, None, Some(receipt), *at)?;
+            runs::ended(connection, job, *at)?;
             drop_records(connection, job)?;
         }
         Write::Failed { job, reason, at } => {
             put_job(connection, job, FAILED, Some(reason), None, *at)?;
+            runs::forget(connection, job)?;
             drop_records(connection, job)?;
         }
         Write::Amended { job, receipt } => {

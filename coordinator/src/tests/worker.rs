@@ -13,7 +13,7 @@ use lockstep_model::rerun::rerun;
 use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::dispute::{MoveBody, Partial, Player, SignedMove};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId, Root, Salt};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{
     Ask, Hello, JobMessage, JobResult, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
@@ -121,7 +121,7 @@ impl Worker {
     /// The next assignment.
     pub async fn assignment(&mut self) -> (Job, LeaseEpoch) {
         let pick = |message: &ToWorker| match message {
-            ToWorker::Assign { epoch, job } => Some((job.clone(), *epoch)),
+            ToWorker::Assign { epoch, job, .. } => Some((job.clone(), *epoch)),
             _ => None,
         };
         self.find(pick).await
@@ -138,6 +138,7 @@ impl Worker {
             epoch,
             layers: LAYERS,
             roots,
+            words: Vec::new(),
             output_count: output.len() as u32,
             work_units: self.model.package().program().macs(job.tokens.len() as u64, 0),
             saturations: 0,
@@ -155,7 +156,7 @@ impl Worker {
         for (place, root) in geometry.places().zip(roots.iter().copied()) {
             send(&mut stream, &JobMessage::Layer { place, root }).await.unwrap();
         }
-        let commitment = RunCommitment::of(id, epoch, self.keys.id(), &SALT, roots);
+        let commitment = RunCommitment::of(id, epoch, self.keys.id(), &SALT, &result.receipt.receipt.head);
         send(&mut stream, &JobMessage::Commit { commitment }).await.unwrap();
         self.committed.insert((id, epoch), (stream, result, job.clone()));
     }
@@ -170,11 +171,11 @@ impl Worker {
     }
 
     /// Signs what it streamed of a run that is to stop.
-    pub async fn halt(&mut self, id: JobId, epoch: LeaseEpoch) {
+    pub async fn halt(&mut self, id: JobId, epoch: LeaseEpoch, place: Place) {
         let (_, result, job) = self.committed.remove(&(id, epoch)).expect("it was streamed");
         let geometry = job.header().geometry(LAYERS).unwrap();
-        let roots = result.receipt.receipt.roots;
-        let partial = Partial::of_roots(id, &geometry, epoch, roots, self.keys.id()).unwrap().sign(&self.keys);
+        let roots = &result.receipt.receipt.roots[..=geometry.index_of(place).unwrap()];
+        let partial = Partial::of_roots(id, &geometry, epoch, roots, &[], self.keys.id()).unwrap().sign(&self.keys);
         let mut stream = self.connection.open_uni().await.unwrap();
         send(&mut stream, &JobMessage::Partial(partial)).await.unwrap();
         let _ = stream.finish();
@@ -269,12 +270,12 @@ impl Worker {
                 },
             };
             match message {
-                ToWorker::Assign { epoch, job } => {
+                ToWorker::Assign { epoch, job, .. } => {
                     let result = self.run(&job, epoch, lie);
                     self.commit(&job, epoch, result).await;
                 }
                 ToWorker::Reveal { job, epoch } => self.reveal(job, epoch).await,
-                ToWorker::Halt { job, epoch } => self.halt(job, epoch).await,
+                ToWorker::Halt { job, epoch, place } => self.halt(job, epoch, place).await,
                 ToWorker::Asked(ask) => {
                     let signed = self.answer(&ask);
                     self.make_move(signed).await;

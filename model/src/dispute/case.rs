@@ -147,7 +147,7 @@ impl Lowering for LayerCase {
                 let blob = self.params.get(usize::from(id))?;
                 Some((Root::from_bytes(*blob.digest.as_bytes()), blob.bytes))
             }
-            Source::Step(_) | Source::Input => None,
+            Source::Step(_) | Source::Input | Source::Words => None,
         }
     }
 

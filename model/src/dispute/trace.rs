@@ -12,7 +12,6 @@ use lockstep_kernels::backend::Executor;
 use lockstep_kernels::program::{ParamId, Program};
 use lockstep_kernels::steps::Plan;
 use lockstep_kernels::value::Params;
-use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::dispute::{Evidence, EvidenceError, Source, Tensor};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::limits::CHUNK_BYTES;
@@ -68,11 +67,9 @@ impl Trace {
         &self.kept.roots
     }
 
-    /// Whether a signed stream of roots has, at the disputed point, [`roots`](Self::roots) from layer 1 on.
-    pub fn agrees_with(&self, geometry: &Geometry, roots: &[Root]) -> bool {
-        let point = self.kept.place.point;
-        let of_point = geometry.places().zip(roots).filter(|(place, _)| place.point == point).map(|(_, root)| root);
-        of_point.take(self.kept.roots.len()).eq(&self.kept.roots)
+    /// Whether the signed roots of the disputed point begin with [`roots`](Self::roots).
+    pub fn agrees_with(&self, of_point: &[Root]) -> bool {
+        of_point.starts_with(&self.kept.roots)
     }
 
     /// Alters one element, whatever follows from it: the evidence of somebody who contradicts himself. For adversaries.
@@ -171,6 +168,7 @@ impl Evidence for Trace {
                 param_bytes(self.params.param(ParamId(id))).into()
             }
             Source::Param(_) => return Err(nothing("no such parameter")),
+            Source::Words => return Err(nothing("no words were generated")),
         };
         let outboard = match self.outboards.entry(source) {
             Entry::Occupied(held) => held.into_mut(),

@@ -33,10 +33,9 @@ pub fn keys(number: u8) -> Keypair {
 
 /// The terms between two runs; none where they do not differ.
 pub fn terms(world: &World, backends: [&dyn Backend; 2]) -> Option<Terms> {
-    let [claimant, challenger] =
-        [0, 1].map(|i| Claim::Receipt(world.run(backends[i], &keys(i as u8 + 1), i as u64 + 1)));
+    let claims = [0, 1].map(|i| Claim::from(world.run(backends[i], &keys(i as u8 + 1), i as u64 + 1)));
     let job = world.job.header();
-    Terms::between(keys(9).id(), job, world.layers(), claimant, challenger, [600_000; 2]).ok()
+    Terms::between(keys(9).id(), job, world.layers(), claims, Vec::new(), [600_000; 2]).ok()
 }
 
 /// What the owner of a backend can say about a place.

@@ -59,9 +59,9 @@ fn found(world: &World, honest: &dyn Backend, lie: Lie, liar_is: Side) -> Option
     let place = terms.check().unwrap().place;
     assert_eq!(usize::from(place.layer), lie.layer.max(1), "{lie:?}");
     let [mut first, mut second] = backends.map(|backend| trace(world, backend, place));
-    let claims = [&terms.claimant, &terms.challenger].map(Claim::roots);
+    let claims = [&terms.claimant, &terms.challenger].map(Claim::last_roots);
     for (trace, own, other) in [(&first, claims[0], claims[1]), (&second, claims[1], claims[0])] {
-        assert!(trace.agrees_with(&geometry(world), own) && !trace.agrees_with(&geometry(world), other));
+        assert!(trace.agrees_with(own) && !trace.agrees_with(other));
     }
     let played = play(world, &terms, [&mut first, &mut second]);
     let report = judge(&file(world, &played)).unwrap();
@@ -131,10 +131,9 @@ fn who_contradicts_himself_is_found_at_the_step_that_he_altered() {
             assert!(step == last || lying.alter(row, Tensor::Step(step as u16), element, -12_345));
             let claimant = world.run(&Reference, &keys(1), 1);
             let challenger = with_root(&world, layer, *lying.roots().last().unwrap(), 2);
-            let claims = [claimant, challenger].map(Claim::Receipt);
-            let [claimant, challenger] = claims;
+            let claims = [claimant, challenger].map(Claim::from);
             let job = world.job.header();
-            let terms = Terms::between(keys(9).id(), job, 1, claimant, challenger, [600_000; 2]).unwrap();
+            let terms = Terms::between(keys(9).id(), job, 1, claims, Vec::new(), [600_000; 2]).unwrap();
             let played = play(&world, &terms, [&mut truth, &mut lying]);
             let verdict = played.verdict;
             assert_eq!((verdict.step, verdict.element), (Some(step as u16), Some(element)));

@@ -63,6 +63,7 @@ impl World {
             epoch: LeaseEpoch(epoch),
             layers: self.layers(),
             roots: run.roots,
+            words: Vec::new(),
             output_count: run.output.len() as u32,
             work_units,
             saturations: run.saturations,

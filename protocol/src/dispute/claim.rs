@@ -242,6 +242,12 @@ impl Claim {
         }
     }
 
+    /// The first point, counted from 0, at which another claim has other roots, or only one of them has any.
+    pub fn first_difference(&self, other: &Self) -> Option<usize> {
+        let points = self.points().len().max(other.points().len());
+        (0..=points).find(|index| self.digest_at(*index) != other.digest_at(*index))
+    }
+
     /// Checks that it is a claim about this job, on a model with so many transformer layers, and signed. The roots at the
     /// disputed point are checked with the terms.
     ///

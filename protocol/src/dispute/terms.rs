@@ -170,10 +170,15 @@ impl Terms {
         if self.claimant.worker() == self.challenger.worker() {
             return Err(TermsError::OneKey(self.claimant.worker()));
         }
-        let index = self.disputed_point()?;
+        let index = self.claimant.first_difference(&self.challenger).ok_or(TermsError::NoDifference)?;
+        if Side::BOTH.iter().any(|side| self.claim(*side).digest_at(index).is_none()) {
+            return Err(TermsError::NoDifference);
+        }
         let mut at = [&[][..]; 2];
         for side in Side::BOTH {
-            at[side.index()] = self.claim(side).roots_at(index).ok_or(TermsError::At(side))?;
+            let roots = self.claim(side).roots_at(index);
+            let is_point = |roots: &&[Root]| roots.len() <= usize::from(geometry.streamed_layers());
+            at[side.index()] = roots.filter(is_point).ok_or(TermsError::At(side))?;
         }
         let [a, b] = at;
         let layer = a.iter().zip(b).position(|(a, b)| a != b).ok_or(TermsError::NoDifference)?;
@@ -183,13 +188,6 @@ impl Terms {
         let prefix = self.prefix(index, place, &geometry)?;
         let input = layer.checked_sub(1).map(|below| a[below]);
         Ok(Ground { place, index, roots: [a[layer], b[layer]], input, prefix, words })
-    }
-
-    /// The first point at which the claims differ and both have roots.
-    fn disputed_point(&self) -> Result<usize, TermsError> {
-        let points = self.claimant.points().len().min(self.challenger.points().len());
-        let differs = |index: &usize| self.claimant.digest_at(*index) != self.challenger.digest_at(*index);
-        (0..=points).find(differs).ok_or(TermsError::NoDifference)
     }
 
     /// The words before a point: both have the same.

@@ -103,7 +103,8 @@ impl Machine {
     /// Frees the bonds of all runs that stand, at the end of their job, and pays for them if it ended well.
     pub(super) fn settle_accounts(&mut self, job: JobId, pays: bool, out: &mut Output) {
         let entry = &self.jobs[&job];
-        let runs: Vec<_> = entry.standing().map(Run::receipt).map(|run| (run.worker, run.epoch, run.work_units)).collect();
+        let runs: Vec<_> =
+            entry.standing().map(Run::receipt).map(|run| (run.worker, run.epoch, run.work_units)).collect();
         for (node, epoch, work_units) in runs {
             let amount = price_of_work(work_units);
             self.release(node, job, epoch, out);

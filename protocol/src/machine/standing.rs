@@ -170,6 +170,7 @@ impl Entry {
             refutations: others.iter().filter_map(|run| refutation(run)).collect(),
             withdrawals: withdrawn.map(|run| run.receipt().digest()).collect(),
             others: others.into_iter().map(|run| run.result.clone()).collect(),
+            roots: chosen.roots.clone(),
             audits_wanted: self.auditors,
         })
     }

@@ -560,6 +560,8 @@ pub struct Outcome {
     pub refutations: Vec<Refutation>,
     /// Which of them were taken back by their workers: the digests of their receipts.
     pub withdrawals: Vec<Digest>,
+    /// All roots of the answer's run, in stream order.
+    pub roots: Vec<Root>,
     /// How many audits the draw asked for; fewer came where no worker was found in time.
     pub audits_wanted: u8,
 }

@@ -53,7 +53,8 @@ mod tests {
     #[test]
     fn the_work_of_a_decoder_follows_from_three_of_its_runs() {
         // Matrices by position and by point, and causal attention, as a program counts them.
-        let macs = |positions: u64, points: u64| 7_000 * positions + 900 * points + 64 * (positions * (positions + 1) / 2);
+        let macs =
+            |positions: u64, points: u64| 7_000 * positions + 900 * points + 64 * (positions * (positions + 1) / 2);
         let at = |prompt: u64, points: u64| macs(prompt + points - 1, points);
         for prompt in [1, 2, 17] {
             let work = Work::of_points([1, 2, 3].map(|points| at(prompt, points)));

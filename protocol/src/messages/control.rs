@@ -5,7 +5,8 @@ use crate::dispute::{SignedEntry, Verdict};
 use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId, Place};
 use crate::job::Job;
 use crate::limits::{
-    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_POINTS, MAX_REASON_BYTES,
+    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_POINTS,
+    MAX_REASON_BYTES,
 };
 use crate::log::{Cosignature, SignedHead};
 use crate::messages::{Ask, Message};

@@ -78,10 +78,11 @@ impl World {
         let challenge = Challenge {
             job: spec.job.header(),
             layers: spec.layers,
-            work_units: spec.work_units,
+            work_units: claimant.receipt.work_units,
             ended: Some(ended),
-            claimant,
-            challenger,
+            claimant: claimant.into(),
+            challenger: challenger.into(),
+            before: Vec::new(),
         };
         self.take(vec![Task::Machine(Input::Challenge(Box::new(challenge)))])?;
         if self.coordinator.is_none() {

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_model::dispute::{export, judge};
-use lockstep_protocol::dispute::{Claim, DisputeId, Reason, Side, SignedEntry, Terms, Verdict, What};
+use lockstep_protocol::dispute::{DisputeId, Reason, Side, SignedEntry, Terms, Verdict, What};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, Millis, NodeId};
 use lockstep_protocol::ledger::{Ledger, Posting};
@@ -106,7 +106,7 @@ impl Check {
         match &signed.entry.what {
             What::Opened(terms) => {
                 self.opened.insert(id, ((**terms).clone(), self.served(at)));
-                if let Claim::Partial(_) = terms.claimant {
+                if terms.claimant.receipt().is_none() {
                     counts.disputes_of_partial_runs += 1;
                     Side::BOTH.into_iter().for_each(|side| count_cheat(parties, &terms.key(side), counts));
                 }
@@ -141,7 +141,7 @@ impl Check {
         let index = usize::from(verdict.place.layer) - 1;
         let claims = Side::BOTH.map(|side| {
             let (key, lost) = (terms.key(side), verdict.losers[side.index()]);
-            (role_of(parties, &key), lost, terms.claim(side).roots().get(..=index) == Some(&truth[..=index]))
+            (role_of(parties, &key), lost, terms.claim(side).last_roots().get(..=index) == Some(&truth[..=index]))
         });
         let words = |why: &str| {
             let [a, b] = claims.map(|(role, lost, right)| format!("{role:?} lost {lost} right {right}"));

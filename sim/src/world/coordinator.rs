@@ -265,11 +265,11 @@ impl Coordinator {
             | Action::SetAside { node, .. }
             | Action::Rejected { node, .. }
             | Action::Disconnect { node } => Effect::Send(node, Down::Close),
-            Action::Assign { node, epoch, job } => Effect::Send(node, Down::Assign(epoch, job)),
+            Action::Assign { node, epoch, job, hint } => Effect::Send(node, Down::Assign(epoch, job, hint)),
             Action::Cancel { node, job, epoch } => Effect::Send(node, Down::Cancel(job, epoch)),
             Action::Reveal { node, job, epoch } => Effect::Send(node, Down::Reveal(job, epoch)),
             Action::Accepted { node, job, epoch } => Effect::Send(node, Down::Accepted(job, epoch)),
-            Action::Halt { node, job, epoch } => Effect::Send(node, Down::Halt(job, epoch)),
+            Action::Halt { node, job, epoch, place } => Effect::Send(node, Down::Halt(job, epoch, place)),
             Action::NeedDraw { job, head, nonce } => {
                 let draw = audit_draw(&self.secret(job), &head, &nonce);
                 Effect::Then(Task::Machine(Input::Drawn { job, draw }))
@@ -288,6 +288,7 @@ impl Coordinator {
             | Action::RefuseJob { .. }
             | Action::ChallengeWaits { .. }
             | Action::Committed { .. }
+            | Action::Token { .. }
             | Action::Diverged { .. }
             | Action::Mismatch { .. } => return,
         };

@@ -9,7 +9,7 @@ use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::dispute::Terms;
 use lockstep_protocol::ids::{JobId, Nonce, Place, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
-use lockstep_protocol::machine::{AuditPolicy, JobSpec};
+use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
 
 use super::Broken;
 use super::cast::Role;
@@ -58,7 +58,7 @@ impl WorldJob {
             job: Arc::new(job),
             layers: case.layers(),
             output_count: case.honest().output.len() as u32,
-            work_units: program.macs(case.tokens.len() as u64, 0),
+            work: Work::fixed(program.macs(case.tokens.len() as u64, 0)),
             policy,
             planted,
         };

@@ -10,7 +10,7 @@ use lockstep_model::rerun::Rerun;
 use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::dispute::{DisputeId, Evidence, Lowering, Partial, SignedEntry, SignedMove, SignedPartial};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, NodeId, Root, Salt};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::machine::JobSpec;
 use lockstep_protocol::messages::{Ask, JobResult};
@@ -26,7 +26,7 @@ use crate::random::Random;
 #[derive(Clone, Debug)]
 pub enum Down {
     /// Run a job.
-    Assign(LeaseEpoch, Arc<Job>),
+    Assign(LeaseEpoch, Arc<Job>, Vec<u32>),
     /// An assignment is over.
     Cancel(JobId, LeaseEpoch),
     /// Show the run.
@@ -34,7 +34,7 @@ pub enum Down {
     /// The run is kept.
     Accepted(JobId, LeaseEpoch),
     /// Stop a run, and sign what was streamed.
-    Halt(JobId, LeaseEpoch),
+    Halt(JobId, LeaseEpoch, Place),
     /// Move in a dispute.
     Ask(Arc<Ask>),
     /// A move is kept.
@@ -129,8 +129,9 @@ impl Party {
         let spec = &jobs.get(&id).spec;
         let run = Arc::clone(&self.claim(id, jobs).run);
         let salt = Salt::from_bytes(self.random.bytes32());
-        let commitment = RunCommitment::of(id, epoch, self.id(), &salt, &run.roots);
-        let result = JobResult { receipt: sign(&self.keys, spec, epoch, &run), output: run.output.clone() };
+        let receipt = sign(&self.keys, spec, epoch, &run);
+        let commitment = RunCommitment::of(id, epoch, self.id(), &salt, &receipt.receipt.head);
+        let result = JobResult { receipt, output: run.output.clone() };
         self.waiting.insert((id, epoch), (result, salt));
         Up::Stream { job: id, epoch, roots: run.roots.clone(), commitment }
     }
@@ -146,10 +147,11 @@ impl Party {
         self.waiting.remove(&(job, epoch));
     }
 
-    /// Signs what it streamed of a run that was halted: all of it.
-    pub fn halt(&mut self, job: JobId, epoch: LeaseEpoch, jobs: &Jobs) -> Option<Up> {
-        let roots = self.claim(job, jobs).run.roots.clone();
-        let partial = Partial::of_roots(job, &jobs.get(&job).geometry(), epoch, roots, self.id())?;
+    /// Signs what it streamed of a run that was halted, up to a place.
+    pub fn halt(&mut self, job: JobId, epoch: LeaseEpoch, place: Place, jobs: &Jobs) -> Option<Up> {
+        let (run, geometry) = (Arc::clone(&self.claim(job, jobs).run), jobs.get(&job).geometry());
+        let roots = run.roots.get(..=geometry.index_of(place)?)?;
+        let partial = Partial::of_roots(job, &geometry, epoch, roots, &[], self.id())?;
         self.waiting.remove(&(job, epoch));
         Some(Up::Partial(Box::new(partial.sign(&self.keys))))
     }
@@ -189,8 +191,9 @@ fn sign(keys: &Keypair, spec: &JobSpec, epoch: LeaseEpoch, run: &Rerun) -> Signe
         epoch,
         layers: spec.layers,
         roots: run.roots.clone(),
+        words: Vec::new(),
         output_count: spec.output_count,
-        work_units: spec.work_units,
+        work_units: spec.work.units(1),
         saturations: run.saturations,
     };
     WorkerReceipt::of_run(&spec.job.header(), made, keys.id()).expect("a run has the job's shape").sign(keys)

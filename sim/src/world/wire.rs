@@ -100,7 +100,7 @@ impl World {
     /// Something reached a party.
     pub(super) fn tell(&mut self, party: usize, down: Down) -> Held {
         match down {
-            Down::Assign(epoch, job) => {
+            Down::Assign(epoch, job, _) => {
                 let up = self.parties[party].assigned(&job, epoch, &self.jobs);
                 let runs = self.random.within(5..=3_000);
                 self.send_up(party, runs, up)?;
@@ -111,8 +111,8 @@ impl World {
                     self.send_up(party, 0, up)?;
                 }
             }
-            Down::Halt(job, epoch) => {
-                if let Some(up) = self.parties[party].halt(job, epoch, &self.jobs) {
+            Down::Halt(job, epoch, place) => {
+                if let Some(up) = self.parties[party].halt(job, epoch, place, &self.jobs) {
                     self.send_up(party, 0, up)?;
                 }
             }

@@ -139,11 +139,12 @@ impl Hand {
         let case = LayerCase::new(model.package.manifest(), &ask.terms.job, place).map_err(Trouble::lasting)?;
         let player = Player::new(&ask.terms, side, &ask.moves, &case).map_err(Trouble::lasting)?;
         let trace = self.traces.get(model, &ask.job, place).map_err(Trouble::Passing)?;
-        let next = if trace.agrees_with(&question.geometry, ask.terms.claim(side).roots()) {
-            player.next(trace, &case)
-        } else {
-            Err(PlayerError::NotWhatWasSigned("it has other roots".into()))
-        };
+        let next =
+            if ask.terms.claim(side).roots_at(question.ground.index).is_some_and(|roots| trace.agrees_with(roots)) {
+                player.next(trace, &case)
+            } else {
+                Err(PlayerError::NotWhatWasSigned("it has other roots".into()))
+            };
         let body = match next {
             Ok(body) => body,
             Err(PlayerError::NotWhatWasSigned(_)) if is_last_word => MoveBody::Concede,

@@ -20,7 +20,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_kernels::backend::Backend;
-use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::dispute::{DisputeId, Ground, Side, SignedEntry, SignedMove, TermsError, Verdict};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::NodeId;
@@ -63,7 +62,6 @@ pub(crate) struct Question {
     /// Which one is this worker's.
     side: Side,
     ground: Ground,
-    geometry: Geometry,
 }
 
 impl Question {
@@ -78,8 +76,8 @@ impl Question {
             return Err(AskError::Job);
         }
         let side = terms.side_of(&me).filter(|side| *side == ask.side).ok_or(AskError::NotMine)?;
-        let (ground, geometry) = (terms.check()?, terms.job.geometry(terms.layers)?);
-        Ok(Self { dispute: terms.id(), side, ground, geometry, ask })
+        let ground = terms.check()?;
+        Ok(Self { dispute: terms.id(), side, ground, ask })
     }
 
     /// The round that is asked about, counted from 0.

@@ -184,7 +184,7 @@ impl Peer {
     }
 
     pub async fn assign(&mut self, job: &Job, epoch: u64) {
-        self.say(ToWorker::Assign { epoch: LeaseEpoch(epoch), job: job.clone() }).await;
+        self.say(ToWorker::Assign { epoch: LeaseEpoch(epoch), job: job.clone(), hint: Vec::new() }).await;
     }
 
     /// The next control message that is no heartbeat.
@@ -311,6 +311,7 @@ impl RunStream {
                 assert!(self.run.commitment.is_some(), "a result without a commitment");
                 (self.run.result, self.run.salt) = (Some(result), Some(salt));
             }
+            Ok(Some(JobMessage::Token { .. })) => panic!("an embedding has no words"),
             Ok(Some(JobMessage::Move(_) | JobMessage::Partial(_))) => panic!("what has a stream of its own"),
             Ok(None) => return false,
             Err(_) => {
@@ -346,7 +347,7 @@ impl Run {
         assert_eq!((&receipt.roots, &result.output), (&roots, &output));
         assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, LAYERS));
         let (id, salt) = (job.id(), self.salt.unwrap());
-        assert_eq!(self.commitment, Some(RunCommitment::of(id, receipt.epoch, worker, &salt, &roots)));
+        assert_eq!(self.commitment, Some(RunCommitment::of(id, receipt.epoch, worker, &salt, &receipt.head)));
         assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64, 0));
         assert!(!self.broken);
     }

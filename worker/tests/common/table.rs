@@ -109,8 +109,9 @@ pub fn claim(package: &Package, backend: &dyn Backend, job: &Job, epoch: u64, ke
         work_units: package.program().macs(job.tokens.len() as u64, 0),
         saturations: ran.saturations,
         roots: ran.roots,
+        words: Vec::new(),
     };
-    Claim::Receipt(WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap().sign(keys))
+    WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap().sign(keys).into()
 }
 
 /// What a key signs that ran a job on this backend and was halted after so many roots.
@@ -118,8 +119,8 @@ pub fn partial(package: &Package, backend: &dyn Backend, job: &Job, epoch: u64, 
     let (mut ran, header) = (rerun(package, backend, &job.tokens).unwrap(), job.header());
     ran.roots.truncate(roots);
     let geometry = header.geometry(LAYERS).unwrap();
-    let partial = Partial::of_roots(header.id(), &geometry, LeaseEpoch(epoch), ran.roots, keys.id()).unwrap();
-    Claim::Partial(partial.sign(keys))
+    let partial = Partial::of_roots(header.id(), &geometry, LeaseEpoch(epoch), &ran.roots, &[], keys.id()).unwrap();
+    partial.sign(keys).into()
 }
 
 pub fn other_keys() -> Keypair {
@@ -129,7 +130,7 @@ pub fn other_keys() -> Keypair {
 /// Terms between the worker's claim and another one; the worker plays this side.
 pub fn terms(job: &Job, side: Side, mine: Claim, theirs: Claim) -> Terms {
     let (claimant, challenger) = if side == Side::Claimant { (mine, theirs) } else { (theirs, mine) };
-    Terms::between(keys().id(), job.header(), LAYERS, claimant, challenger, [BUDGET_MS; 2]).unwrap()
+    Terms::between(keys().id(), job.header(), LAYERS, [claimant, challenger], Vec::new(), [BUDGET_MS; 2]).unwrap()
 }
 
 /// A dispute in play.

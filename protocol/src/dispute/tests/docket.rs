@@ -23,7 +23,8 @@ fn numbered(number: u16) -> Terms {
         Claim::from(run_with(keys, &the_job(), LeaseEpoch(1 + u64::from(number)), roots).receipt)
     };
     let (a, b) = (claim(&seed(1), &liar), claim(&seed(2), &honest));
-    Terms::between(coordinator().id(), the_job().header(), crate::testing::LAYERS, [a, b], Vec::new(), [BUDGET; 2]).unwrap()
+    Terms::between(coordinator().id(), the_job().header(), crate::testing::LAYERS, [a, b], Vec::new(), [BUDGET; 2])
+        .unwrap()
 }
 
 #[test]

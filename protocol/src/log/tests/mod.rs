@@ -431,7 +431,13 @@ fn records_that_bind_the_coordinator_make_entries() {
     );
     let result = run(&keys(10), &crate::testing::job(1), epoch);
     let receipt = result.receipt.receipt.digest();
-    let ran = Record::Ran { job, result: Box::new(result), before: Vec::new(), salt: crate::testing::salt(1), operator: None };
+    let ran = Record::Ran {
+        job,
+        result: Box::new(result),
+        before: Vec::new(),
+        salt: crate::testing::salt(1),
+        operator: None,
+    };
     assert_eq!(Entry::of_record(&ran), Some(Entry::Result { job, epoch, receipt }));
     let quarantined = Record::Quarantined { node, job, place: place(), kind: VerdictKind::Proven };
     assert_eq!(Entry::of_record(&quarantined), Some(Entry::Refuted { job, worker: node, place: place() }));

@@ -174,7 +174,8 @@ impl Shell {
     fn judge(&mut self) -> Vec<Action> {
         let (job, terms) = self.disputes.last().cloned().unwrap();
         let right = right_roots(job);
-        let losers = [&terms.claimant, &terms.challenger].map(|claim| claim.last_roots() != &right[..claim.last_roots().len()]);
+        let losers =
+            [&terms.claimant, &terms.challenger].map(|claim| claim.last_roots() != &right[..claim.last_roots().len()]);
         self.end_dispute(losers, VerdictKind::Proven)
     }
 
