@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::conformance::{self, Case};
 use lockstep_kernels::cpu::{Cpu, CpuKernels, PackedMatrix, Path};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
+use lockstep_kernels::host::{
+    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
+};
 use lockstep_kernels::value::{ParamData, Params};
 
 /// Runs are repeated for about this long.
@@ -164,5 +166,9 @@ impl HostOps for Timed {
 
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
         self.time("gather", |k| k.gather(input, cols, rows, out));
+    }
+
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
+        self.time("sample", |k| k.sample(points, out));
     }
 }

@@ -10,7 +10,8 @@ mod validate;
 pub(crate) use memory::page_bytes;
 pub use memory::{BOUND_THREADS, PassShape};
 pub use validate::{
-    MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, MAX_ROPE_SHIFT, ProgramError,
+    MAX_COLS, MAX_HEAD_DIM, MAX_NORM_COLS, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, MAX_ROPE_SHIFT,
+    MAX_TOKEN_BYTES, ProgramError,
 };
 
 /// Index of an activation tensor in [`Program::tensors`].
@@ -315,6 +316,17 @@ pub enum Op {
         /// `I32`, one row per point.
         out: TensorId,
     },
+    /// Draws the word of each point (SPEC 5.17).
+    Sample {
+        /// `I32`, one row per point; at most as wide as the vocabulary.
+        logits: TensorId,
+        /// Fractional bits of the logits, at most 31.
+        frac: u8,
+        /// `I8`, a row for each column of the logits: 2 bytes for a length `n`, little-endian, then `n` bytes of text.
+        token_bytes: ParamId,
+        /// `I32`, one column.
+        out: TensorId,
+    },
 }
 
 /// What LayerNorm and RMSNorm share.
@@ -369,6 +381,7 @@ impl Op {
             Self::Multiply { .. } => "multiply",
             Self::Shift { .. } => "shift",
             Self::Gather { .. } => "gather",
+            Self::Sample { .. } => "sample",
         }
     }
 
@@ -390,7 +403,8 @@ impl Op {
             | Self::Rope { out, .. }
             | Self::Multiply { out, .. }
             | Self::Shift { out, .. }
-            | Self::Gather { out, .. } => *out,
+            | Self::Gather { out, .. }
+            | Self::Sample { out, .. } => *out,
         }
     }
 
@@ -398,6 +412,7 @@ impl Op {
     pub fn inputs(&self) -> Vec<TensorId> {
         match self {
             Self::Embed { .. } => vec![],
+            Self::Sample { logits, .. } => vec![*logits],
             Self::Add { a, b, .. } | Self::Multiply { a, b, .. } => vec![*a, *b],
             Self::Attention { q, k, v, .. } => vec![*q, *k, *v],
             Self::Quantize { input, .. }
@@ -417,7 +432,7 @@ impl Op {
 }
 
 /// Basenames of all ops, in the order of SPEC section 5.
-pub const OP_NAMES: [&str; 16] = [
+pub const OP_NAMES: [&str; 17] = [
     "embed",
     "quantize",
     "matmul",
@@ -434,6 +449,7 @@ pub const OP_NAMES: [&str; 16] = [
     "multiply",
     "shift",
     "gather",
+    "sample",
 ];
 
 impl Program {

@@ -62,6 +62,14 @@ impl<'a> ParamData<'a> {
         self.len() == 0
     }
 
+    /// The elements if they are `i8`.
+    pub fn as_i8(&self) -> Option<&'a [i8]> {
+        match self {
+            Self::I8(v) => Some(v),
+            _ => None,
+        }
+    }
+
     /// The elements if they are `i16`.
     pub fn as_i16(&self) -> Option<&'a [i16]> {
         match self {

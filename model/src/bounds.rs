@@ -104,6 +104,8 @@ impl Proof<'_> {
             | Op::Multiply { .. }
             | Op::Shift { .. }
             | Op::Gather { .. } => Ok(()),
+            // Weights of 2^30 at most, for less than 2^24 tokens.
+            Op::Sample { .. } => Ok(()),
             // Two products of 32-bit values, below 2^63 but for the one sum that the op takes care of.
             Op::Rope { .. } => Ok(()),
         }

@@ -2,6 +2,8 @@
 
 #[path = "decoder_vectors.rs"]
 mod decoder_vectors;
+#[path = "sample_vectors.rs"]
+mod sample_vectors;
 
 use std::ops::Range;
 
@@ -70,6 +72,7 @@ pub fn file<K: HostOps>(op: &str, kernels: &K) -> String {
         "multiply" => decoder_vectors::multiply(kernels),
         "shift" => decoder_vectors::shift(kernels),
         "gather" => decoder_vectors::gather(kernels),
+        "sample" => sample_vectors::sample(kernels),
         _ => panic!("no vectors for {op}"),
     };
     render(op, &format!("5.{clause}"), &cases)

@@ -20,11 +20,13 @@ mod long;
 mod models;
 mod ops;
 mod passes;
+mod sampling;
 
 pub use case::{Builder, Case, Outcome, OwnedParams, ParamValue};
 pub use data::{Pattern, SplitMix};
 pub use decoders::{DecoderShape, decoder};
 pub use models::encoder;
+pub use sampling::{TOKEN_BYTES_WIDTH, random_sampling, random_token_bytes};
 
 /// How much is tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::case::{Builder, Case, ParamValue};
 use super::data::{Pattern, SplitMix};
-use super::{Divergence, Level, decoder_ops};
+use super::{Divergence, Level, decoder_ops, sampling};
 use crate::fixed::CODE_MAX;
 use crate::program::{EmbedIndex, Heads, Norm, OP_NAMES, Op, Rows, ScaledRows, TensorId, TensorKind};
 
@@ -19,6 +19,7 @@ pub(super) fn visit(level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
             "rope" => decoder_ops::rope(patterns(level), visit)?,
             "multiply" => decoder_ops::multiply(shapes(level), patterns(level), visit)?,
             "gather" => decoder_ops::gather(shapes(level), patterns(level), visit)?,
+            "sample" => sampling::sample(vocabularies(level), patterns(level), visit)?,
             _ => rows(op, level, visit)?,
         }
     }
@@ -62,6 +63,10 @@ fn shapes(level: Level) -> &'static [(usize, usize)] {
             (1, 8_192),
         ],
     )
+}
+
+fn vocabularies(level: Level) -> &'static [usize] {
+    pick(level, &[1, 300], &[1, 2, 3, 17, 300, 4_096, 4_097, 8_193, 40_000])
 }
 
 fn patterns(level: Level) -> &'static [Pattern] {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor, LayerReport};
-use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
+use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled};
 use crate::program::{Program, TensorId};
 use crate::value::{Batch, CacheId, ParamData, Params, Value};
 
@@ -29,6 +29,7 @@ mod path;
 mod quantize;
 mod rms_norm;
 mod rope;
+mod sample;
 mod shift;
 mod silu;
 mod softmax;
@@ -209,5 +210,9 @@ impl HostOps for CpuKernels {
 
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
         gather::gather(input, cols, rows, out);
+    }
+
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
+        sample::sample(self, points, out);
     }
 }

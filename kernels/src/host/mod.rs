@@ -14,6 +14,7 @@ pub use cache::Page;
 use crate::backend::{BackendError, Executor, LayerReport};
 use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, PassShape, Program, ScaledRows, TensorId};
 use crate::reference::attention::BLOCK;
+use crate::sampling::{Sampling, TokenBytes};
 use crate::value::{Batch, CacheId, ParamData, Params, Sequence, Value};
 
 /// Row codes with their scales, resolved.
@@ -163,6 +164,23 @@ impl<'a> RopeArgs<'a> {
     }
 }
 
+/// What one point is sampled from.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleArgs<'a> {
+    /// `[vocabulary]`.
+    pub logits: &'a [i32],
+    /// Fractional bits of the logits, at most 31.
+    pub frac: u32,
+    /// Bytes of each token.
+    pub token_bytes: TokenBytes<'a>,
+    /// Settings of the generation.
+    pub sampling: &'a Sampling,
+    /// Tokens of the sequence up to the point, that is, the prompt and what was generated so far.
+    pub history: &'a [u32],
+    /// The point's draw.
+    pub draw: u64,
+}
+
 /// One function per op, over host slices. Each returns how many elements it clamped, where it can clamp at all.
 ///
 /// `cols` is the row width wherever the slices alone do not tell it.
@@ -212,6 +230,8 @@ pub trait HostOps: Send + Sync {
     fn shift(&self, input: &[i32], shift: u32, out: &mut [i32]);
     /// SPEC 5.16. `rows[point]` is the input's row.
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]);
+    /// SPEC 5.17: the word of each point.
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]);
 }
 
 /// Most memory that the activations of one batch may need. A failed allocation would end the whole process, so a batch
@@ -320,6 +340,22 @@ impl<K: HostOps> HostExecutor<K> {
         self.kernels.attention(AttentionArgs { q: self.i16s(*q), heads, sequences: &sequences }, out)
     }
 
+    /// What each point is sampled from, in order.
+    fn sample_args(&self, logits: TensorId, frac: u8, token_bytes: ParamId) -> Vec<SampleArgs<'_>> {
+        let rows = self.params.param(token_bytes).as_i8().expect("validation fixed the type of every parameter");
+        let token_bytes = TokenBytes { rows, width: self.program.param(token_bytes).cols as usize };
+        let mut rows = self.i32s(logits).chunks_exact(self.program.tensor(logits).cols as usize);
+        let mut args = Vec::with_capacity(self.points.len());
+        for sequence in &self.batch.sequences {
+            let Some(sampler) = &sequence.sampler else { continue };
+            for ((point, draw), logits) in sequence.points().zip(&sampler.draws).zip(&mut rows) {
+                let (sampling, history) = (&*sampler.sampling, &sequence.tokens[..=point]);
+                args.push(SampleArgs { logits, frac: frac.into(), token_bytes, sampling, history, draw: *draw });
+            }
+        }
+        args
+    }
+
     /// Keeps the keys and values that an attention is about to read, for later passes.
     fn keep(&mut self, op: &Op, line: usize) -> Result<(), BackendError> {
         let Op::Attention { k, v, heads, .. } = op else { return Ok(()) };
@@ -403,6 +439,10 @@ impl<K: HostOps> HostExecutor<K> {
                 k.gather(self.i32s(*input), cols, &self.points, out);
                 0
             }
+            (Op::Sample { logits, frac, token_bytes, .. }, Value::I32(out)) => {
+                k.sample(&self.sample_args(*logits, *frac, *token_bytes), out);
+                0
+            }
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
     }
@@ -446,6 +486,7 @@ impl<K: HostOps> HostExecutor<K> {
         })?;
         let Some(sampler) = sampler else { return Ok(()) };
         ensure(sampler.sampling.prompt_tokens > 0, &|| "a prompt has at least one token".into())?;
+        sampler.sampling.check()?;
         let (draws, points) = (sampler.draws.len(), sequence.points().len());
         ensure(draws == points, &|| format!("{draws} draws for {points} points"))
     }

@@ -16,6 +16,11 @@ const PADDING: u128 = 16;
 /// Bookkeeping of one piece of work.
 const PIECE_BYTES: u128 = 256;
 
+/// Sums for every value of a threshold's digit.
+const THRESHOLD_BYTES: u128 = 1 << 16;
+/// What is kept of a token that was seen, at most.
+const SEEN_BYTES: u128 = 64;
+
 /// Sums, products and scratch of a few rows, for each thread, besides what grows with the sequence.
 const THREAD_BYTES: u128 = 16 * 8 * MAX_REDUCTION as u128;
 
@@ -78,7 +83,7 @@ impl Program {
             let row = 4 * u128::from(tensor.cols);
             pass.rows(tensor.rows).saturating_mul(row + row.next_multiple_of(ROW_PADDING))
         });
-        let scratch = self.layers.iter().flat_map(|l| &l.ops).map(|op| op_scratch(op, pass));
+        let scratch = self.layers.iter().flat_map(|l| &l.ops).map(|op| self.op_scratch(op, pass));
         // Token ids, and the row range of each sequence; draws and row numbers of points.
         let sequences = u128::from(pass.sequences).saturating_mul(256);
         let points = u128::from(pass.points).saturating_mul(16);
@@ -98,22 +103,30 @@ impl Program {
         let ops = self.layers.iter().flat_map(|l| &l.ops);
         ops.fold(0, |sum, op| sum.saturating_add(page(op).saturating_mul(pages)))
     }
+
+    fn op_scratch(&self, op: &Op, pass: &PassShape) -> u128 {
+        let (positions, sequences, points) =
+            (pass.rows(Rows::Position), pass.rows(Rows::Sequence), pass.rows(Rows::Point));
+        match op {
+            Op::Embed { tables, .. } => positions.saturating_mul(4 * tables.len() as u128),
+            Op::Attention { heads, .. } => attention(heads, pass),
+            Op::MeanPool { .. } | Op::FirstPool { .. } => sequences.saturating_mul(PIECE_BYTES),
+            Op::Sample { logits, .. } => {
+                // Adjusted logits, weights and those that a threshold still looks at, its digits, and what was seen.
+                let seen = pass.keys().saturating_mul(SEEN_BYTES);
+                let point = seen.saturating_add(12 * u128::from(self.tensor(*logits).cols) + THRESHOLD_BYTES);
+                let running = points.min(u128::from(BOUND_THREADS)).saturating_mul(point);
+                running.saturating_add(points.saturating_mul(PIECE_BYTES))
+            }
+            // Pieces of at least one row.
+            _ => positions.saturating_add(sequences).saturating_add(points).saturating_mul(PIECE_BYTES),
+        }
+    }
 }
 
 /// Bytes of the keys and values of one attention op over one block of positions.
 pub(crate) fn page_bytes(heads: &Heads) -> u64 {
     2 * size_of::<i16>() as u64 * BLOCK as u64 * u64::from(heads.kv_heads) * u64::from(heads.head_dim)
-}
-
-fn op_scratch(op: &Op, pass: &PassShape) -> u128 {
-    let (positions, sequences, points) = (pass.rows(Rows::Position), pass.rows(Rows::Sequence), pass.rows(Rows::Point));
-    match op {
-        Op::Embed { tables, .. } => positions.saturating_mul(4 * tables.len() as u128),
-        Op::Attention { heads, .. } => attention(heads, pass),
-        Op::MeanPool { .. } | Op::FirstPool { .. } => sequences.saturating_mul(PIECE_BYTES),
-        // Pieces of at least one row.
-        _ => positions.saturating_add(sequences).saturating_add(points).saturating_mul(PIECE_BYTES),
-    }
 }
 
 /// Packed keys and values of all sequences, and the blocks of one piece for each thread.

@@ -3,6 +3,7 @@
 use super::{
     DType, EmbedIndex, Heads, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
+use crate::sampling::WORD_TOKEN_BITS;
 
 /// Longest sequence of any program.
 pub const MAX_POSITIONS: u32 = 1 << 17;
@@ -18,6 +19,8 @@ pub const MAX_COLS: u32 = 1 << 18;
 pub const MAX_OUTPUT_COLS: u32 = 1 << 16;
 /// Largest right shift of a rotated head, besides the 30 bits of the table.
 pub const MAX_ROPE_SHIFT: u8 = 32;
+/// Widest row of token bytes, the two bytes of the length among them.
+pub const MAX_TOKEN_BYTES: u32 = 1_024;
 const MAX_ITEMS: usize = u16::MAX as usize;
 const MAX_LAYERS: usize = 512;
 const MAX_OPS: usize = 256;
@@ -162,6 +165,10 @@ impl Program {
             Op::Gather { input, out } => {
                 self.change_rows(*input, *out, Rows::Point, "gathering goes from positions to points")
             }
+            Op::Sample { logits, frac, token_bytes, out } => {
+                ensure(*frac <= 31, || "frac must be at most 31".into())?;
+                self.check_sample(*logits, *token_bytes, *out)
+            }
         }
     }
 
@@ -242,6 +249,21 @@ impl Program {
         })?;
         ensure(shift.len() == usize::from(h), || "one shift per head expected".into())?;
         ensure(shift.iter().all(|s| *s <= MAX_ROPE_SHIFT), || format!("a shift is at most {MAX_ROPE_SHIFT}"))
+    }
+
+    fn check_sample(&self, logits: TensorId, token_bytes: ParamId, out: TensorId) -> Check {
+        self.kind(logits, TensorKind::I32)?;
+        self.kind(out, TensorKind::I32)?;
+        let (z, word, table) = (self.tensor(logits), self.tensor(out), self.declared(token_bytes)?);
+        ensure(z.rows == Rows::Point && word.rows == Rows::Point && word.cols == 1, || {
+            "sampling goes from points to words".into()
+        })?;
+        ensure(z.cols <= self.vocab_size.min(1 << WORD_TOKEN_BITS), || {
+            format!("{:?} is wider than the vocabulary", z.name)
+        })?;
+        ensure(table.dtype == DType::I8 && table.rows == z.cols && (2..=MAX_TOKEN_BYTES).contains(&table.cols), || {
+            format!("{:?} must be i8, {} rows of 2 to {MAX_TOKEN_BYTES} bytes", table.name, z.cols)
+        })
     }
 
     /// An op that keeps the columns and goes from positions to other rows.

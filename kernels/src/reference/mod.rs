@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor};
-use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
+use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled};
 use crate::program::Program;
 use crate::value::{ParamData, Params};
 
@@ -25,6 +25,7 @@ pub mod normalize;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod shift;
 pub mod silu;
 
@@ -109,5 +110,9 @@ impl HostOps for Reference {
 
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
         gather::gather(input, cols, rows, out);
+    }
+
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
+        sample::sample(points, out);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ids::Ids;
 use super::lower::Lowering;
 use super::view::{Activation, Data, View};
 use super::{At, Lowered, Part, PlanError, Read, Width};
@@ -28,7 +29,7 @@ impl Table {
 #[derive(Debug)]
 struct Embed {
     tables: Vec<Table>,
-    tokens: Option<View>,
+    ids: Option<Ids>,
 }
 
 pub(super) fn lower(
@@ -45,13 +46,13 @@ pub(super) fn lower(
         rows: lowering.param_rows(rows.codes),
         index: *index,
     };
-    let op = Embed { tables: tables.iter().map(table).collect(), tokens: by_token.then(Lowering::tokens) };
+    let op = Embed { tables: tables.iter().map(table).collect(), ids: by_token.then(|| lowering.ids()) };
     Ok((Activation::Plain(out), Arc::new(op)))
 }
 
 impl Lowered for Embed {
     fn reads(&self, _: Part, at: At) -> Vec<Read> {
-        let mut reads: Vec<Read> = self.tokens.iter().map(|tokens| tokens.one(at.row, 0)).collect();
+        let mut reads: Vec<Read> = self.ids.iter().map(|ids| ids.one(at.row)).collect();
         for table in &self.tables {
             match table.index {
                 EmbedIndex::Token => {}
@@ -63,20 +64,20 @@ impl Lowered for Embed {
     }
 
     fn follow(&self, _: Part, at: At, data: Data<'_>) -> Vec<Read> {
-        let token = u64::from(data.u32(0));
+        let token = u64::from(self.ids.map_or(0, |ids| ids.id(at.row, data.u32(0))));
         let by_token = self.tables.iter().filter(|table| table.index == EmbedIndex::Token);
         by_token.flat_map(|table| table.reads(token, at.col)).collect()
     }
 
     fn evaluate(&self, _: Part, _: At, data: Data<'_>) -> i64 {
         // After the token three reads for each table, in whatever order the tables came.
-        let first = usize::from(self.tokens.is_some());
+        let first = usize::from(self.ids.is_some());
         let rows = (first..data.len()).step_by(3);
         total(rows.map(|read| element(data.i16(read), data.u16(read + 1), data.i16(read + 2)))).0.into()
     }
 
     fn chunks(&self, _: Part) -> u64 {
         let of_table = |table: &Table| table.codes.chunks(1) + table.mantissa.chunks(1) + table.shift.chunks(1);
-        self.tokens.map_or(0, |tokens| tokens.chunks(1)) + self.tables.iter().map(of_table).sum::<u64>()
+        self.ids.map_or(0, |ids| ids.chunks(1)) + self.tables.iter().map(of_table).sum::<u64>()
     }
 }

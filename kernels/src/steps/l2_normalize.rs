@@ -17,7 +17,7 @@ pub(super) fn lower(
     input: View,
     cols: u64,
 ) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
-    let statistics = Statistics::lower(lowering, input, cols, false)?;
+    let statistics = Statistics::lower(lowering, input, [cols, 1], false)?;
     let out = lowering.rows(Part::Out, cols, Width::I32)?;
     Ok((Activation::Plain(out), Arc::new(L2Normalize { statistics })))
 }

@@ -25,7 +25,7 @@ pub(super) fn lower(
     bias: ParamId,
     cols: u64,
 ) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
-    let statistics = Statistics::lower(lowering, input, cols, true)?;
+    let statistics = Statistics::lower(lowering, input, [cols, 1], true)?;
     let (scale, bias) = (lowering.param(norm.scale), lowering.param(bias));
     let out = lowering.rows(Part::Out, cols, Width::I32)?;
     Ok((Activation::Plain(out), Arc::new(LayerNorm { statistics, norm: *norm, scale, bias })))

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::ids::Ids;
 use super::view::{Activation, View};
 use super::{
-    Lowered, MAX_TENSOR_BYTES, Part, Plan, PlanError, Source, Step, Width, add, attention, embed, first_pool, gelu,
-    l2_normalize, layer_norm, matmul, mean_pool, multiply, quantize, rms_norm, shift, silu,
+    Lowered, MAX_TENSOR_BYTES, Part, Plan, PlanError, Source, Step, Width, add, attention, embed, first_pool, gather,
+    gelu, l2_normalize, layer_norm, matmul, mean_pool, multiply, quantize, rms_norm, rope, sample, shift, silu,
 };
 use crate::program::{Op, ParamId, Program, Rows, TensorId};
+use crate::sampling::Sampling;
 
 /// Rows of an op's output that the disputed row depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +25,7 @@ enum Need {
 pub(super) struct Place {
     /// Length of the sequence.
     pub(super) positions: u64,
-    /// The disputed row.
+    /// The disputed row; of rows that belong to points, the position of the point.
     pub(super) row: u64,
 }
 
@@ -36,23 +38,31 @@ struct Node<'a> {
 }
 
 /// See [`Plan::new`].
-pub(super) fn plan(program: &Program, layer: usize, positions: u32, row: u32) -> Result<Plan, PlanError> {
+pub(super) fn plan(
+    program: &Program,
+    layer: usize,
+    positions: u32,
+    row: u32,
+    sampling: Option<(&Sampling, u64)>,
+) -> Result<Plan, PlanError> {
     let layers = program.layers.len();
     let place = PlanError::Place { layers, layer, positions, row };
     if layer == 0 || layer >= layers || positions == 0 || positions > program.max_positions {
         return Err(place);
     }
-    let rows = match program.tensor(program.layers[layer].output).rows {
-        Rows::Position => positions,
-        Rows::Sequence | Rows::Point => 1,
-    };
-    if row >= rows {
+    let of = program.tensor(program.layers[layer].output).rows;
+    let rows = if of == Rows::Position { positions } else { 1 };
+    let prompt = sampling.map(|(settings, _)| settings.prompt_tokens);
+    if row >= rows || prompt.is_some_and(|prompt| prompt > positions) {
         return Err(place);
     }
+    check_sampling(program, layer, sampling.map(|(settings, _)| settings))?;
+    let row = if of == Rows::Point { positions - 1 } else { row };
     let place = Place { positions: positions.into(), row: row.into() };
     let nodes = nodes(program, layer);
     let needs = needs(&nodes, program.layers[layer].output, place)?;
-    let mut lowering = Lowering { program, place, at: (layer, 0), need: Need::Row, steps: vec![], first: vec![] };
+    let mut lowering =
+        Lowering { program, place, sampling, at: (layer, 0), need: Need::Row, steps: vec![], first: vec![] };
     let mut ops: Vec<Arc<dyn Lowered>> = Vec::new();
     let mut outs: Vec<Option<Activation>> = vec![None; nodes.len()];
     for (n, (node, need)) in nodes.iter().zip(&needs).enumerate() {
@@ -68,6 +78,17 @@ pub(super) fn plan(program: &Program, layer: usize, positions: u32, row: u32) ->
         ops.resize(lowering.steps.len(), op);
     }
     Ok(Plan { steps: lowering.steps, ops: ops.into_iter().zip(lowering.first).collect() })
+}
+
+/// What samples needs settings, and they must be well formed.
+fn check_sampling(program: &Program, layer: usize, settings: Option<&Sampling>) -> Result<(), PlanError> {
+    let refuse = |reason: String| PlanError::Sampling { layer, reason };
+    let samples = program.layers[layer].ops.iter().any(|op| matches!(op, Op::Sample { .. }));
+    match settings {
+        None if samples => Err(refuse("the layer samples, and nothing says how".into())),
+        None => Ok(()),
+        Some(settings) => settings.check().map_err(refuse),
+    }
 }
 
 /// The ops of a layer in order, and for layer 1 those of layer 0 before them.
@@ -116,6 +137,8 @@ pub(super) struct Lowering<'a> {
     program: &'a Program,
     /// The disputed row and what it may see.
     pub(super) place: Place,
+    /// Settings and draw of the point, in a generation.
+    sampling: Option<(&'a Sampling, u64)>,
     /// Layer and index of the op that is being lowered.
     at: (usize, usize),
     /// Rows of it that are needed.
@@ -140,7 +163,7 @@ impl Lowering<'_> {
             }
             Op::Add { .. } => add::lower(self, [plain(0), plain(1)], cols),
             Op::LayerNorm { norm, bias, .. } => layer_norm::lower(self, plain(0), norm, *bias, cols),
-            Op::RmsNorm { norm, groups: 1, .. } => rms_norm::lower(self, plain(0), norm, cols),
+            Op::RmsNorm { norm, groups, .. } => rms_norm::lower(self, plain(0), norm, cols, *groups),
             Op::Attention { heads, .. } => attention::lower(self, [plain(0), plain(1), plain(2)], heads),
             Op::Gelu { frac, .. } => gelu::lower(self, plain(0), *frac, cols),
             Op::Silu { frac, .. } => silu::lower(self, plain(0), *frac, cols),
@@ -149,8 +172,12 @@ impl Lowering<'_> {
             Op::L2Normalize { .. } => l2_normalize::lower(self, plain(0), cols),
             Op::Multiply { shift, .. } => multiply::lower(self, [plain(0), plain(1)], *shift, cols),
             Op::Shift { shift, .. } => shift::lower(self, plain(0), *shift, cols),
-            Op::RmsNorm { .. } | Op::Rope { .. } | Op::Gather { .. } => {
-                Err(PlanError::Op { layer: self.at.0, op: self.at.1 })
+            Op::Rope { table, head_dim, shift, .. } => rope::lower(self, plain(0), *table, *head_dim, shift),
+            Op::Gather { .. } => gather::lower(self, plain(0), cols),
+            Op::Sample { logits, frac, token_bytes, .. } => {
+                let vocabulary = u64::from(self.program.tensor(*logits).cols);
+                let inputs = sample::Inputs { logits: plain(0), vocabulary, frac: *frac, token_bytes: *token_bytes };
+                sample::lower(self, inputs, self.sampling.expect("checked before any op is lowered"))
             }
         }
     }
@@ -174,9 +201,14 @@ impl Lowering<'_> {
         self.program.param(id).rows.into()
     }
 
-    /// The token ids, one in each row.
-    pub(super) fn tokens() -> View {
-        View { source: Source::Tokens, first: 0, row_bytes: 4, size: 4 }
+    /// Columns of a parameter.
+    pub(super) fn param_cols(&self, id: ParamId) -> u64 {
+        self.program.param(id).cols.into()
+    }
+
+    /// The token ids of all positions.
+    pub(super) fn ids(&self) -> Ids {
+        Ids::new(self.sampling.map(|(settings, _)| settings.prompt_tokens))
     }
 
     /// Adds a step with a row for each row that is needed of the op.

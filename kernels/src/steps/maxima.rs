@@ -1,4 +1,5 @@
-//! Largest magnitudes of column blocks, which quantize and the norms share.
+//! Largest magnitudes of column blocks, which quantize and the norms share. A row of several groups has the blocks of
+//! one group after the other.
 
 use std::ops::Range;
 
@@ -12,14 +13,15 @@ pub(super) const fn blocks(cols: u64) -> u64 {
     cols.div_ceil(BLOCK_COLS)
 }
 
-/// Columns of a block.
+/// Columns of a block, of groups of `cols` columns.
 pub(super) fn block(cols: u64, block: u64) -> Range<u64> {
-    block * BLOCK_COLS..cols.min((block + 1) * BLOCK_COLS)
+    let (group, block) = (block / blocks(cols) * cols, block % blocks(cols));
+    group + block * BLOCK_COLS..group + cols.min((block + 1) * BLOCK_COLS)
 }
 
-/// Adds the step.
-pub(super) fn lower(lowering: &mut Lowering<'_>, cols: u64) -> Result<View, PlanError> {
-    lowering.rows(Part::Maxima, blocks(cols), Width::I64)
+/// Adds the step, for `groups` groups of `cols` columns.
+pub(super) fn lower(lowering: &mut Lowering<'_>, cols: u64, groups: u64) -> Result<View, PlanError> {
+    lowering.rows(Part::Maxima, groups * blocks(cols), Width::I64)
 }
 
 /// The largest magnitude of a block, from a read of its elements.

@@ -9,7 +9,7 @@
 //! - `lower`: which ops matter for the row, for how many rows each, and the list of steps.
 //! - `view`: where an element of a tensor lies, and typed access to what was read.
 //! - `check`: the proof that no element of a program reads too much.
-//! - `maxima`, `normalize`: parts that several ops share; and one file per op.
+//! - `maxima`, `normalize`, `ids`, `threshold`: parts that ops share or consist of; and one file per op.
 //!
 //! Evaluation is total. Parties may agree on nonsense, maxima that no row has for example, so the bytes that were read
 //! may be anything: sums, products and left shifts keep their low 64 bits, counts of right shifts are clamped, and the
@@ -19,13 +19,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::program::{ParamId, Program};
+use crate::sampling::Sampling;
 
 mod add;
 mod attention;
 mod check;
 mod embed;
 mod first_pool;
+mod gather;
 mod gelu;
+mod ids;
 mod l2_normalize;
 mod layer_norm;
 mod lower;
@@ -36,8 +39,11 @@ mod multiply;
 mod normalize;
 mod quantize;
 mod rms_norm;
+mod rope;
+mod sample;
 mod shift;
 mod silu;
+mod threshold;
 mod view;
 
 pub use check::check_reads;
@@ -61,8 +67,10 @@ pub enum Source {
     Step(u16),
     /// Output of the layer before: rows of `i32`, each padded to whole chunks. A plan for layer 1 has no such source.
     Input,
-    /// The token ids as `u32`, one after the other.
+    /// The token ids of the job's input as `u32`, one after the other; of a generation, those of the prompt.
     Tokens,
+    /// The words that a generation made before the point, as `u32`, one after the other.
+    Words,
     /// A parameter as the package holds it, without padding.
     Param(ParamId),
 }
@@ -130,6 +138,29 @@ pub enum Part {
     Weights,
     /// Sums of weighted values of key blocks.
     Partials,
+    /// How often blocks of a sequence have each token.
+    Counts,
+    /// Logits with biases and penalties.
+    Adjusted,
+    /// Sums of the weights that top-k keeps, by blocks.
+    Kept,
+    /// Measures of the values of a threshold's digit, by blocks of weights.
+    Histogram(Filter, u8),
+    /// A threshold with its digits so far.
+    Digit(Filter, u8),
+    /// The token that was drawn.
+    Token,
+    /// The bytes before those of the token.
+    Tail,
+}
+
+/// A setting that keeps the likeliest tokens, by a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Filter {
+    /// A number of tokens.
+    TopK,
+    /// A share of the weight.
+    TopP,
 }
 
 impl Part {
@@ -146,6 +177,15 @@ impl Part {
             Self::Scores => "scores",
             Self::Weights => "weights",
             Self::Partials => "partials",
+            Self::Counts => "counts",
+            Self::Adjusted => "adjusted",
+            Self::Kept => "kept",
+            Self::Histogram(Filter::TopK, _) => "top_k_histogram",
+            Self::Histogram(Filter::TopP, _) => "top_p_histogram",
+            Self::Digit(Filter::TopK, _) => "top_k_digit",
+            Self::Digit(Filter::TopP, _) => "top_p_digit",
+            Self::Token => "token",
+            Self::Tail => "tail",
         }
     }
 }
@@ -209,13 +249,13 @@ pub enum PlanError {
         /// Index of the op.
         op: usize,
     },
-    /// No steps are defined for an op.
-    #[error("layer {layer} op {op}: it has no dispute view")]
-    Op {
+    /// The settings that an op samples by are missing or not well formed.
+    #[error("layer {layer}: {reason}")]
+    Sampling {
         /// The layer.
         layer: usize,
-        /// Index of the op.
-        op: usize,
+        /// What is wrong.
+        reason: String,
     },
     /// A tensor is too long to be opened.
     #[error("layer {layer} op {op} ({step}): a tensor of {bytes} bytes, the limit is {MAX_TENSOR_BYTES}")]
@@ -280,10 +320,19 @@ impl Plan {
     /// is never committed, so a plan for layer 1 has the ops of layer 0 before its own. Ops that the row does not depend
     /// on are left out.
     ///
+    /// Of a generation, the sequence is the prompt and what was generated before a point, which is the last position.
+    /// `sampling` has its settings and the point's draw; the words of the last layer have one row, 0.
+    ///
     /// # Errors
-    /// There is no such row, or [`check_reads`] would refuse the program.
-    pub fn new(program: &Program, layer: usize, positions: u32, row: u32) -> Result<Self, PlanError> {
-        lower::plan(program, layer, positions, row)
+    /// There is no such row, the settings are missing or not well formed, or [`check_reads`] would refuse the program.
+    pub fn new(
+        program: &Program,
+        layer: usize,
+        positions: u32,
+        row: u32,
+        sampling: Option<(&Sampling, u64)>,
+    ) -> Result<Self, PlanError> {
+        lower::plan(program, layer, positions, row, sampling)
     }
 
     /// The steps, each of which reads earlier ones only. The last one is the row itself.

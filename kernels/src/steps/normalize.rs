@@ -11,6 +11,7 @@ use crate::reference::normalize::{divide, mean, row_scale, scale_element, square
 #[derive(Debug)]
 pub(super) struct Statistics {
     input: View,
+    /// Columns of what is normalised as one: a row, or each of its equal groups.
     cols: u64,
     maxima: View,
     sums: Option<View>,
@@ -33,10 +34,15 @@ impl Row {
 }
 
 impl Statistics {
-    /// Adds the steps.
-    pub(super) fn lower(lowering: &mut Lowering<'_>, input: View, cols: u64, centred: bool) -> Result<Self, PlanError> {
-        let maxima = maxima::lower(lowering, cols)?;
-        let mut blocks = |part| lowering.rows(part, maxima::blocks(cols), Width::I64);
+    /// Adds the steps for rows of `groups` groups of `cols` columns.
+    pub(super) fn lower(
+        lowering: &mut Lowering<'_>,
+        input: View,
+        [cols, groups]: [u64; 2],
+        centred: bool,
+    ) -> Result<Self, PlanError> {
+        let maxima = maxima::lower(lowering, cols, groups)?;
+        let mut blocks = |part| lowering.rows(part, groups * maxima::blocks(cols), Width::I64);
         let sums = if centred { Some(blocks(Part::Sums)?) } else { None };
         Ok(Self { input, cols, maxima, sums, squares: blocks(Part::Squares)? })
     }
@@ -52,7 +58,9 @@ impl Statistics {
             Part::Out => self.input.one(at.row, at.col),
             _ => self.input.read(at.row, maxima::block(self.cols, at.col)),
         };
-        let whole = |view: &View| view.read(at.row, 0..maxima::blocks(self.cols));
+        let blocks = maxima::blocks(self.cols);
+        let group = if part == Part::Out { at.col / self.cols } else { at.col / blocks };
+        let whole = |view: &View| view.read(at.row, group * blocks..(group + 1) * blocks);
         let mut reads = vec![x];
         reads.extend(self.before(part).map(whole));
         reads

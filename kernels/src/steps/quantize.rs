@@ -20,7 +20,7 @@ pub(super) fn lower(
     input: View,
     cols: u64,
 ) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
-    let maxima = maxima::lower(lowering, cols)?;
+    let maxima = maxima::lower(lowering, cols, 1)?;
     let exponents = lowering.rows(Part::Exponent, 1, Width::I32)?;
     let codes = lowering.rows(Part::Codes, cols, Width::I16)?;
     Ok((Activation::Bfp { codes, exponents }, Arc::new(Quantize { input, cols, maxima, exponents })))

@@ -15,6 +15,8 @@ struct RmsNorm {
     statistics: Statistics,
     norm: Norm,
     scale: View,
+    /// Columns of a group.
+    cols: u64,
 }
 
 pub(super) fn lower(
@@ -22,18 +24,20 @@ pub(super) fn lower(
     input: View,
     norm: &Norm,
     cols: u64,
+    groups: u16,
 ) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
-    let statistics = Statistics::lower(lowering, input, cols, false)?;
+    let groups = u64::from(groups);
+    let statistics = Statistics::lower(lowering, input, [cols / groups, groups], false)?;
     let out = lowering.rows(Part::Out, cols, Width::I32)?;
     let scale = lowering.param(norm.scale);
-    Ok((Activation::Plain(out), Arc::new(RmsNorm { statistics, norm: *norm, scale })))
+    Ok((Activation::Plain(out), Arc::new(RmsNorm { statistics, norm: *norm, scale, cols: cols / groups })))
 }
 
 impl Lowered for RmsNorm {
     fn reads(&self, part: Part, at: At) -> Vec<Read> {
         let mut reads = self.statistics.reads(part, at);
         if part == Part::Out {
-            reads.push(self.scale.one(0, at.col));
+            reads.push(self.scale.one(0, at.col % self.cols));
         }
         reads
     }

@@ -87,6 +87,16 @@ impl<'a> Data<'a> {
         self.numbers(read, i8::from_le_bytes)
     }
 
+    /// All bytes of a read.
+    pub(super) fn u8s(self, read: usize) -> impl Iterator<Item = u8> + use<'a> {
+        self.bytes(read).iter().copied()
+    }
+
+    /// The first number of a read of `i64`.
+    pub(super) fn i64(self, read: usize) -> i64 {
+        self.i64s(read).next().unwrap_or_default()
+    }
+
     /// The first number of a read of `i16`.
     pub(super) fn i16(self, read: usize) -> i16 {
         self.i16s(read).next().unwrap_or_default()

@@ -84,7 +84,7 @@ impl LayerCase {
         match &*cached {
             Some((of, plan)) if *of == row => Arc::clone(plan),
             _ => {
-                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32);
+                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32, None);
                 let plan = Arc::new(plan.expect("every row of a program that was checked can be disputed"));
                 *cached = Some((row, Arc::clone(&plan)));
                 plan
@@ -162,6 +162,7 @@ fn read(read: steps::Read) -> Read {
         steps::Source::Step(step) => Source::Step(step),
         steps::Source::Input => Source::Input,
         steps::Source::Tokens => Source::Tokens,
+        steps::Source::Words => unreachable!("without settings of a generation all ids are the input's"),
         steps::Source::Param(ParamId(id)) => Source::Param(id),
     };
     Read { source, bytes: read.bytes }

@@ -38,7 +38,7 @@ fn recomputed(plan: &Plan, index: usize, step: &Step, steps: &[Vec<u8>], input: 
                 let source = match read.source {
                     Source::Step(step) => &steps[usize::from(step)],
                     Source::Input => input,
-                    Source::Tokens | Source::Param(_) => {
+                    Source::Tokens | Source::Words | Source::Param(_) => {
                         unreachable!("only outputs read tokens and parameters, and those are the backend's")
                     }
                 };

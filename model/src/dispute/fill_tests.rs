@@ -32,6 +32,7 @@ fn check(case: &Case, kept: &Kept, plan: &Plan, steps: &[Vec<u8>]) {
         Source::Step(step) => &steps[usize::from(step)],
         Source::Input => &kept.input,
         Source::Tokens => &tokens,
+        Source::Words => panic!("an encoder generates nothing"),
         Source::Param(id) => &params[usize::from(id.0)],
     };
     for (index, step) in plan.steps().iter().enumerate() {
@@ -63,7 +64,7 @@ fn every_element_that_a_player_holds_is_what_a_referee_recomputes() {
             let output = case.program.tensor(case.program.layers[layer].output);
             let rows = if output.rows == Rows::Position { vec![0, positions / 2, positions - 1] } else { vec![0] };
             for row in rows {
-                let plan = Plan::new(&case.program, layer, positions as u32, row as u32).unwrap();
+                let plan = Plan::new(&case.program, layer, positions as u32, row as u32, None).unwrap();
                 let steps = fill(&plan, &kept, row);
                 check(case, &kept, &plan, &steps);
                 let len = steps.last().unwrap().len();

@@ -112,7 +112,7 @@ impl Trace {
         let row = usize::try_from(chunk).unwrap_or(usize::MAX) / (self.row_bytes() / CHUNK_BYTES);
         if self.view.as_ref().is_none_or(|view| view.row != row) {
             let row_number = u32::try_from(row).unwrap_or(u32::MAX);
-            let plan = Plan::new(&self.kept.program, layer, positions, row_number)
+            let plan = Plan::new(&self.kept.program, layer, positions, row_number, None)
                 .map_err(|error| EvidenceError(error.to_string()))?;
             let steps = fill(&plan, &self.kept, row);
             self.outboards.retain(|source, _| !matches!(source, Source::Step(_)));

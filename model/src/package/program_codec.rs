@@ -231,6 +231,12 @@ fn encode_op(op: &Op, w: &mut Writer) {
         }
         Op::Shift { input, shift, out } => encode_activation(14, *input, *shift, *out, w),
         Op::Gather { input, out } => ids(15, &[*input, *out], w),
+        Op::Sample { logits, frac, token_bytes, out } => {
+            ids(16, &[*logits], w);
+            w.u8(*frac);
+            w.u16(token_bytes.0);
+            w.u16(out.0);
+        }
     }
 }
 
@@ -277,6 +283,7 @@ fn decode_op(r: &mut Reader<'_>) -> Decoded<Op> {
         13 => Op::Multiply { a: tensor_id(r)?, b: tensor_id(r)?, shift: r.u8()?, out: tensor_id(r)? },
         14 => Op::Shift { input: tensor_id(r)?, shift: r.u8()?, out: tensor_id(r)? },
         15 => Op::Gather { input: tensor_id(r)?, out: tensor_id(r)? },
+        16 => Op::Sample { logits: tensor_id(r)?, frac: r.u8()?, token_bytes: param_id(r)?, out: tensor_id(r)? },
         tag => return Err(DecodeError::InvalidTag { what: "op", tag: tag.into() }),
     })
 }

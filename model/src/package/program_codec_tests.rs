@@ -76,6 +76,12 @@ fn op() -> impl Strategy<Value = Op> {
         (tensor_ids::<3>(), any::<u8>()).prop_map(|([a, b, out], shift)| Op::Multiply { a, b, shift, out }),
         (two(), any::<u8>()).prop_map(|([input, out], shift)| Op::Shift { input, shift, out }),
         two().prop_map(|[input, out]| Op::Gather { input, out }),
+        (two(), any::<u8>(), any::<u16>()).prop_map(|([logits, out], frac, token_bytes)| Op::Sample {
+            logits,
+            frac,
+            token_bytes: ParamId(token_bytes),
+            out
+        }),
     ]
 }
 

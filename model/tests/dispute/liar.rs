@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
+use lockstep_kernels::host::{
+    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
+};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
@@ -176,6 +178,10 @@ impl HostOps for Ops {
     }
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
         Reference.gather(input, cols, rows, out);
+        self.wide(out);
+    }
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
+        Reference.sample(points, out);
         self.wide(out);
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, Scaled};
+use lockstep_kernels::host::{
+    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
+};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
 
@@ -293,6 +295,11 @@ impl<K: HostOps> HostOps for LyingOps<K> {
 
     fn gather(&self, input: &[i32], cols: usize, rows: &[usize], out: &mut [i32]) {
         self.honest.gather(input, cols, rows, out);
+        self.lie(Results::I32(out));
+    }
+
+    fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
+        self.honest.sample(points, out);
         self.lie(Results::I32(out));
     }
 }

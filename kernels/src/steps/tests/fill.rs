@@ -4,15 +4,19 @@ use std::sync::Arc;
 
 use super::super::{CHUNK_BYTES, MAX_READ_BYTES, Part, Plan, Read, Source, Step, Width};
 use crate::backend::{Backend, Executor};
-use crate::conformance::{OwnedParams, Pattern, SplitMix};
+use crate::conformance::{OwnedParams, Pattern, SplitMix, random_sampling};
 use crate::program::{Op, Program, Rows, TensorId};
 use crate::reference::Reference;
-use crate::value::{Batch, ParamData, Params, Value};
+use crate::sampling::{Sampling, word};
+use crate::value::{Batch, ParamData, Params, Sampler, Sequence, Value};
 
 /// A run by the oracle, as the bytes that parties commit to.
 pub struct Run {
     pub program: Arc<Program>,
     tokens: Vec<u8>,
+    words: Vec<u8>,
+    /// Of a decoder, the settings and the draw of the last point.
+    sampling: Option<(Sampling, u64)>,
     params: Vec<Vec<u8>>,
     /// For each layer the values of its ops' outputs.
     values: Vec<Vec<Value>>,
@@ -27,9 +31,11 @@ impl Run {
     pub fn new(program: Program, params: Arc<OwnedParams>, positions: u32, rng: &mut SplitMix) -> Self {
         let program = Arc::new(program);
         let tokens: Vec<u32> = (0..positions).map(|_| rng.range(0, i64::from(program.vocab_size) - 1) as u32).collect();
+        let mut batch = Batch::single(tokens.clone());
+        let sampling = program.is_decoder().then(|| sample(&program, &mut batch.sequences[0], rng));
         let dynamic: Arc<dyn Params> = Arc::<OwnedParams>::clone(&params);
         let mut executor = Reference.load(Arc::clone(&program), dynamic).expect("a valid program");
-        executor.begin(&Batch::single(tokens.clone())).expect("a valid batch");
+        executor.begin(&batch).expect("a valid batch");
         let (mut values, mut inputs) = (vec![], vec![vec![]]);
         for (l, layer) in program.layers.iter().enumerate() {
             executor.run_layer(l).expect("the layer runs");
@@ -42,9 +48,19 @@ impl Run {
             }
             inputs.push(padded(executor.as_mut(), layer.output, shape.cols as usize));
         }
+        let prompt = sampling.as_ref().map_or(tokens.len(), |(settings, _)| settings.prompt_tokens as usize);
+        let (tokens, generated) = tokens.split_at(prompt);
+        let words = generated.iter().map(|token| word(*token, rng.range(0, 3) as u8));
+        let words = words.flat_map(u32::to_le_bytes).collect();
         let tokens = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
         let params = (0..program.params.len()).map(|p| bytes(params.0.get(p).map(|_| params.param(id(p))))).collect();
-        Self { program, tokens, params, values, inputs, positions }
+        Self { program, tokens, words, sampling, params, values, inputs, positions }
+    }
+
+    /// The plan for a row.
+    pub fn plan(&self, layer: usize, row: u32) -> Plan {
+        let sampling = self.sampling.as_ref().map(|(settings, draw)| (settings, *draw));
+        Plan::new(&self.program, layer, self.positions, row, sampling).expect("a dispute view")
     }
 
     /// Evaluates every element of every step of a plan. Panics where an element reads what is not there, or too much.
@@ -76,6 +92,7 @@ impl Run {
             Source::Input if layer == 1 => panic!("layer 1 has no committed input"),
             Source::Input => &self.inputs[layer],
             Source::Tokens => &self.tokens,
+            Source::Words => &self.words,
             Source::Param(p) => &self.params[usize::from(p.0)],
         };
         reads.iter().map(|r| &source(r.source)[r.bytes.start as usize..r.bytes.end as usize]).collect()
@@ -83,8 +100,10 @@ impl Run {
 
     /// Fills a plan for one row and compares each output of an op with the oracle's.
     pub fn check(&self, layer: usize, row: u32) {
-        let plan = Plan::new(&self.program, layer, self.positions, row).expect("a dispute view");
+        let plan = self.plan(layer, row);
         let tensors = self.fill(layer, &plan);
+        let of_point = self.program.tensor(self.program.layers[layer].output).rows == Rows::Point;
+        let row = if of_point { self.positions - 1 } else { row };
         for (step, tensor) in plan.steps().iter().zip(&tensors) {
             let Some(expected) = self.expected(step, row) else { continue };
             assert!(*tensor == expected, "layer {layer} row {row}: {}", step.name(&self.program));
@@ -99,7 +118,12 @@ impl Run {
     fn expected(&self, step: &Step, row: u32) -> Option<Vec<u8>> {
         let op: &Op = &self.program.layers[step.layer].ops[step.op];
         let cols = step.cols as usize;
-        let row = if self.program.tensor(op.out()).rows == Rows::Sequence { 0 } else { row as usize };
+        let row = match (self.program.tensor(op.out()).rows, &self.values[step.layer][step.op]) {
+            (Rows::Sequence, _) => 0,
+            (Rows::Position, _) => row as usize,
+            // The last point.
+            (Rows::Point, value) => rows_of(value, self.program.tensor(op.out()).cols as usize) - 1,
+        };
         let rows = if step.all_rows { 0..step.rows as usize } else { row..row + 1 };
         let range = rows.start * cols..rows.end * cols;
         let (numbers, width): (Vec<i64>, _) = match (step.part, &self.values[step.layer][step.op]) {
@@ -124,10 +148,29 @@ impl Run {
     }
 }
 
+/// Gives a sequence any prompt and settings, and draws for all its points. Returns the settings and the last draw.
+fn sample(program: &Program, sequence: &mut Sequence, rng: &mut SplitMix) -> (Sampling, u64) {
+    let prompt_tokens = rng.range(1, sequence.tokens.len() as i64) as u32;
+    let sampling = Sampling { prompt_tokens, ..random_sampling(rng, program.vocab_size as usize) };
+    let points = sequence.tokens.len() - prompt_tokens as usize + 1;
+    let draws: Vec<u64> = (0..points).map(|_| rng.next_u64()).collect();
+    let last = draws[points - 1];
+    sequence.sampler = Some(Sampler { sampling: Arc::new(sampling.clone()), draws });
+    (sampling, last)
+}
+
 /// Chunks that a read touches.
 pub fn chunks(read: &Read) -> u64 {
     assert!(read.bytes.start < read.bytes.end, "an empty read");
     (read.bytes.end - 1) / CHUNK_BYTES - read.bytes.start / CHUNK_BYTES + 1
+}
+
+fn rows_of(value: &Value, cols: usize) -> usize {
+    match value {
+        Value::I32(v) => v.len() / cols,
+        Value::I16(v) => v.len() / cols,
+        Value::Bfp { exponents, .. } => exponents.len(),
+    }
 }
 
 fn id(p: usize) -> crate::program::ParamId {

@@ -29,39 +29,41 @@ fn check(program: Program, positions: u32, rng: &mut SplitMix) -> BTreeSet<&'sta
         let rows = rows(&run.program, layer, positions);
         for row in BTreeSet::from([0, rng.range(0, i64::from(rows) - 1) as u32, rows - 1]) {
             run.check(layer, row);
-            let plan = Plan::new(&run.program, layer, positions, row).expect("a dispute view");
+            let plan = run.plan(layer, row);
             ops.extend(plan.steps().iter().map(|s| run.program.layers[s.layer].ops[s.op].name()));
         }
     }
     ops
 }
 
-fn check_many(name: &str, sizes: Sizes, count: usize) -> BTreeSet<&'static str> {
+fn check_many(name: &str, sizes: Sizes, count: usize, make: fn(Maker) -> Program) -> BTreeSet<&'static str> {
     let mut seen = BTreeSet::new();
     for n in 0..count {
         let maker = Maker::new(&format!("{name} {n}"), sizes);
         let mut rng = maker.rng.clone();
         let positions = rng.range(i64::from(sizes.max_positions) / 2 + 1, i64::from(sizes.max_positions)) as u32;
-        seen.extend(check(maker.random(), positions, &mut rng));
+        seen.extend(check(make(maker), positions, &mut rng));
     }
     seen
 }
 
 #[test]
 fn steps_of_small_programs_make_the_oracles_rows() {
-    let seen = check_many("small", SMALL, 150);
+    let seen = check_many("small", SMALL, 150, Maker::random);
+    let seen = &seen | &check_many("small decoder", SMALL, 150, Maker::decoder);
     assert_eq!(seen, BTreeSet::from(OP_NAMES), "an op never took part");
 }
 
 #[test]
 fn steps_over_several_key_and_row_blocks_make_the_oracles_rows() {
-    let seen = check_many("long", LONG, 16);
+    let seen = check_many("long", LONG, 16, Maker::random);
+    let seen = &seen | &check_many("long decoder", LONG, 16, Maker::decoder);
     assert!(seen.contains("attention") && seen.contains("mean_pool"), "{seen:?}");
 }
 
 #[test]
 fn steps_over_several_column_blocks_make_the_oracles_rows() {
-    let seen = check_many("wide", WIDE, 30);
+    let seen = check_many("wide", WIDE, 30, Maker::random);
     for op in ["layer_norm", "rms_norm", "l2_normalize"] {
         assert!(seen.contains(op), "{op} never took part");
     }
@@ -88,7 +90,7 @@ fn quantize_joins_the_maxima_of_column_blocks() {
     let mut ops = vec![];
     let y = maker.product(&mut ops, x, 1, TensorKind::I32);
     maker.layer(ops, y);
-    let plan = Plan::new(&maker.program, 1, 1, 0).expect("a dispute view");
+    let plan = Plan::new(&maker.program, 1, 1, 0, None).expect("a dispute view");
     let row: Vec<i32> = (0..cols as i32).map(|i| (i - 9_000) * 107_374).collect();
     let (mut codes, mut exponents) = (vec![0; row.len()], vec![0]);
     reference::quantize::quantize(&row, row.len(), &mut codes, &mut exponents);
@@ -111,7 +113,7 @@ fn quantize_joins_the_maxima_of_column_blocks() {
 #[test]
 fn padding_reads_nothing_and_is_zero() {
     let program = Maker::new("padding", SMALL).random();
-    let plan = Plan::new(&program, 1, 7, 0).expect("a dispute view");
+    let plan = Plan::new(&program, 1, 7, 0, None).expect("a dispute view");
     for (s, step) in plan.steps().iter().enumerate() {
         let stride = step.row_bytes() / step.width.bytes();
         for element in [step.cols, stride - 1, (step.rows - 1) * stride + step.cols, step.rows * stride, u64::MAX] {
@@ -140,7 +142,7 @@ fn causal_rows_need_only_what_they_see() {
     }
     maker.layer(ops, y);
     let extent = |row| {
-        let plan = Plan::new(&maker.program, 1, 600, row).expect("a dispute view");
+        let plan = Plan::new(&maker.program, 1, 600, row, None).expect("a dispute view");
         plan.steps().iter().filter(|s| s.all_rows).map(|s| s.rows).max()
     };
     assert_eq!([extent(0), extent(299), extent(599)], [Some(1), Some(300), Some(600)]);
@@ -153,7 +155,7 @@ fn ops_that_lead_nowhere_are_left_out() {
     maker.layer(vec![embed], x);
     let (dead, y) = (maker.row(4), maker.row(4));
     maker.layer(vec![Op::Add { a: x, b: x, out: dead }, Op::Gelu { input: x, frac: 3, out: y }], y);
-    let plan = Plan::new(&maker.program, 1, 3, 2).expect("a dispute view");
+    let plan = Plan::new(&maker.program, 1, 3, 2, None).expect("a dispute view");
     let names: Vec<_> = plan.steps().iter().map(|s| (s.name(&maker.program), s.rows, s.all_rows)).collect();
     assert_eq!(names, [("embed.out".into(), 1, false), ("gelu.out".into(), 1, false)]);
 }
@@ -162,7 +164,7 @@ fn ops_that_lead_nowhere_are_left_out() {
 fn rows_that_do_not_exist_are_refused() {
     let program = encoder(16, 2, 16, 1, false, &[9]).program;
     for (layer, positions, row) in [(0, 9, 0), (3, 9, 0), (1, 0, 0), (1, 10, 0), (1, 9, 9), (2, 9, 1)] {
-        let refused = Plan::new(&program, layer, positions, row).expect_err("no such row");
+        let refused = Plan::new(&program, layer, positions, row, None).expect_err("no such row");
         assert_eq!(refused, PlanError::Place { layers: 3, layer, positions, row });
     }
 }
@@ -236,8 +238,8 @@ proptest! {
         let layer = 1 + (draws[0] % (program.layers.len() as u64 - 1)) as usize;
         let positions = 1 + ((draws[1] % u64::from(max)) >> (draws[0] % 17)) as u32;
         let row = (draws[2] % u64::from(rows(&program, layer, positions))) as u32;
-        let plan = Plan::new(&program, layer, positions, row).unwrap();
-        let longest = Plan::new(&program, layer, max, rows(&program, layer, max) - 1).unwrap();
+        let plan = Plan::new(&program, layer, positions, row, None).unwrap();
+        let longest = Plan::new(&program, layer, max, rows(&program, layer, max) - 1, None).unwrap();
         for (s, step) in plan.steps().iter().enumerate() {
             let bound = longest.ops[s].0.chunks(step.part);
             prop_assert!(bound * CHUNK_BYTES <= MAX_READ_BYTES);
@@ -265,7 +267,7 @@ proptest! {
         for layer in 1..program.layers.len() {
             let positions = program.max_positions;
             let row = (draw % u64::from(rows(&program, layer, positions))) as u32;
-            let plan = Plan::new(&program, layer, positions, row).unwrap();
+            let plan = Plan::new(&program, layer, positions, row, None).unwrap();
             for (s, step) in plan.steps().iter().enumerate() {
                 let stride = step.row_bytes() / step.width.bytes();
                 let element = (draw % step.rows) * stride + draw / step.rows % step.cols;

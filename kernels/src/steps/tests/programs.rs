@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::conformance::{OwnedParams, ParamValue, Pattern, SplitMix};
+use crate::conformance::{OwnedParams, ParamValue, Pattern, SplitMix, TOKEN_BYTES_WIDTH, random_token_bytes};
 use crate::fixed::CODE_MAX;
 use crate::program::{
     DType, EmbedIndex, Heads, Layer, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
@@ -31,6 +31,8 @@ pub struct Maker {
     pub rng: SplitMix,
     pub program: Program,
     sizes: Sizes,
+    /// Whether attention must be causal.
+    decoder: bool,
 }
 
 impl Maker {
@@ -42,7 +44,7 @@ impl Maker {
             params: vec![],
             layers: vec![],
         };
-        Self { rng: SplitMix::named(name), program, sizes }
+        Self { rng: SplitMix::named(name), program, sizes, decoder: false }
     }
 
     fn pick<T: Copy>(&mut self, of: &[T]) -> T {
@@ -118,14 +120,20 @@ impl Maker {
         let (kv_heads, dim) = (self.pick(&[1_u16, 2]), self.pick(self.sizes.head_dims));
         let heads = kv_heads * self.pick(&[1, 3]);
         let width = |n: u16| u32::from(n) * u32::from(dim);
-        let q = self.product(ops, x, width(heads), TensorKind::I16);
-        let k = self.product(ops, x, width(kv_heads), TensorKind::I16);
+        let rotate = dim > 1 && self.rng.range(0, 1) == 0;
+        let [q, k] = [heads, kv_heads].map(|heads| {
+            if !rotate {
+                return self.product(ops, x, width(heads), TensorKind::I16);
+            }
+            let input = self.product(ops, x, width(heads), TensorKind::I32);
+            self.rope(ops, input, heads, dim)
+        });
         let v = self.product(ops, x, width(kv_heads), TensorKind::I16);
         let heads = Heads {
             heads,
             kv_heads,
             head_dim: dim,
-            causal: self.rng.range(0, 1) == 0,
+            causal: self.decoder || self.rng.range(0, 1) == 0,
             score_shift: (0..heads).map(|_| self.pick(&[0, 5, 9, 62])).collect(),
             value_shift: (0..heads).map(|_| self.pick(&[0, 12, 31])).collect(),
         };
@@ -134,10 +142,20 @@ impl Maker {
         out
     }
 
+    fn rope(&mut self, ops: &mut Vec<Op>, input: TensorId, heads: u16, head_dim: u16) -> TensorId {
+        let rotary = 2 * self.rng.range(1, i64::from(head_dim) / 2) as u32;
+        let table = self.param("angles", DType::I32, self.sizes.max_positions, rotary);
+        let cols = self.cols(input);
+        let out = self.tensor(Rows::Position, cols, TensorKind::I16);
+        let shift = (0..heads).map(|_| self.pick(&[0, 5, 16, 32])).collect();
+        ops.push(Op::Rope { input, table, heads, head_dim, shift, out });
+        out
+    }
+
     /// An op on rows, chosen by chance.
     fn row_op(&mut self, ops: &mut Vec<Op>, input: TensorId) -> TensorId {
         let cols = self.cols(input);
-        let kind = self.rng.range(0, 6);
+        let kind = self.rng.range(0, 8);
         if kind == 0 && cols <= 8_192 {
             let width = self.pick(self.sizes.widths);
             return self.product(ops, input, width, TensorKind::I32);
@@ -148,7 +166,13 @@ impl Maker {
             1 => Op::Gelu { input, frac, out },
             2 => Op::Silu { input, frac, out },
             3 => Op::L2Normalize { input, out },
-            4 => Op::RmsNorm { input, norm: self.norm(cols), groups: 1, out },
+            4 => {
+                let groups = self.pick(&[1, 2, 5]);
+                let groups = if cols % groups == 0 { groups } else { 1 };
+                Op::RmsNorm { input, norm: self.norm(cols / groups), groups: groups as u16, out }
+            }
+            6 => Op::Multiply { a: input, b: input, shift: self.pick(&[0, 20, 31, 62]), out },
+            7 => Op::Shift { input, shift: self.pick(&[0, 3, 31]), out },
             5 => {
                 let (norm, bias) = (self.norm(cols), self.param("bias", DType::I32, 1, cols));
                 Op::LayerNorm { input, norm, bias, out }
@@ -185,6 +209,39 @@ impl Maker {
         self.program.layers.push(Layer { name, ops, output });
     }
 
+    /// Two to four layers, the last of which samples.
+    pub fn decoder(mut self) -> Program {
+        self.decoder = true;
+        let width = self.pick(self.sizes.widths);
+        let (embed, mut x) = self.embed(width);
+        self.layer(vec![embed], x);
+        for _ in 0..self.rng.range(0, 2) {
+            let mut ops = vec![];
+            x = self.ops(&mut ops, x, true);
+            self.layer(ops, x);
+        }
+        let mut ops = vec![];
+        if self.rng.range(0, 1) == 0 {
+            x = self.ops(&mut ops, x, true);
+        }
+        let cols = self.cols(x);
+        let last = self.tensor(Rows::Point, cols, TensorKind::I32);
+        ops.push(Op::Gather { input: x, out: last });
+        let codes = self.tensor(Rows::Point, cols, TensorKind::Bfp);
+        ops.push(Op::Quantize { input: last, out: codes });
+        let vocab = self.program.vocab_size;
+        let weight = self.scaled(DType::I8, vocab, cols);
+        let logits = self.tensor(Rows::Point, vocab, TensorKind::I32);
+        ops.push(Op::MatMul { input: codes, weight, bias: None, out: logits });
+        let token_bytes = self.param("token bytes", DType::I8, vocab, TOKEN_BYTES_WIDTH as u32);
+        let word = self.tensor(Rows::Point, 1, TensorKind::I32);
+        let frac = self.pick(&[0, 8, 20, 31]);
+        ops.push(Op::Sample { logits, frac, token_bytes, out: word });
+        self.layer(ops, word);
+        self.program.validate().expect("a valid program");
+        self.program
+    }
+
     /// Two to four layers, with or without pooling.
     pub fn random(mut self) -> Program {
         let width = self.pick(self.sizes.widths);
@@ -216,13 +273,14 @@ pub fn params(program: &Program, rng: &mut SplitMix) -> Arc<OwnedParams> {
     let limit = i64::from(CODE_MAX);
     let values = program.params.iter().map(|p| {
         let (rows, cols) = (p.rows as usize, p.cols as usize);
-        let mut fill = |low, high| Pattern::Mixed.fill(rng, rows, cols, low, high).into_iter();
+        let fill = |rng: &mut SplitMix, low, high| Pattern::Mixed.fill(rng, rows, cols, low, high).into_iter();
         match (p.dtype, p.name.as_str()) {
-            (DType::I8, _) => ParamValue::I8(fill(-127, 127).map(|v| v as i8).collect()),
+            (DType::I8, "token bytes") => ParamValue::I8(random_token_bytes(rng, rows)),
+            (DType::I8, _) => ParamValue::I8(fill(rng, -127, 127).map(|v| v as i8).collect()),
             (DType::I16, "shift") => ParamValue::I16((0..cols).map(|_| rng.range(8, 30) as i16).collect()),
-            (DType::I16, _) => ParamValue::I16(fill(-limit, limit).map(|v| v as i16).collect()),
+            (DType::I16, _) => ParamValue::I16(fill(rng, -limit, limit).map(|v| v as i16).collect()),
             (DType::U16, _) => ParamValue::U16((0..cols).map(|_| rng.range(1 << 15, 65_535) as u16).collect()),
-            (DType::I32, _) => ParamValue::I32(fill(i32::MIN.into(), i32::MAX.into()).map(|v| v as i32).collect()),
+            (DType::I32, _) => ParamValue::I32(fill(rng, i32::MIN.into(), i32::MAX.into()).map(|v| v as i32).collect()),
         }
     });
     Arc::new(OwnedParams(values.collect()))
