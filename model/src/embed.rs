@@ -92,7 +92,7 @@ pub fn to_real(row: &[i32], output_frac: u8) -> Vec<f64> {
     row.iter().map(|x| f64::from(*x) * unit).collect()
 }
 
-fn read_i32(executor: &mut dyn Executor, tensor: TensorId) -> Result<Vec<i32>, BackendError> {
+pub(crate) fn read_i32(executor: &mut dyn Executor, tensor: TensorId) -> Result<Vec<i32>, BackendError> {
     match executor.read(tensor)? {
         Value::I32(rows) => Ok(rows),
         _ => Err(BackendError::Value { tensor, reason: "a layer's output is i32".into() }),

@@ -10,6 +10,7 @@
 //! - [`package`]: the file format, its manifest, and the assembler for packages pulled over a network.
 //! - [`import`], [`check`]: folder to package, and whether a package is that folder.
 //! - [`dispute`]: the dispute game's view of a program, a player's evidence, and the judge of a dispute's file.
+//! - [`generation`]: text from decoders, many sequences at once, with their commitments.
 //! - [`tokenizer`], [`embed`], [`rerun`]: text to tokens to vectors, and a job again from its tokens to its roots.
 //!
 //! Whatever ends up in a package is computed in integers and in IEEE basic double operations of pinned order: no fused
@@ -26,6 +27,7 @@ pub mod dispute;
 pub mod embed;
 mod error;
 mod exact;
+pub mod generation;
 pub mod import;
 pub mod lower;
 pub mod package;

@@ -10,6 +10,8 @@ pub enum Domain {
     JobId,
     /// Nonce and request to request hash.
     Request,
+    /// The seed of a generation and a position to the draw there.
+    Sample,
     /// The roots of one commitment point to their digest.
     Point,
     /// First value of a commitment chain.
@@ -56,9 +58,10 @@ pub enum Domain {
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::JobId,
         Self::Request,
+        Self::Sample,
         Self::Point,
         Self::ChainStart,
         Self::ChainStep,
@@ -87,6 +90,7 @@ impl Domain {
         match self {
             Self::JobId => "lockstep 2026-11 v1 job id",
             Self::Request => "lockstep 2026-11 v1 request",
+            Self::Sample => "lockstep 2026-11 v1 sample",
             Self::Point => "lockstep 2026-11 v1 point",
             Self::ChainStart => "lockstep 2026-11 v1 chain start",
             Self::ChainStep => "lockstep 2026-11 v1 chain step",

@@ -13,11 +13,13 @@ mod coordinator;
 mod dispute;
 mod embed;
 mod files;
+mod generate;
 mod import;
 mod inspect;
 mod judge;
 mod ledger;
 mod log;
+mod perplexity;
 mod sim;
 mod verify;
 mod worker;
@@ -49,6 +51,10 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Compute embeddings here, with the root of every layer.
     Embed(embed::EmbedArgs),
+    /// Generate text here, token by token, with the root of every layer.
+    Generate(generate::GenerateArgs),
+    /// Measure how well a model foresees a text, from its exact logits.
+    Perplexity(perplexity::PerplexityArgs),
     /// Check a receipt: everything that can be derived, and the run itself where the package is at hand.
     Verify(verify::VerifyArgs),
     /// Run a receipt's job again, and dispute the receipt before its coordinator if it is wrong.
@@ -81,6 +87,8 @@ impl Cli {
             Command::Import(args) => import::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Embed(args) => embed::run(&args),
+            Command::Generate(args) => generate::run(&args),
+            Command::Perplexity(args) => perplexity::run(&args),
             Command::Verify(args) => verify::run(&args),
             Command::Challenge(args) => challenge::run(&args),
             Command::Judge(args) => judge::run(&args),

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use lockstep_kernels::backend::{Backend, BackendError};
+use lockstep_kernels::backend::Backend;
 use lockstep_model::ModelError;
-use lockstep_model::embed::EmbedError;
 use lockstep_model::package::Package;
-use lockstep_model::rerun::{Rerun, rerun};
+use lockstep_model::rerun::{Rerun, RerunError, rerun_job};
 use lockstep_model::tokenizer::TooLong;
-use lockstep_protocol::ids::{ModelId, NodeId, Root};
-use lockstep_protocol::job::RequestInput;
+use lockstep_protocol::generation::words_of;
+use lockstep_protocol::ids::{ModelId, NodeId};
+use lockstep_protocol::job::{JobKind, RequestInput};
 use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
 use lockstep_protocol::receipt::{Receipt, Standing};
 use serde_json::json;
@@ -165,31 +165,44 @@ fn check_tokens(args: &VerifyArgs, receipt: &Receipt, package: &Package) -> Outc
 }
 
 fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> Outcome {
-    let again = rerun(package, backend, &receipt.job.tokens)
+    // Of a generation, what is claimed is checked in one prefill.
+    let claimed = match receipt.job.kind {
+        JobKind::Embedding => Vec::new(),
+        JobKind::Generation(_) => words_of(&receipt.output),
+    };
+    let exit_of = |error: &RerunError| if error.is_of_the_device() { Exit::NoDevice } else { Exit::Refuted };
+    let again = rerun_job(package, backend, &receipt.job, &claimed)
         .map_err(|error| Failure { exit: exit_of(&error), error: error.into() })?;
     compare(receipt, package, &again).or_exit(Exit::Refuted)
 }
 
 /// Everything that the worker signed about its run, with what the run gives here.
 fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Result<()> {
-    let Rerun { roots, output, saturations } = again;
+    let Rerun { roots, output, saturations, work_units } = again;
     let signed = &receipt.worker.receipt;
     let layers = package.program().layers.len() - 2;
     if usize::from(signed.layers) != layers {
         bail!("the receipt is for {} layers; the model has {layers}", signed.layers);
     }
-    let differs = |(_, (a, b)): &(usize, (&Root, &Root))| a != b;
-    if let Some((layer, (signed, right))) = signed.roots.iter().zip(roots).enumerate().find(differs) {
-        let point = receipt.job.tokens.len() - 1;
-        let layer = layer + 1;
+    let geometry = receipt.job.header().geometry(signed.layers)?;
+    let trail = geometry.trail(roots).context("the run has another shape than the job")?;
+    let first = geometry.first_point();
+    if let Some((index, digest, right)) = first_difference(&signed.points, &trail.points) {
+        bail!("the digest of point {} is {digest}; the model gives {right}", first as usize + index);
+    }
+    if signed.points.len() != trail.points.len() {
+        let (signed, right) = (signed.points.len() + 1, trail.points.len() + 1);
+        bail!("the receipt is for {signed} points; the model gives {right}");
+    }
+    if let Some((layer, signed, right)) = first_difference(&signed.roots, &trail.roots) {
+        let (layer, point) = (layer + 1, first as usize + trail.points.len());
         bail!("the root of layer {layer} at point {point} is {signed}; the model gives {right}");
     }
-    if receipt.output != *output || signed.roots.len() != roots.len() {
+    if receipt.output != *output || signed.roots.len() != trail.roots.len() {
         bail!("the output is not what the model gives");
     }
-    let work = package.program().macs(receipt.job.tokens.len() as u64, 0);
-    if signed.work_units != work {
-        bail!("the receipt is for {} multiply-accumulates; the run takes {work}", signed.work_units);
+    if signed.work_units != *work_units {
+        bail!("the receipt is for {} multiply-accumulates; the run takes {work_units}", signed.work_units);
     }
     if signed.saturations != *saturations {
         bail!("the receipt is for {} saturated elements; the run has {saturations}", signed.saturations);
@@ -197,12 +210,10 @@ fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Resul
     Ok(())
 }
 
-/// A device that fails refutes nothing; tokens that do not fit the model do.
-fn exit_of(error: &EmbedError) -> Exit {
-    match error {
-        EmbedError::Backend(BackendError::Unavailable(_) | BackendError::Device(_)) => Exit::NoDevice,
-        _ => Exit::Refuted,
-    }
+/// The first place at which two lists differ, and what they have there.
+fn first_difference<T: PartialEq + Copy>(signed: &[T], right: &[T]) -> Option<(usize, T, T)> {
+    let pairs = signed.iter().zip(right).enumerate();
+    pairs.map(|(index, (a, b))| (index, *a, *b)).find(|(_, a, b)| a != b)
 }
 
 fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &Checked) {
@@ -236,7 +247,8 @@ fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &C
     }
     if checked.rerun {
         println!(
-            "run again here: all {} roots, the output, the work and the saturations are equal",
+            "run again here: all {} points, the {} roots of the last, the output, the work and the saturations are equal",
+            signed.points.len() + 1,
             signed.roots.len()
         );
     } else {

@@ -48,3 +48,4 @@ pub use data_dir::KEY_FILE;
 pub use error::{ErrorKind, WorkerError};
 pub use event::Event;
 pub use handle::{Handle, Worker};
+pub use preflight::machine_memory;

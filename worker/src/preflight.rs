@@ -57,7 +57,7 @@ fn load(backend: &dyn Backend, case: &Case) -> Result<Box<dyn lockstep_kernels::
 }
 
 /// Memory of this machine in bytes; 0 where it does not say.
-pub(crate) fn machine_memory() -> u64 {
+pub fn machine_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib = total.and_then(|rest| rest.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());

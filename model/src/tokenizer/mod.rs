@@ -17,6 +17,8 @@ pub enum TooLong {
     Refuse,
     /// The end is cut off; special tokens stay.
     Truncate,
+    /// All tokens are given; the caller cuts them.
+    Keep,
 }
 
 /// Why a text has no tokens.
@@ -91,7 +93,7 @@ impl Tokenizer {
         if ids.is_empty() {
             return Err(TokenizeError::Empty);
         }
-        if ids.len() > self.limit {
+        if too_long != TooLong::Keep && ids.len() > self.limit {
             return Err(TokenizeError::TooLong { tokens: ids.len(), limit: self.limit });
         }
         if let Some(id) = ids.iter().find(|id| **id >= self.vocab_size) {

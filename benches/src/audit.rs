@@ -1,0 +1,119 @@
+//! What an audit by prefill costs beside the generation that it checks, and what commitments cost in both.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use lockstep_kernels::backend::Backend;
+use lockstep_kernels::program::Program;
+use lockstep_model::generation::{Event, Generator, Limits, Request, Run};
+use lockstep_model::package::Package;
+use lockstep_protocol::generation::{Generation, SAMPLING_ONE};
+use lockstep_protocol::ids::Seed;
+use lockstep_protocol::trace::RowTree;
+
+use crate::commit::median;
+
+/// What to generate and audit.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens to generate.
+    pub tokens: u32,
+    /// Times that count; one audit more warms up.
+    pub samples: usize,
+}
+
+/// Seconds of each sample, and of hashing alone.
+#[derive(Clone, Debug, Default)]
+pub struct AuditSamples {
+    /// Generating, commitments included.
+    pub generate: Vec<f64>,
+    /// Auditing the same words.
+    pub audit: Vec<f64>,
+    /// Hashing what one generation commits to, on one thread, by itself.
+    pub generate_hashing: f64,
+    /// The same for the audit, which keeps a state at every point.
+    pub audit_hashing: f64,
+    /// Words that were generated.
+    pub words: usize,
+}
+
+impl AuditSamples {
+    /// Time of an audit as a share of the time of the generation.
+    pub fn ratio(&self) -> f64 {
+        median(self.audit.iter().copied()) / median(self.generate.iter().copied())
+    }
+
+    /// Share of hashing in a generation, as if nothing overlapped.
+    pub fn commit_share(&self) -> f64 {
+        self.generate_hashing / median(self.generate.iter().copied())
+    }
+
+    /// Share of hashing in an audit, as if nothing overlapped.
+    pub fn audit_commit_share(&self) -> f64 {
+        self.audit_hashing / median(self.audit.iter().copied())
+    }
+}
+
+/// Generates from token ids that count up, then audits the words, with one sequence at a time in both.
+///
+/// # Errors
+/// The workload does not fit the model, the backend fails, or an audit of the honest run differs from it.
+pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> Result<AuditSamples> {
+    let program = package.program();
+    let limits = Limits::of_one(program, workload.prompt as u64 + u64::from(workload.tokens));
+    let mut generator = Generator::new(Arc::clone(program), package.params(), backend, limits)?;
+    let prompt: Vec<u32> = (0..workload.prompt as u32).map(|t| (17 + 31 * t) % program.vocab_size).collect();
+    // Drawn at full temperature, so that the words differ; nothing ends the run early.
+    let generation = Generation { temperature: SAMPLING_ONE, ..Generation::greedy(workload.tokens) };
+    let request = |hint| Request::new(prompt.clone(), &generation, Seed::from_bytes([7; 32]), hint);
+    let mut samples = AuditSamples::default();
+    for sample in 0..=workload.samples {
+        let (run, seconds) = timed(&mut generator, request(Vec::new()))?;
+        let (again, audit_seconds) = timed(&mut generator, request(run.words.clone()))?;
+        ensure!(run.roots == again.roots && run.words == again.words, "the audit differs from the run");
+        samples.words = run.words.len();
+        if sample > 0 {
+            samples.generate.push(seconds);
+            samples.audit.push(audit_seconds);
+        }
+    }
+    samples.generate_hashing = hashing(program, workload.prompt, samples.words, false);
+    samples.audit_hashing = hashing(program, workload.prompt, samples.words, true);
+    Ok(samples)
+}
+
+fn timed(generator: &mut Generator, request: Request) -> Result<(Run, f64)> {
+    let start = Instant::now();
+    generator.submit(request)?;
+    let mut done = None;
+    let mut note = |_, event| {
+        if let Event::Done(run) = event {
+            done = Some(run);
+        }
+    };
+    while generator.step(&mut note)? {}
+    Ok((done.context("the generation did not end")?, start.elapsed().as_secs_f64()))
+}
+
+/// Seconds of hashing the rows of all layers, with a root at each point. The time does not depend on what is hashed.
+fn hashing(program: &Program, prompt: usize, points: usize, keeps_states: bool) -> f64 {
+    let start = Instant::now();
+    for layer in &program.layers[1..program.layers.len() - 1] {
+        let cols = program.tensor(layer.output).cols as usize;
+        let mut tree = RowTree::new(cols);
+        tree.push_rows(black_box(&vec![1; cols * (prompt - 1)]));
+        let row = vec![1; cols];
+        for _ in 0..points {
+            tree.push_row(black_box(&row));
+            black_box(tree.root());
+            if keeps_states {
+                black_box(tree.clone());
+            }
+        }
+    }
+    start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,174 @@
+//! One pass of the program over a batch, with every committed row hashed on the way.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+
+use lockstep_kernels::backend::{BackendError, Executor};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Batch;
+use lockstep_protocol::ids::Root;
+use lockstep_protocol::trace::RowTree;
+
+use crate::embed::read_i32;
+
+/// Layers that may wait to be hashed while the next ones run.
+const LAYERS_AHEAD: usize = 2;
+/// A layer with fewer bytes of rows than this is hashed at once: a second thread would cost more than it saves.
+const OVERLAP_BYTES: usize = 256 << 10;
+
+/// After which of a part's rows something is noted in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// Rows of this pass up to there, at least 1.
+    pub rows: usize,
+    /// The root, because there is a point.
+    pub root: bool,
+    /// The whole state, to go on from there another time.
+    pub state: bool,
+}
+
+/// What was noted at one cut in one layer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Noted {
+    pub root: Option<Root>,
+    pub state: Option<RowTree>,
+}
+
+/// What one sequence has in a pass.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Its rows among those of the pass.
+    pub span: Range<usize>,
+    /// Ascending.
+    pub cuts: Vec<Cut>,
+    /// Whether its roots are told as they come: only where the pass can't turn out to have gone too far.
+    pub is_told: bool,
+    /// The hashes of layers 1 to L. They end with the last row of the pass.
+    pub trees: Vec<RowTree>,
+    /// For each of these layers, one of each cut.
+    pub noted: Vec<Vec<Noted>>,
+}
+
+impl Part {
+    /// Hashes its rows of one layer, of which `rows` holds those of the pass. Returns a root that is to be told.
+    fn push(&mut self, layer: usize, rows: &[i32], cols: usize) -> Option<Root> {
+        let rows = &rows[self.span.start * cols..self.span.end * cols];
+        let (tree, mut at) = (&mut self.trees[layer - 1], 0);
+        let mut noted = Vec::with_capacity(self.cuts.len());
+        for cut in &self.cuts {
+            tree.push_rows(&rows[at * cols..cut.rows * cols]);
+            at = cut.rows;
+            noted.push(Noted { root: cut.root.then(|| tree.root()), state: cut.state.then(|| tree.clone()) });
+        }
+        tree.push_rows(&rows[at * cols..]);
+        let told = noted.iter().find_map(|noted| noted.root).filter(|_| self.is_told);
+        self.noted.push(noted);
+        told
+    }
+}
+
+/// What a pass gives besides its parts.
+pub(super) struct Passed {
+    /// The words of all points of the batch.
+    pub words: Vec<u32>,
+    /// Elements that the whole batch clamped.
+    pub saturations: u64,
+}
+
+/// Runs a decoder over a batch. `tell` hears the number of a part, a layer and its root.
+pub(super) fn run(
+    executor: &mut dyn Executor,
+    program: &Program,
+    batch: &Batch,
+    parts: &mut [Part],
+    tell: &mut dyn FnMut(usize, u16, Root),
+) -> Result<Passed, BackendError> {
+    executor.begin(batch)?;
+    let last = program.layers.len() - 1;
+    let mut saturations = executor.run_layer(0)?.saturations;
+    let widest = (1..last).map(|layer| cols_of(program, layer)).max().unwrap_or(0);
+    saturations += if batch.rows() * widest * size_of::<i32>() < OVERLAP_BYTES {
+        run_and_hash(executor, program, parts, tell)?
+    } else {
+        run_while_hashing(executor, program, parts, tell)?
+    };
+    let mut words = Vec::new();
+    if batch.points() > 0 {
+        saturations += executor.run_layer(last)?.saturations;
+        words = read_i32(executor, program.layers[last].output)?.into_iter().map(i32::cast_unsigned).collect();
+    }
+    Ok(Passed { words, saturations })
+}
+
+fn cols_of(program: &Program, layer: usize) -> usize {
+    program.tensor(program.layers[layer].output).cols as usize
+}
+
+/// Layers 1 to L, one after the other.
+fn run_and_hash(
+    executor: &mut dyn Executor,
+    program: &Program,
+    parts: &mut [Part],
+    tell: &mut dyn FnMut(usize, u16, Root),
+) -> Result<u64, BackendError> {
+    let mut saturations = 0;
+    for layer in 1..program.layers.len() - 1 {
+        saturations += executor.run_layer(layer)?.saturations;
+        let rows = read_i32(executor, program.layers[layer].output)?;
+        for (index, part) in parts.iter_mut().enumerate() {
+            if let Some(root) = part.push(layer, &rows, cols_of(program, layer)) {
+                tell(index, layer as u16, root);
+            }
+        }
+    }
+    Ok(saturations)
+}
+
+/// Layers 1 to L, each hashed while the next one runs.
+fn run_while_hashing(
+    executor: &mut dyn Executor,
+    program: &Program,
+    parts: &mut [Part],
+    tell: &mut dyn FnMut(usize, u16, Root),
+) -> Result<u64, BackendError> {
+    let (finished, layers) = sync_channel(LAYERS_AHEAD);
+    let (told, roots) = channel();
+    std::thread::scope(|scope| {
+        let hasher = scope.spawn(move || hash(program, &layers, parts, &told));
+        let mut saturations = 0;
+        let mut ran = Ok(());
+        for layer in 1..program.layers.len() - 1 {
+            ran = executor.run_layer(layer).and_then(|report| {
+                saturations += report.saturations;
+                // The hasher ends early only by a panic, which is heard below.
+                let _ = finished.send((layer, read_i32(executor, program.layers[layer].output)?));
+                Ok(())
+            });
+            roots.try_iter().for_each(|(part, layer, root)| tell(part, layer, root));
+            if ran.is_err() {
+                break;
+            }
+        }
+        drop(finished);
+        roots.iter().for_each(|(part, layer, root)| tell(part, layer, root));
+        // A panic of the hasher is one of this thread.
+        hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        ran.map(|()| saturations)
+    })
+}
+
+fn hash(
+    program: &Program,
+    layers: &Receiver<(usize, Vec<i32>)>,
+    parts: &mut [Part],
+    told: &Sender<(usize, u16, Root)>,
+) {
+    for (layer, rows) in layers {
+        for (index, part) in parts.iter_mut().enumerate() {
+            if let Some(root) = part.push(layer, &rows, cols_of(program, layer)) {
+                // Whoever runs the layers listens until this ends.
+                let _ = told.send((index, layer as u16, root));
+            }
+        }
+    }
+}
