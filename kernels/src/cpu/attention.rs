@@ -6,7 +6,7 @@ use super::isa::{Block, MAX_ROWS, MAX_TILES, Sums, block_shape, product};
 use super::packed::{ByColumn, ByRow, PackedMatrix, PackedRows, STEP, TILE};
 use super::path::for_each_path;
 use super::softmax::{Combined, weigh};
-use super::{CpuKernels, Isa};
+use super::{CpuKernels, Isa, decode};
 use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
 use crate::program::Heads;
 use crate::reference::attention::BLOCK;
@@ -17,25 +17,51 @@ const PIECE: usize = 16;
 /// Twin of [`crate::reference::attention::attention`].
 pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i32]) -> u64 {
     let kv_heads = usize::from(args.heads.kv_heads);
-    let keys = cpu.threads.map(args.sequences.len() * kv_heads, |i| {
-        PackedKeyValues::pack(cpu.isa, args.heads, &args.sequences[i / kv_heads], i % kv_heads)
+    let packed = cpu.threads.map(args.sequences.len() * kv_heads, |i| {
+        let sequence = &args.sequences[i / kv_heads];
+        let many = sequence.rows.len() > decode::FEW;
+        many.then(|| PackedKeyValues::pack(cpu.isa, args.heads, sequence, i % kv_heads))
     });
+    cpu.threads.each(work(&args, out), |work| match work {
+        Work::Rows { sequence: s, rows, out } => {
+            let mut piece = Piece::new(cpu.isa, &args, &args.sequences[s], rows);
+            let packed = packed[s * kv_heads..(s + 1) * kv_heads].iter().flatten();
+            packed.enumerate().map(|(kv, packed)| piece.run(kv, packed, out)).sum()
+        }
+        Work::Heads { sequence, row, kv, out } => {
+            decode::heads(cpu.isa, &args, &args.sequences[sequence], row, kv, out)
+        }
+    })
+}
+
+/// A piece of work, with where it goes.
+enum Work<'a> {
+    /// All heads of some rows of a sequence whose keys and values are packed.
+    Rows { sequence: usize, rows: Range<usize>, out: &'a mut [i32] },
+    /// The heads of one row that share a key and value head.
+    Heads { sequence: usize, row: usize, kv: usize, out: &'a mut [i32] },
+}
+
+fn work<'a>(args: &AttentionArgs<'_>, out: &'a mut [i32]) -> Vec<Work<'a>> {
     let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
-    let mut pieces = Vec::new();
+    let mut work = Vec::new();
     let mut rest = out;
     for (s, sequence) in args.sequences.iter().enumerate() {
-        for start in sequence.rows.clone().step_by(PIECE) {
-            let rows = start..sequence.rows.end.min(start + PIECE);
-            let (piece, tail) = rest.split_at_mut(rows.len() * width);
-            rest = tail;
-            pieces.push((s, rows, piece));
+        let (own, tail) = rest.split_at_mut(sequence.rows.len() * width);
+        rest = tail;
+        if sequence.rows.len() > decode::FEW {
+            for (start, out) in sequence.rows.clone().step_by(PIECE).zip(own.chunks_mut(PIECE * width)) {
+                work.push(Work::Rows { sequence: s, rows: start..start + out.len() / width, out });
+            }
+            continue;
+        }
+        let heads = width / usize::from(args.heads.kv_heads);
+        for (row, out) in sequence.rows.clone().zip(own.chunks_exact_mut(width)) {
+            let of_row = out.chunks_exact_mut(heads).enumerate();
+            work.extend(of_row.map(|(kv, out)| Work::Heads { sequence: s, row, kv, out }));
         }
     }
-    cpu.threads.each(pieces, |(s, rows, out)| {
-        let mut piece = Piece::new(cpu.isa, &args, &args.sequences[s], rows);
-        let group = usize::from(args.heads.heads / args.heads.kv_heads);
-        (0..usize::from(args.heads.heads)).map(|h| piece.run(h, &keys[s * kv_heads + h / group], out)).sum()
-    })
+    work
 }
 
 /// Keys and values of one head in one sequence, by softmax block.
@@ -99,8 +125,14 @@ impl<'a> Piece<'a> {
         usize::from(self.args.heads.head_dim)
     }
 
-    /// One query head; `out` is `[rows][heads * dim]`.
-    fn run(&mut self, head: usize, kv: &PackedKeyValues, out: &mut [i32]) -> u64 {
+    /// The query heads that read key and value head `kv`; `out` is `[rows][heads * dim]`.
+    fn run(&mut self, kv: usize, packed: &PackedKeyValues, out: &mut [i32]) -> u64 {
+        let group = usize::from(self.args.heads.heads / self.args.heads.kv_heads);
+        (kv * group..(kv + 1) * group).map(|head| self.head(head, packed, out)).sum()
+    }
+
+    /// One query head.
+    fn head(&mut self, head: usize, kv: &PackedKeyValues, out: &mut [i32]) -> u64 {
         let dim = self.dim();
         let width = usize::from(self.args.heads.heads) * dim;
         let (q, first) = (self.args.q, self.rows.start);
@@ -178,7 +210,7 @@ impl<'a> Piece<'a> {
 
 for_each_path! {
     /// `out[i] = sat32(round((sums[i] + add) / 2^shift))`; returns the number of clamped scores.
-    fn scores(sums: &[i64], add: i64, shift: u32, out: &mut [i32]) -> u64 {
+    pub(super) fn scores(sums: &[i64], add: i64, shift: u32, out: &mut [i32]) -> u64 {
         let half = (1_i64 << shift) >> 1;
         let mut saturations = 0_u64;
         for (y, sum) in out.iter_mut().zip(sums) {

@@ -13,6 +13,7 @@ use crate::value::{Batch, CacheId, ParamData, Params, Value};
 
 mod add;
 mod attention;
+mod decode;
 mod embed;
 mod first_pool;
 mod gather;

@@ -11,6 +11,8 @@ pub const BOUND_THREADS: u64 = 64;
 const ROW_PADDING: u128 = 1_024;
 /// Query rows in one piece of attention, at most.
 const PIECE_ROWS: u128 = 16;
+/// Rows of a sequence that are each a piece of attention, at most.
+const FEW_ROWS: u128 = 4;
 /// Padding of packed operands in both directions, at most.
 const PADDING: u128 = 16;
 /// Bookkeeping of one piece of work.
@@ -143,8 +145,11 @@ fn attention(heads: &Heads, pass: &PassShape) -> u128 {
     // All of the positions may be one sequence. Blocks are pushed one by one, so their storage doubles as it grows, and
     // while it moves the old half is still there.
     let blocks = positions.div_ceil(block);
-    let piece = blocks.saturating_mul(3 * PIECE_ROWS * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
-    let pieces = (rows / PIECE_ROWS).saturating_add(sequences);
+    // A piece is some rows of one head, or one row of the heads that share keys and values.
+    let of_piece = PIECE_ROWS.max(u128::from(heads.heads / heads.kv_heads));
+    let piece = blocks.saturating_mul(3 * of_piece * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
+    let few = rows.min(sequences.saturating_mul(FEW_ROWS)).saturating_mul(u128::from(heads.kv_heads));
+    let pieces = (rows / PIECE_ROWS).saturating_add(sequences).saturating_add(few);
     let running = piece.saturating_mul(pieces.min(u128::from(BOUND_THREADS)));
     packed.saturating_add(running).saturating_add(pieces.saturating_mul(PIECE_BYTES))
 }
