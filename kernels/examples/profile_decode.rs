@@ -2,6 +2,7 @@
 //! checked.
 //!
 //! `cargo run --release -p lockstep-kernels --example profile_decode [-- THREADS [SEQUENCES [small]]]`
+#![allow(clippy::float_arithmetic, clippy::disallowed_types, reason = "time is measured here, nothing is computed")]
 
 use std::sync::Arc;
 use std::time::Instant;

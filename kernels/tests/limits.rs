@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{Backend, BackendError};
-use lockstep_kernels::conformance::{Builder, Case, encoder};
+use lockstep_kernels::conformance::{Builder, Case, ParamValue, encoder};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{
-    DType, MAX_OUTPUT_COLS, MAX_POSITIONS, Op, Param, Program, Rows, TensorId, TensorKind,
+    DType, MAX_OUTPUT_COLS, MAX_POSITIONS, MAX_REDUCTION, Op, Param, Program, Rows, TensorId, TensorKind,
 };
 use lockstep_kernels::reference::Reference;
+use lockstep_kernels::steps::check_reads;
 use lockstep_kernels::value::{Batch, Params, Value};
 
 const DTYPES: [DType; 4] = [DType::I8, DType::I16, DType::U16, DType::I32];
@@ -41,6 +42,29 @@ fn a_committed_row_has_a_widest() {
     assert_eq!(validate(MAX_OUTPUT_COLS as usize), Ok(()));
     let refused = validate(MAX_OUTPUT_COLS as usize + 1).expect_err("too wide to commit");
     assert!(refused.to_string().contains("65536"), "{refused}");
+}
+
+/// The longest reduction can be disputed with 8-bit weights. With 16-bit ones a referee would read too much.
+#[test]
+fn the_longest_reduction() {
+    let program = |k: usize, wide: bool| {
+        let (mut b, x) = Builder::with_input(1, k);
+        let (q, y) = (b.rows("q", k, TensorKind::Bfp), b.rows("y", 1, TensorKind::I32));
+        let codes = if wide { ParamValue::I16(vec![1; k]) } else { ParamValue::I8(vec![1; k]) };
+        let weight = b.scaled("weight", codes, 1, k, vec![1 << 15], vec![15]);
+        b.layer(vec![Op::Quantize { input: x, out: q }, Op::MatMul { input: q, weight, bias: None, out: y }], y);
+        b.case("matmul", String::new(), &[1], None).program
+    };
+    let longest = MAX_REDUCTION as usize;
+    for (k, wide, valid, checked) in
+        [(longest, false, true, true), (longest / 2, true, true, true), (longest, true, true, false)]
+    {
+        let program = program(k, wide);
+        assert_eq!(program.validate().is_ok(), valid, "{k}");
+        assert_eq!(check_reads(&program).is_ok(), checked, "{k}");
+    }
+    let refused = program(longest + 1, false).validate().expect_err("too long");
+    assert!(refused.to_string().contains("16384"), "{refused}");
 }
 
 /// Every tensor at once is the least that the bound may say.

@@ -121,9 +121,9 @@ def lookup(table_, x, frac):
 
 
 def integer_matmul(a, b):
-    """a @ b over the integers (5.3, 5.7). Elements have at most 16 bits and sums at most 8,192 terms, so that every
-    partial sum, in any order, is an integer of at most 2^43 < 2^53: float64 holds it exactly, and BLAS may be used."""
-    assert a.shape[-1] <= 8192
+    """a @ b over the integers (5.3, 5.7). Elements have at most 16 bits and sums at most 16,384 terms, so that every
+    partial sum, in any order, is an integer of at most 2^44 < 2^53: float64 holds it exactly, and BLAS may be used."""
+    assert a.shape[-1] <= 16384
     return (a.astype(np.float64) @ b.astype(np.float64)).astype(I64)
 
 
@@ -423,7 +423,7 @@ def check_op(p, op):
         params = [row for t in op.tables for row in scaled(t.weights, ["I16"], rows(t.weights), d)]
         limits = len(op.tables) >= 1
     elif op.op == "matmul":
-        params, limits = scaled(op.weights, ["I8", "I16"], n, k), k <= 8192
+        params, limits = scaled(op.weights, ["I8", "I16"], n, k), k <= 16384
     elif "norm" in vars(op):
         groups = getattr(op, "groups", 1)
         require(groups >= 1 and d % groups == 0, "5.6", "parts of a row")

@@ -17,7 +17,7 @@ fn case<K: HostOps>(k: &K, vocab: usize, n: usize) -> Object {
     let mut rng = SplitMix::named(&format!("vectors sample {name}"));
     let frac = rng.range(0, 31) as u32;
     // Most of them as close together as weights can tell apart.
-    let logits: Vec<i32> = if n % 6 == 0 {
+    let logits: Vec<i32> = if n.is_multiple_of(6) {
         Pattern::ALL[n / 6].i32s(&mut rng, 1, vocab)
     } else {
         let spread = (3_i64 << frac).min(i32::MAX.into());

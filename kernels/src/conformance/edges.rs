@@ -9,7 +9,7 @@ type Visit<'a> = &'a mut dyn FnMut(Case) -> Result<(), Divergence>;
 
 /// Every edge case.
 pub(super) fn visit(level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
-    let lengths: &[usize] = if level == Level::Quick { &[64] } else { &[1, 64, 65, 8_192] };
+    let lengths: &[usize] = if level == Level::Quick { &[64] } else { &[1, 64, 65, 16_384] };
     for &cols in lengths {
         for wide in [false, true] {
             for kind in [TensorKind::I32, TensorKind::I16] {

@@ -197,7 +197,7 @@ fn embed(level: Level, visit: Visit<'_>) -> Result<(), Divergence> {
 fn product_shapes(level: Level) -> &'static [[usize; 3]] {
     pick(
         level,
-        &[[1, 17, 33], [7, 64, 65], [33, 33, 128], [2, 3, 8_192]],
+        &[[1, 17, 33], [7, 64, 65], [33, 33, 128], [2, 3, 16_384]],
         &[
             [1, 1, 1],
             [2, 3, 2],
@@ -222,6 +222,8 @@ fn product_shapes(level: Level) -> &'static [[usize; 3]] {
             [3, 33, 1_025],
             [2, 17, 8_191],
             [7, 33, 8_192],
+            [3, 18, 16_383],
+            [7, 33, 16_384],
         ],
     )
 }

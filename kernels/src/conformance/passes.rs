@@ -102,8 +102,8 @@ impl Expected {
         let tokens = tokens.collect();
         let mut expected = Self { case, tokens, rows: vec![], saturations: vec![] };
         let mut oracle = expected.load(&Reference)?;
-        for s in 0..SEQUENCES.len() {
-            let batch = expected.batch(&[(s, None, 0..SEQUENCES[s].0)]);
+        for (s, (len, _)) in SEQUENCES.into_iter().enumerate() {
+            let batch = expected.batch(&[(s, None, 0..len)]);
             let (rows, saturations) = expected.pass(oracle.as_mut(), &batch)?;
             expected.rows.push(rows);
             expected.saturations.push(saturations);

@@ -19,8 +19,7 @@ pub(super) fn matmul(
     bias: Option<&[i32]>,
     out: MatMulOut<'_>,
 ) -> u64 {
-    let columns: Vec<_> = (0..packed.tiles()).map(|tile| Columns::new(&w, bias, tile)).collect();
-    let product = Product { isa: cpu.isa, x, cols: w.cols, w: packed, columns };
+    let product = Product { isa: cpu.isa, x, scales: w, bias, w: packed };
     match out {
         MatMulOut::I32(out) => product.run(cpu, out),
         MatMulOut::I16(out) => product.run(cpu, out),
@@ -80,9 +79,9 @@ impl Columns {
 struct Product<'a> {
     isa: Isa,
     x: BfpRows<'a>,
-    cols: usize,
+    scales: Scaled<'a>,
+    bias: Option<&'a [i32]>,
     w: &'a PackedMatrix,
-    columns: Vec<Columns>,
 }
 
 impl Product<'_> {
@@ -124,8 +123,9 @@ impl Product<'_> {
     }
 
     fn pack(&self, first: usize, rows: usize) -> PackedRows {
-        let mut x = PackedRows::new(self.isa, rows, self.cols);
-        x.fill(self.isa, |r| &self.x.codes[(first + r) * self.cols..(first + r + 1) * self.cols]);
+        let cols = self.scales.cols;
+        let mut x = PackedRows::new(self.isa, rows, cols);
+        x.fill(self.isa, |r| &self.x.codes[(first + r) * cols..(first + r + 1) * cols]);
         x
     }
 
@@ -144,14 +144,15 @@ impl Product<'_> {
         let mut saturations = 0;
         for tile in (from..to).step_by(step_tiles) {
             let tiles = step_tiles.min(to - tile);
+            let columns: [Columns; MAX_TILES] =
+                std::array::from_fn(|c| Columns::new(&self.scales, self.bias, tile + c.min(tiles - 1)));
             for row in (0..x.rows()).step_by(step_rows) {
                 let rows = step_rows.min(x.rows() - row);
                 product(self.isa, x, self.w, Block { row, rows, tile, tiles }, &mut sums);
                 for r in row..row + rows {
                     let add = self.w.offset() * x.sum(r);
                     let exponent = i64::from(self.x.exponents[first + r]);
-                    for c in 0..tiles {
-                        let columns = &self.columns[tile + c];
+                    for (c, columns) in columns.iter().enumerate().take(tiles) {
                         let at = ((r - row) * tiles + c) * TILE;
                         let sums = sums[at..].first_chunk().expect("a block is whole tiles");
                         let at = r * width + (tile + c - from) * TILE;
@@ -208,7 +209,7 @@ for_each_path! {
     ) -> u64 {
         let mut y = [0; TILE];
         for c in 0..TILE {
-            // |sum| < 2^44 and the mantissa is below 2^16, so products stay below 2^60; a half is at most 2^62.
+            // |sum| <= 2^44 and the mantissa is below 2^16, so products stay below 2^60; a half is at most 2^62.
             let p = sums[c].wrapping_add(add).wrapping_mul(columns.mantissa[c]);
             let s = columns.shift[c].wrapping_sub(exponent).min(63) as u32 & 63;
             let half = ((1_u64 << s) >> 1) as i64;

@@ -13,7 +13,7 @@ pub(crate) const TILE: usize = 16;
 /// Reduction elements of one step.
 pub(crate) const STEP: usize = 4;
 
-/// Longest reduction whose byte products fit 32-bit sums, two of them together: `2 * 255 * 128 * 2^13 < 2^31`.
+/// Longest reduction whose byte products fit 32-bit sums, two of them together: `2 * 255 * 128 * 2^14 < 2^31`.
 pub(crate) const MAX_STEPS: usize = crate::program::MAX_REDUCTION as usize / STEP;
 
 /// Digits of 16 columns at 4 reduction elements: `[16][4]`, one cache line.
@@ -187,7 +187,7 @@ for_each_path! {
                 }
                 for (sum, codes) in sums.iter_mut().zip(codes.as_chunks::<STEP>().0) {
                     let four = codes.iter().fold(0, |sum: i32, w| sum.wrapping_add(i32::from(*w)));
-                    // At most 2^13 codes of 2^15 and as many of 128: nothing wraps.
+                    // At most 2^14 codes of 2^15 and as many of 128: nothing wraps.
                     *sum = sum.wrapping_add(four.wrapping_sub(i32::from(PADDING) * STEP as i32));
                 }
             }
@@ -283,7 +283,7 @@ for_each_path! {
             let u = *q as u16 ^ 0x8000;
             *low = u as u8;
             *high = (u >> 8) as u8;
-            // At most 2^13 codes of 2^15: far from overflow.
+            // At most 2^14 codes of 2^15: far from overflow.
             sum = sum.wrapping_add(i64::from(*q));
         }
         sum
@@ -295,7 +295,7 @@ for_each_path! {
         let mut sum = 0_i64;
         for (q, out) in codes.iter().zip(out) {
             *out = *q;
-            // At most 2^13 codes of 2^15: far from overflow.
+            // At most 2^14 codes of 2^15: far from overflow.
             sum = sum.wrapping_add(i64::from(*q));
         }
         sum

@@ -1,6 +1,6 @@
 //! How much memory a batch takes, known before it runs.
 
-use super::{Heads, MAX_REDUCTION, Op, Program, Rows, TensorKind};
+use super::{Heads, MAX_NORM_COLS, MAX_REDUCTION, Op, Program, Rows, TensorKind};
 use crate::reference::attention::BLOCK;
 
 /// Threads that the bound allows for. A host with more adds scratch in proportion, which matters for attention over
@@ -23,8 +23,12 @@ const THRESHOLD_BYTES: u128 = 1 << 16;
 /// What is kept of a token that was seen, at most.
 const SEEN_BYTES: u128 = 64;
 
-/// Sums, products and scratch of a few rows, for each thread, besides what grows with the sequence.
-const THREAD_BYTES: u128 = 16 * 8 * MAX_REDUCTION as u128;
+/// Rows in one piece of a matrix product, at most.
+const PRODUCT_ROWS: u128 = 12;
+/// Sums, products and scratch of a few rows, for each thread, besides what grows with the sequence: the operands of a
+/// piece of the longest product, 16 bits for each code, or a normalised row, 64 bits for each element.
+const THREAD_BYTES: u128 = 1 << 20;
+const _: () = assert!(2 * PRODUCT_ROWS * (MAX_REDUCTION as u128 + PADDING) + 8 * MAX_NORM_COLS as u128 <= THREAD_BYTES);
 
 /// What decides how much memory a pass takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +113,7 @@ impl Program {
     fn op_scratch(&self, op: &Op, pass: &PassShape) -> u128 {
         let (positions, sequences, points) =
             (pass.rows(Rows::Position), pass.rows(Rows::Sequence), pass.rows(Rows::Point));
+        let rows = positions.saturating_add(sequences).saturating_add(points);
         match op {
             Op::Embed { tables, .. } => positions.saturating_mul(4 * tables.len() as u128),
             Op::Attention { heads, .. } => attention(heads, pass),
@@ -120,8 +125,14 @@ impl Program {
                 let running = points.min(u128::from(BOUND_THREADS)).saturating_mul(point);
                 running.saturating_add(points.saturating_mul(PIECE_BYTES))
             }
+            Op::MatMul { input, out, .. } => {
+                // Few rows are split by columns, which go to buffers of their own first, after all of them were packed.
+                let rows_of_product = pass.rows(self.tensor(*input).rows).min(PRODUCT_ROWS * u128::from(BOUND_THREADS));
+                let (k, n) = (u128::from(self.tensor(*input).cols), u128::from(self.tensor(*out).cols));
+                rows.saturating_mul(PIECE_BYTES).saturating_add(rows_of_product * (2 * (k + PADDING) + 4 * n))
+            }
             // Pieces of at least one row.
-            _ => positions.saturating_add(sequences).saturating_add(points).saturating_mul(PIECE_BYTES),
+            _ => rows.saturating_mul(PIECE_BYTES),
         }
     }
 }

@@ -168,7 +168,7 @@ impl Maker {
             3 => Op::L2Normalize { input, out },
             4 => {
                 let groups = self.pick(&[1, 2, 5]);
-                let groups = if cols % groups == 0 { groups } else { 1 };
+                let groups = if cols.is_multiple_of(groups) { groups } else { 1 };
                 Op::RmsNorm { input, norm: self.norm(cols / groups), groups: groups as u16, out }
             }
             6 => Op::Multiply { a: input, b: input, shift: self.pick(&[0, 20, 31, 62]), out },
