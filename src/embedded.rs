@@ -72,7 +72,7 @@ fn make(folder: &Path, weights: WeightMode) -> Result<PathBuf> {
     let checkpoint = work.path().join(NAME);
     write_checkpoint(&checkpoint)?;
     let threads = backend::all_threads();
-    let options = Options { weights, threads, name: NAME.into() };
+    let options = Options { weights, threads, name: NAME.into(), max_positions: None };
     let cpu = backend::open("cpu", threads).map_err(|failure| failure.error)?;
     let made = work.path().join("package.lsp");
     let mut stages = Stages::default();

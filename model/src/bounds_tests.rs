@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use lockstep_kernels::program::{DType, Layer, Param, Rows, Tensor, TensorId, TensorKind};
 
 use super::*;
@@ -66,7 +68,7 @@ fn sample() -> (Program, Vec<ParamValues>) {
 fn proof(change: impl FnOnce(&mut Vec<ParamValues>)) -> Result<(), String> {
     let (program, mut values) = sample();
     change(&mut values);
-    prove(&program, &MemoryParams(values)).map_err(|e| e.to_string())
+    prove(&program, &MemoryParams(values.into_iter().map(Arc::new).collect())).map_err(|e| e.to_string())
 }
 
 fn set_i16(values: &mut [ParamValues], param: usize, at: usize, value: i16) {
@@ -126,6 +128,6 @@ fn a_layer_without_a_dispute_view_is_refused_by_name() {
     }
     program.layers[1] = Layer { name: "layer".into(), ops, output: x };
     program.validate().unwrap();
-    let error = prove(&program, &MemoryParams(values)).unwrap_err().to_string();
+    let error = prove(&program, &MemoryParams(values.into_iter().map(Arc::new).collect())).unwrap_err().to_string();
     assert!(error.starts_with("bounds: dispute view: layer 1 op 2 (attention): "), "{error}");
 }

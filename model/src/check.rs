@@ -7,12 +7,13 @@ use std::path::Path;
 use lockstep_kernels::program::{Param, ParamId};
 use lockstep_kernels::value::{ParamData, Params};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Config};
 use crate::error::ModelError;
-use crate::import::{FAMILY, calibration_digest};
-use crate::lower::{Lowered, MatrixSite, MemoryParams, RealMatrix, lower_bert};
+use crate::import::calibration_digest;
+use crate::lower::{Decoder, Lowered, MatrixSite, MemoryParams, RealMatrix, lower_bert};
 use crate::package::{BlobInfo, Package};
 use crate::quantize::Width;
+use crate::tokenizer::Tokenizer;
 
 /// What a check compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +32,10 @@ pub struct CheckReport {
 pub fn check(package: &Package, dir: &Path, threads: NonZeroUsize) -> Result<CheckReport, ModelError> {
     package.verify(threads)?;
     package.prove()?;
-    let checkpoint = Checkpoint::open(dir)?;
+    let decoder = package.program().is_decoder();
+    let checkpoint = Checkpoint::open(dir, decoder.then_some(package.program().max_positions))?;
     check_sources(package, &checkpoint)?;
-    let lowered = lower_bert(&checkpoint, package.manifest().weights, threads)?;
+    let lowered = lower(package, &checkpoint, threads)?;
     check_program(package, &lowered)?;
     let (derived, held) = (MemoryParams(lowered.params), package.params());
     let mut report = CheckReport { equal: 0, enclosed: 0 };
@@ -54,6 +56,25 @@ pub fn check(package: &Package, dir: &Path, threads: NonZeroUsize) -> Result<Che
     Ok(report)
 }
 
+/// The program and parameters, but for error feedback. The formats of a decoder's residual stream are measured, so they
+/// are the package's; that they are possible is all that is checked without measuring again.
+fn lower(package: &Package, checkpoint: &Checkpoint, threads: NonZeroUsize) -> Result<Lowered, ModelError> {
+    let weights = package.manifest().weights;
+    if package.manifest().family != checkpoint.config.family() {
+        return Err(differs(format!("its family is {}", package.manifest().family)));
+    }
+    match &checkpoint.config {
+        Config::Bert(config, postprocessing) => lower_bert(checkpoint, config, *postprocessing, weights, threads),
+        Config::Decoder(config) => {
+            let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer, config.max_positions, config.vocab_size)?;
+            let mut decoder = Decoder::lower(checkpoint, config, &tokenizer.token_bytes()?, weights, threads)?;
+            let formats = decoder.residual_of(package.program()).ok_or_else(|| differs("it has fewer layers"))?;
+            decoder.set_residual(&formats)?;
+            decoder.finish()
+        }
+    }
+}
+
 fn differs(what: impl Into<String>) -> ModelError {
     ModelError::Differs(what.into())
 }
@@ -71,7 +92,13 @@ fn check_sources(package: &Package, checkpoint: &Checkpoint) -> Result<(), Model
     if manifest.tokenizer != BlobInfo::of(&checkpoint.tokenizer) {
         return Err(differs("the tokenizer is another"));
     }
-    if manifest.calibration != calibration_digest(manifest.weights) {
+    if manifest.template != checkpoint.template.as_ref().map(|t| BlobInfo::of(t.as_bytes())) {
+        return Err(differs("the chat template is another"));
+    }
+    if manifest.stop_tokens != checkpoint.stop_tokens {
+        return Err(differs("the stop tokens are others"));
+    }
+    if manifest.calibration != calibration_digest(&checkpoint.config, manifest.weights) {
         return Err(differs("it was calibrated on another text than this version's"));
     }
     Ok(())
@@ -79,8 +106,8 @@ fn check_sources(package: &Package, checkpoint: &Checkpoint) -> Result<(), Model
 
 fn check_program(package: &Package, lowered: &Lowered) -> Result<(), ModelError> {
     let (manifest, held, found) = (package.manifest(), package.program(), &lowered.program);
-    if manifest.family != FAMILY || manifest.output_frac != lowered.output_frac {
-        return Err(differs("family or output format differ"));
+    if manifest.output_frac != lowered.output_frac {
+        return Err(differs("the output's format differs"));
     }
     if let Some(l) = held.layers.iter().zip(&found.layers).position(|(a, b)| a != b) {
         return Err(differs(format!("the ops of layer {l} ({}) differ", found.layers[l].name)));

@@ -1,25 +1,25 @@
 //! Hugging Face folder to package.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::Backend;
-use lockstep_protocol::ids::ModelId;
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Params;
+use lockstep_protocol::ids::{Digest, ModelId};
 
 use crate::bounds;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{BertConfig, Checkpoint, Config, DecoderConfig, Postprocessing, Weights};
 use crate::error::ModelError;
-use crate::lower::{Lowered, MemoryParams, ParamValues, RealMatrix, lower_bert};
+use crate::lower::{Decoder, Lowered, MatrixSite, MemoryParams, ParamValues, RealMatrix, lower_bert};
 use crate::package::{self, BlobInfo, Manifest, SPEC_VERSION, WeightMode};
 use crate::parallel;
-use crate::quantize::calibrate::{CALIBRATION_TEXT, grams};
+use crate::quantize::calibrate::{DECODER_TEXT, ENCODER_TEXT, Grams, each_layer, tokens};
 use crate::quantize::{Feedback, Width};
+use crate::residual;
 use crate::tokenizer::Tokenizer;
-
-/// The family that this version lowers.
-pub(crate) const FAMILY: &str = "bert";
 
 /// How to import.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Options {
     pub threads: NonZeroUsize,
     /// What people will call the model. It is part of the manifest, so of the model id.
     pub name: String,
+    /// Caps a decoder's context below its own limit.
+    pub max_positions: Option<u32>,
 }
 
 /// Where an import is.
@@ -69,21 +71,24 @@ pub fn import(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImportReport, ModelError> {
     progress(Progress { stage: "reading", done: 0, total: 1 });
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = Checkpoint::open(dir, options.max_positions)?;
     let config = &checkpoint.config;
-    let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer, config.max_position_embeddings, config.vocab_size)?;
+    let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer, config.max_positions(), config.vocab_size())?;
     progress(Progress { stage: "lowering", done: 0, total: 1 });
-    let mut lowered = lower_bert(&checkpoint, options.weights, options.threads)?;
-    if options.weights == WeightMode::W8 {
-        feed_back(&checkpoint, &mut lowered, &tokenizer, options.threads, backend, progress)?;
-    }
+    let mut work = Work { checkpoint: &checkpoint, tokenizer, options, backend, progress };
+    let lowered = match config {
+        Config::Bert(config, postprocessing) => work.encoder(config, *postprocessing)?,
+        Config::Decoder(config) => work.decoder(config)?,
+    };
     let Lowered { program, params, output_frac, unused, .. } = lowered;
     let params = MemoryParams(params);
     bounds::prove(&program, &params)?;
-    progress(Progress { stage: "writing", done: 0, total: 1 });
+    (work.progress)(Progress { stage: "writing", done: 0, total: 1 });
     let manifest = manifest(&checkpoint, options, program, output_frac, &params.0);
-    let model_id = package::write(file, &manifest, |i| {
-        params.0.get(i).map_or_else(|| checkpoint.tokenizer.clone(), ParamValues::bytes)
+    let others = [Some(&checkpoint.tokenizer[..]), checkpoint.template.as_deref().map(str::as_bytes)];
+    let model_id = package::write(file, &manifest, |i| match params.0.get(i) {
+        Some(param) => param.bytes(),
+        None => others[i - params.0.len()].unwrap_or_default().to_vec(),
     })?;
     let bytes = std::fs::metadata(file).map_err(ModelError::io("read", file))?.len();
     Ok(ImportReport { model_id, bytes, params: params.0.len(), unused })
@@ -92,62 +97,143 @@ pub fn import(
 fn manifest(
     checkpoint: &Checkpoint,
     options: &Options,
-    program: lockstep_kernels::program::Program,
+    program: Program,
     output_frac: u8,
-    params: &[ParamValues],
+    params: &[Arc<ParamValues>],
 ) -> Manifest {
     let infos = parallel::map(params.len(), options.threads, |i| BlobInfo::of(&params[i].bytes()));
     Manifest {
         spec_version: SPEC_VERSION,
         name: options.name.clone(),
-        family: FAMILY.into(),
+        family: checkpoint.config.family().into(),
         weights: options.weights,
         program: Arc::new(program),
         output_frac,
         params: infos,
         tokenizer: BlobInfo::of(&checkpoint.tokenizer),
-        template: None,
-        stop_tokens: Vec::new(),
+        template: checkpoint.template.as_ref().map(|t| BlobInfo::of(t.as_bytes())),
+        stop_tokens: checkpoint.stop_tokens.clone(),
         sources: checkpoint.sources.clone(),
-        calibration: calibration_digest(options.weights),
+        calibration: calibration_digest(&checkpoint.config, options.weights),
     }
 }
 
-/// BLAKE3 of the calibration text, where it is used.
-pub(crate) fn calibration_digest(weights: WeightMode) -> Option<lockstep_protocol::ids::Digest> {
-    (weights == WeightMode::W8).then(|| blake3::hash(CALIBRATION_TEXT.as_bytes()).into())
+/// BLAKE3 of the calibration text, where one is used.
+pub(crate) fn calibration_digest(config: &Config, weights: WeightMode) -> Option<Digest> {
+    let text = match config {
+        Config::Bert(..) if weights == WeightMode::W16 => return None,
+        Config::Bert(..) => ENCODER_TEXT,
+        Config::Decoder(_) => DECODER_TEXT,
+    };
+    Some(blake3::hash(text.as_bytes()).into())
 }
 
-/// Replaces the nearest 8-bit codes by those that error feedback chooses.
-fn feed_back(
-    checkpoint: &Checkpoint,
-    lowered: &mut Lowered,
-    tokenizer: &Tokenizer,
+/// An import under way.
+struct Work<'a> {
+    checkpoint: &'a Checkpoint,
+    tokenizer: Tokenizer,
+    options: &'a Options,
+    backend: &'a dyn Backend,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Work<'_> {
+    fn encoder(&mut self, config: &BertConfig, postprocessing: Postprocessing) -> Result<Lowered, ModelError> {
+        let lower = |weights| lower_bert(self.checkpoint, config, postprocessing, weights, self.options.threads);
+        let mut lowered = lower(self.options.weights)?;
+        if self.options.weights == WeightMode::W16 {
+            return Ok(lowered);
+        }
+        let wide = lower(WeightMode::W16)?;
+        let texts = tokens(ENCODER_TEXT, &self.tokenizer)?;
+        let (program, sites) = (lowered.program.clone(), std::mem::take(&mut lowered.matrices));
+        let mut set = |site: &MatrixSite, codes| lowered.params[usize::from(site.codes.0)] = Arc::new(codes);
+        self.feed_back(
+            &program,
+            &sites,
+            (Arc::new(wide.program), Arc::new(MemoryParams(wide.params))),
+            &texts,
+            &mut set,
+        )?;
+        lowered.matrices = sites;
+        Ok(lowered)
+    }
+
+    fn decoder(&mut self, config: &DecoderConfig) -> Result<Lowered, ModelError> {
+        let bytes = self.tokenizer.token_bytes()?;
+        let lower = |weights| Decoder::lower(self.checkpoint, config, &bytes, weights, self.options.threads);
+        let texts = tokens(DECODER_TEXT, &self.tokenizer)?;
+        let mut wide = lower(WeightMode::W16)?;
+        let progress = &mut *self.progress;
+        residual::settle(&mut wide, &texts, self.backend, &mut |done, total| {
+            progress(Progress { stage: "measuring", done, total });
+        })?;
+        if self.options.weights == WeightMode::W16 {
+            return wide.finish();
+        }
+        let mut narrow = lower(WeightMode::W8)?;
+        narrow.set_residual(&wide.residual()[1..])?;
+        let (program, sites) = (narrow.program(), narrow.matrices().to_vec());
+        let reference: (_, Arc<dyn Params>) = (Arc::new(wide.program()), Arc::new(wide.params()));
+        let mut set = |site: &MatrixSite, codes| narrow.set_codes(site, codes);
+        self.feed_back(&program, &sites, reference, &texts, &mut set)?;
+        narrow.finish()
+    }
+
+    /// Chooses the codes of every 8-bit matrix by error feedback on what the 16-bit model multiplies.
+    fn feed_back(
+        &mut self,
+        program: &Program,
+        sites: &[MatrixSite],
+        (wide, params): (Arc<Program>, Arc<dyn Params>),
+        texts: &[Vec<u32>],
+        set: &mut dyn FnMut(&MatrixSite, ParamValues),
+    ) -> Result<(), ModelError> {
+        let threads = self.options.threads;
+        let rows: usize = texts.iter().map(Vec::len).sum();
+        let mut layers: BTreeMap<usize, Vec<&MatrixSite>> = BTreeMap::new();
+        for site in sites.iter().filter(|s| program.param(s.codes).dtype == lockstep_kernels::program::DType::I8) {
+            layers.entry(site.layer).or_default().push(site);
+        }
+        let (mut grams, mut seen, total) = (Grams::default(), 0, wide.layers.len() as u64);
+        let reference = Arc::clone(&wide);
+        each_layer(&wide, params, texts, self.backend, &mut |layer, spans, executor| {
+            let Some(sites) = layers.get(&layer) else { return Ok(()) };
+            if seen == 0 {
+                grams = Grams::new(&reference, sites.iter().map(|s| s.input));
+            }
+            grams.add(spans, executor, threads)?;
+            seen += spans.last().map_or(0, |s| s.end);
+            if seen == rows {
+                round(&self.checkpoint.weights, program, sites, &std::mem::take(&mut grams), threads, set)?;
+                (self.progress)(Progress { stage: "rounding", done: layer as u64 + 1, total });
+                seen = 0;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Rounds the matrices of one layer.
+fn round(
+    weights: &Weights,
+    program: &Program,
+    sites: &[&MatrixSite],
+    grams: &Grams,
     threads: NonZeroUsize,
-    backend: &dyn Backend,
-    progress: &mut dyn FnMut(Progress),
+    set: &mut dyn FnMut(&MatrixSite, ParamValues),
 ) -> Result<(), ModelError> {
-    let is_narrow = |params: &[ParamValues], id: usize| matches!(params[id], ParamValues::I8(_));
-    let narrow: Vec<_> =
-        lowered.matrices.iter().filter(|m| is_narrow(&lowered.params, usize::from(m.codes.0))).cloned().collect();
-    let sites: BTreeSet<_> = narrow.iter().map(|m| (m.layer, m.input)).collect();
-    let sites: Vec<_> = sites.into_iter().collect();
-    let wide = lower_bert(checkpoint, WeightMode::W16, threads)?;
-    let (program, params) = (Arc::new(wide.program), Arc::new(MemoryParams(wide.params)));
-    let mut calibrating = |done, total| progress(Progress { stage: "calibrating", done, total });
-    let grams = grams(program, params, tokenizer, &sites, backend, threads, &mut calibrating)?;
-    let feedback: Vec<Option<Feedback>> = parallel::map(sites.len(), threads, |i| Feedback::new(&grams[&sites[i]]));
-    for (n, site) in narrow.iter().enumerate() {
-        let at = sites.binary_search(&(site.layer, site.input)).expect("every site was collected");
-        let Some(feedback) = &feedback[at] else {
-            return Err(ModelError::tensor(&site.tensor, "its inputs are all zero over the calibration text"));
-        };
-        let declared = lowered.program.param(site.codes);
-        let shape = [declared.rows, declared.cols];
-        let matrix = RealMatrix::read(&checkpoint.weights, &site.tensor, shape, site.factor, Width::W8, threads)?;
-        let codes = feedback.round(&matrix.values, &matrix.scales, threads);
-        lowered.params[usize::from(site.codes.0)] = ParamValues::I8(codes);
-        progress(Progress { stage: "rounding", done: n as u64 + 1, total: narrow.len() as u64 });
+    for (input, gram) in &grams.0 {
+        let feedback = Feedback::new(gram);
+        for site in sites.iter().filter(|s| s.input == *input) {
+            let Some(feedback) = &feedback else {
+                return Err(ModelError::tensor(&site.tensor, "its inputs are all zero over the calibration text"));
+            };
+            let declared = program.param(site.codes);
+            let shape = [declared.rows, declared.cols];
+            let matrix = RealMatrix::read(weights, &site.tensor, shape, site.factor, Width::W8, threads)?;
+            set(site, ParamValues::I8(feedback.round(&matrix.values, &matrix.scales, threads)));
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`checkpoint`]: reads the folder; every length and shape is hostile until checked.
 //! - [`lower`]: configuration and weights to a [`Program`](lockstep_kernels::program::Program) and its parameters.
+//! - [`rope`]: cosines and sines of rotary embeddings, without a mathematical library.
 //! - [`quantize`]: row codes, and the error feedback that rounds 8-bit ones.
 //! - [`bounds`]: proves every accumulator from the actual codes; whoever opens a package proves again.
 //! - [`package`]: the file format, its manifest, and the assembler for packages pulled over a network.
@@ -34,6 +35,8 @@ pub mod package;
 mod parallel;
 pub mod quantize;
 pub mod rerun;
+mod residual;
+pub mod rope;
 pub mod tokenizer;
 
 pub use error::ModelError;

@@ -34,7 +34,7 @@ fn imported(dir: &Path, weights: WeightMode, threads: usize) -> (TempDir, Packag
     let file = out.path().join("minilm.lsp");
     let backend = Cpu::new(None, threads).unwrap();
     let threads = NonZeroUsize::new(threads).unwrap();
-    let options = Options { weights, threads, name: "all-MiniLM-L6-v2".into() };
+    let options = Options { weights, threads, name: "all-MiniLM-L6-v2".into(), max_positions: None };
     let report = import(dir, &file, &options, &backend, &mut |_| {}).unwrap();
     assert_eq!(report.unused, ["embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight"]);
     let package = Package::open_checked(&file, threads).unwrap();

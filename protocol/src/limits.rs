@@ -53,6 +53,8 @@ pub const MAX_CHECKPOINT_JSON_BYTES: u64 = 4 << 20;
 pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 16 << 20;
 /// Most tensors of one safetensors file.
 pub const MAX_SAFETENSORS_TENSORS: usize = 65_536;
+/// Most safetensors files of one checkpoint.
+pub const MAX_SAFETENSORS_SHARDS: usize = 256;
 /// Most rows or columns of a matrix, as a checkpoint's configuration gives them: products of two fit `u64`. The limits
 /// of programs are tighter and checked later.
 pub const MAX_CHECKPOINT_DIMENSION: u32 = 1 << 24;

@@ -16,8 +16,11 @@ use crate::{backend, progress};
 
 /// Arguments of `lockstep import`.
 #[derive(Args)]
-#[command(after_help = "Supported: BERT-style encoders (BertModel) with mean or first-token pooling.\n\
-    The package, and so the model id, is the same on every machine and at every thread count.")]
+#[command(
+    after_help = "Supported: decoders of the Llama family (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,\n\
+    Qwen3ForCausalLM), and BERT-style encoders (BertModel) with mean or first-token pooling.\n\
+    The package, and so the model id, is the same on every machine and at every thread count."
+)]
 pub struct ImportArgs {
     /// Folder with config.json, model.safetensors and tokenizer.json.
     dir: PathBuf,
@@ -30,6 +33,9 @@ pub struct ImportArgs {
     /// Name of the model; part of its id.
     #[arg(long, help = "Name of the model, part of its id [default: the folder's name]")]
     name: Option<String>,
+    /// Cap the context of a decoder below the checkpoint's own.
+    #[arg(long, value_name = "N", conflicts_with = "check")]
+    max_positions: Option<u32>,
     /// Check that this package is DIR, instead of importing.
     #[arg(long, value_name = "PACKAGE", conflicts_with = "out")]
     check: Option<PathBuf>,
@@ -56,7 +62,7 @@ fn run_import(args: &ImportArgs, out: &Path, threads: NonZeroUsize) -> Outcome {
         Some(name) => name.clone(),
         None => folder_name(&args.dir).or_exit(Exit::Configuration)?,
     };
-    let options = Options { weights: args.weights, threads, name };
+    let options = Options { weights: args.weights, threads, name, max_positions: args.max_positions };
     let backend = backend::open("cpu", threads)?;
     let mut stages = Stages::default();
     let report = import(&args.dir, out, &options, &*backend, &mut |p| stages.show(p))

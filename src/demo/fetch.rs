@@ -40,7 +40,7 @@ pub fn package(say: &dyn Fn(&str)) -> Result<PathBuf> {
     say("importing it: every weight becomes an integer, and every accumulator's bound is proven");
     fs::create_dir_all(cache.join("packages")).with_context(|| format!("cannot write below {}", cache.display()))?;
     let threads = backend::all_threads();
-    let options = Options { weights: WeightMode::W8, threads, name: NAME.into() };
+    let options = Options { weights: WeightMode::W8, threads, name: NAME.into(), max_positions: None };
     let cpu = backend::open("cpu", threads).map_err(|f| f.error)?;
     let mut stages = Stages::default();
     import(&checkpoint, &file, &options, &*cpu, &mut |p| stages.show(p))

@@ -1,15 +1,16 @@
-//! `config.json` of a BERT encoder. What is not lowered is refused by name.
+//! `config.json` of a BERT encoder, and which family a configuration is of. What is not lowered is refused by name.
 
 use std::path::Path;
 
 use lockstep_protocol::limits::{MAX_CHECKPOINT_DIMENSION, MAX_CHECKPOINT_LAYERS};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::Folder;
+use super::decoder::{self, Family};
+use super::{Config, Folder, pooling};
 use crate::error::ModelError;
 
-const FILE: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 
 /// Checked dimensions of a BERT encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,15 +64,34 @@ struct Raw {
     quantization_config: Option<Value>,
 }
 
-pub(super) fn read(folder: &mut Folder<'_>) -> Result<BertConfig, ModelError> {
-    let path = folder.path(FILE);
+/// Reads the configuration, and an encoder's pooling; `cap` is the caller's limit of a decoder's positions.
+pub(super) fn read(folder: &mut Folder<'_>, cap: Option<u32>) -> Result<(Config, Map<String, Value>), ModelError> {
     // The type first: another family lacks other fields, and its name is the better message.
-    let json: Value = folder.json(FILE)?;
-    let family = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    if family != "bert" {
-        return Err(ModelError::Unsupported(format!("model_type {family:?}: only \"bert\" is lowered")));
-    }
-    let raw: Raw = serde_json::from_value(json).map_err(|e| ModelError::checkpoint(&path, e.to_string()))?;
+    let json: Map<String, Value> = folder.json(CONFIG)?;
+    let kind = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let config = match Family::of(kind) {
+        Some(family) => Config::Decoder(decoder::read(folder, &json, family, cap)?),
+        None if kind == "bert" && cap.is_some() => {
+            return Err(ModelError::Unsupported("a cap of an encoder's positions".into()));
+        }
+        None if kind == "bert" => {
+            let bert = read_bert(folder, &json)?;
+            let postprocessing = pooling::read(folder, bert.hidden_size)?;
+            Config::Bert(bert, postprocessing)
+        }
+        None => {
+            return Err(ModelError::Unsupported(format!(
+                "model_type {kind:?}: bert, llama, mistral, qwen2 and qwen3 are lowered"
+            )));
+        }
+    };
+    Ok((config, json))
+}
+
+fn read_bert(folder: &Folder<'_>, json: &Map<String, Value>) -> Result<BertConfig, ModelError> {
+    let path = folder.path(CONFIG);
+    let raw: Raw = serde_json::from_value(Value::Object(json.clone()))
+        .map_err(|e| ModelError::checkpoint(&path, e.to_string()))?;
     refuse_variants(&raw)?;
     check_sizes(&raw, &path)?;
     Ok(BertConfig {
@@ -114,13 +134,16 @@ fn refuse_variants(raw: &Raw) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// Whether a dimension is positive and within its cap.
+pub(super) fn within(path: &Path, name: &str, value: u32, cap: u32) -> Result<(), ModelError> {
+    if (1..=cap).contains(&value) {
+        return Ok(());
+    }
+    Err(ModelError::checkpoint(path, format!("{name} is {value}; 1 to {cap} is possible")))
+}
+
 fn check_sizes(raw: &Raw, path: &Path) -> Result<(), ModelError> {
-    let within = |name: &str, value: u32, cap: u32| {
-        if (1..=cap).contains(&value) {
-            return Ok(());
-        }
-        Err(ModelError::checkpoint(path, format!("{name} is {value}; 1 to {cap} is possible")))
-    };
+    let within = |name: &str, value: u32, cap: u32| within(path, name, value, cap);
     within("vocab_size", raw.vocab_size, MAX_CHECKPOINT_DIMENSION)?;
     within("hidden_size", raw.hidden_size, MAX_CHECKPOINT_DIMENSION)?;
     within("num_hidden_layers", raw.num_hidden_layers, MAX_CHECKPOINT_LAYERS)?;

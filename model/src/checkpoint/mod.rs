@@ -1,7 +1,11 @@
-//! A sentence encoder as a Hugging Face folder: configuration, weights, pooling and tokenizer.
+//! A model as a Hugging Face folder: configuration, weights and tokenizer; a sentence encoder's pooling; a decoder's stop
+//! tokens and chat template.
 
+mod chat;
 mod config;
+mod decoder;
 mod pooling;
+mod rope;
 mod weights;
 
 use std::fs::File;
@@ -12,7 +16,9 @@ use lockstep_protocol::limits::{MAX_CHECKPOINT_JSON_BYTES, MAX_TOKENIZER_BYTES};
 use serde::de::DeserializeOwned;
 
 pub use config::BertConfig;
+pub use decoder::{DecoderConfig, Family};
 pub use pooling::{Pooling, Postprocessing};
+pub use rope::{AttentionFactor, RopeConfig, RopeScaling};
 pub use weights::Weights;
 
 use crate::error::ModelError;
@@ -22,15 +28,52 @@ use crate::package::SourceFile;
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Checked configuration.
-    pub config: BertConfig,
-    /// What follows the last layer.
-    pub postprocessing: Postprocessing,
+    pub config: Config,
     /// The tensors.
     pub weights: Weights,
     /// The bytes of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// The chat template of a decoder.
+    pub template: Option<String>,
+    /// Tokens that end a generation, strictly ascending.
+    pub stop_tokens: Vec<u32>,
     /// Every file that was read, by name.
     pub sources: Vec<SourceFile>,
+}
+
+/// What a model is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Config {
+    /// A sentence encoder, and what follows its last layer.
+    Bert(BertConfig, Postprocessing),
+    /// A decoder.
+    Decoder(DecoderConfig),
+}
+
+impl Config {
+    /// Tokens are below this.
+    pub fn vocab_size(&self) -> u32 {
+        match self {
+            Self::Bert(config, _) => config.vocab_size,
+            Self::Decoder(config) => config.vocab_size,
+        }
+    }
+
+    /// Longest sequence.
+    pub fn max_positions(&self) -> u32 {
+        match self {
+            Self::Bert(config, _) => config.max_position_embeddings,
+            Self::Decoder(config) => config.max_positions,
+        }
+    }
+
+    /// The family in a manifest.
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Bert(..) => "bert",
+            Self::Decoder(config) => config.family.name(),
+        }
+    }
 }
 
 /// Reads files of one folder and remembers their digests.
@@ -40,19 +83,23 @@ struct Folder<'a> {
 }
 
 impl Checkpoint {
-    /// Opens a folder.
+    /// Opens a folder. `max_positions` caps the context of a decoder below its own limit.
     ///
     /// # Errors
     /// The first file that is missing, malformed or describes a model that is not supported.
-    pub fn open(dir: &Path) -> Result<Self, ModelError> {
+    pub fn open(dir: &Path, max_positions: Option<u32>) -> Result<Self, ModelError> {
         let mut folder = Folder { dir, sources: Vec::new() };
-        let config = config::read(&mut folder)?;
-        let postprocessing = pooling::read(&mut folder, config.hidden_size)?;
+        let (config, json) = config::read(&mut folder, max_positions)?;
+        let (mut template, mut stop_tokens) = (None, Vec::new());
+        if let Config::Decoder(config) = &config {
+            stop_tokens = chat::stop_tokens(&mut folder, &json, config.vocab_size)?;
+            template = chat::template(&mut folder)?;
+        }
         let tokenizer = folder.bytes("tokenizer.json", MAX_TOKENIZER_BYTES)?;
         let weights = weights::open(&mut folder)?;
         let mut sources = folder.sources;
         sources.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { config, postprocessing, weights, tokenizer, sources })
+        Ok(Self { config, weights, tokenizer, template, stop_tokens, sources })
     }
 }
 

@@ -1,11 +1,15 @@
-//! `model.safetensors`, memory-mapped: a list of named tensors, read as `f32` and checked to be finite.
+//! `model.safetensors`, or the shards that its index names, memory-mapped: a list of named tensors, read as `f32` and
+//! checked to be finite.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use lockstep_protocol::limits::{MAX_SAFETENSORS_HEADER_BYTES, MAX_SAFETENSORS_TENSORS};
+use lockstep_protocol::limits::{
+    MAX_SAFETENSORS_HEADER_BYTES, MAX_SAFETENSORS_SHARDS, MAX_SAFETENSORS_TENSORS, MAX_SOURCE_NAME_BYTES,
+};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
 
 use super::Folder;
 use crate::error::ModelError;
@@ -16,38 +20,85 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The tensors of a checkpoint.
 #[derive(Debug)]
 pub struct Weights {
-    map: Mmap,
+    /// One for each file.
+    maps: Vec<Mmap>,
     tensors: BTreeMap<String, Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    /// Which file.
+    map: usize,
     dtype: Dtype,
     shape: Vec<usize>,
     /// Of the file.
     bytes: Range<usize>,
 }
 
+/// Which file holds each tensor. What else the index says is not needed.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 pub(super) fn open(folder: &mut Folder<'_>) -> Result<Weights, ModelError> {
-    let path = folder.path(FILE);
-    if !folder.has(FILE)? && folder.has(INDEX)? {
-        return Err(ModelError::Unsupported(format!("sharded weights ({INDEX}): merge them into {FILE}")));
+    let mut weights = Weights { maps: Vec::new(), tensors: BTreeMap::new() };
+    if folder.has(FILE)? || !folder.has(INDEX)? {
+        weights.add(folder, FILE)?;
+        return Ok(weights);
     }
-    let (file, length) = folder.open(FILE)?;
+    let index: Index = folder.json(INDEX)?;
+    let bad = |reason: String| ModelError::checkpoint(&folder.path(INDEX), reason);
+    let files: BTreeSet<&String> = index.weight_map.values().collect();
+    if files.len() > MAX_SAFETENSORS_SHARDS || index.weight_map.len() > MAX_SAFETENSORS_TENSORS {
+        return Err(bad(format!("names {} files and {} tensors: too many", files.len(), index.weight_map.len())));
+    }
+    if let Some(name) = files.iter().find(|name| !is_plain(name)) {
+        return Err(bad(format!(
+            "names the file {name:?}: shards lie beside it, as in model-00001-of-00002.safetensors"
+        )));
+    }
+    for file in &files {
+        weights.add(folder, file)?;
+    }
+    let files: Vec<&String> = files.into_iter().collect();
+    let bad = |reason: String| ModelError::checkpoint(&folder.path(INDEX), reason);
+    for (name, entry) in &weights.tensors {
+        if index.weight_map.get(name) != Some(files[entry.map]) {
+            return Err(bad(format!("does not say that tensor {name:?} is in {}", files[entry.map])));
+        }
+    }
+    match index.weight_map.iter().find(|(name, _)| !weights.tensors.contains_key(*name)) {
+        Some((name, file)) => Err(bad(format!("says that tensor {name:?} is in {file}, where it is not"))),
+        None => Ok(weights),
+    }
+}
+
+/// A file name without any path.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.ends_with(".safetensors")
+        && name.len() <= MAX_SOURCE_NAME_BYTES
+        && !name.starts_with('.')
+        && name.chars().all(plain)
+}
+
+fn map(folder: &mut Folder<'_>, name: &str) -> Result<Mmap, ModelError> {
+    let path = folder.path(name);
+    let (file, length) = folder.open(name)?;
     if length < 8 {
         return Err(ModelError::checkpoint(&path, "is shorter than a header"));
     }
     // SAFETY: the mapping is read-only and private to this value. Another process that shortens the file meanwhile
     // can end this one by a bus error; that a checkpoint lies still during import is the operator's part.
     let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("map", &path))?;
-    let tensors = parse(&map).map_err(|reason| ModelError::checkpoint(&path, reason))?;
-    folder.remember(FILE, &map);
-    Ok(Weights { map, tensors })
+    folder.remember(name, &map);
+    Ok(map)
 }
 
 /// The format's own rules (header inside the file, tensors side by side without gap or overlap, shapes that fit
 /// their bytes) are the safetensors crate's; the caps are ours.
-fn parse(map: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
+fn parse(map: &[u8], number: usize) -> Result<BTreeMap<String, Entry>, String> {
     let header = map.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)).ok_or("is shorter than a header")?;
     if header > MAX_SAFETENSORS_HEADER_BYTES {
         return Err(format!("its header claims {header} bytes; at most {MAX_SAFETENSORS_HEADER_BYTES} are read"));
@@ -59,12 +110,29 @@ fn parse(map: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
     let base = map.as_ptr() as usize;
     let entry = |view: safetensors::tensor::TensorView<'_>| {
         let start = view.data().as_ptr() as usize - base;
-        Entry { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: start..start + view.data().len() }
+        Entry {
+            map: number,
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            bytes: start..start + view.data().len(),
+        }
     };
     Ok(file.iter().map(|(name, view)| (name.to_string(), entry(view))).collect())
 }
 
 impl Weights {
+    /// Adds the tensors of a file; a name that is there already is an error.
+    fn add(&mut self, folder: &mut Folder<'_>, file: &str) -> Result<(), ModelError> {
+        let map = map(folder, file)?;
+        let tensors = parse(&map, self.maps.len()).map_err(|e| ModelError::checkpoint(&folder.path(file), e))?;
+        if let Some(name) = tensors.keys().find(|name| self.tensors.contains_key(*name)) {
+            return Err(ModelError::tensor(name, "is in two files"));
+        }
+        self.tensors.extend(tensors);
+        self.maps.push(map);
+        Ok(())
+    }
+
     /// Names of all tensors, ascending.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -80,7 +148,7 @@ impl Weights {
             let reason = format!("has shape {:?}; the configuration asks for {shape:?}", entry.shape);
             return Err(ModelError::tensor(name, reason));
         }
-        let bytes = &self.map[entry.bytes.clone()];
+        let bytes = &self.maps[entry.map][entry.bytes.clone()];
         let values: Vec<f32> = match entry.dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),

@@ -10,7 +10,7 @@ use super::build::{Builder, width};
 use super::formats::{self, NormRow, gelu_peaks, largest, largest_sum, product_within, read_vector};
 use super::matrix::RealMatrix;
 use super::{Lowered, MatrixSite};
-use crate::checkpoint::{BertConfig, Checkpoint, Pooling};
+use crate::checkpoint::{BertConfig, Checkpoint, Pooling, Postprocessing};
 use crate::error::ModelError;
 use crate::package::WeightMode;
 use crate::quantize::Width;
@@ -21,6 +21,8 @@ const GELU_FRAC_CAP: i32 = 31;
 const UNIT_FRAC: u8 = 30;
 /// Attention's output has so many fractional bits more than its values.
 const VALUE_GAIN: i32 = 15;
+/// Most bits that query and key of a head give up together.
+const MAX_BORROWED: i32 = 4;
 
 /// Fractional bits of what a layer computes.
 #[derive(Debug)]
@@ -59,6 +61,7 @@ struct Tensors {
 struct Lowering<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a BertConfig,
+    postprocessing: Postprocessing,
     weights: WeightMode,
     threads: NonZeroUsize,
     builder: Builder,
@@ -69,16 +72,21 @@ struct Lowering<'a> {
 ///
 /// # Errors
 /// Tensors that are missing, unknown, ill-shaped or not finite, and models that can't be bounded.
-pub fn lower_bert(checkpoint: &Checkpoint, weights: WeightMode, threads: NonZeroUsize) -> Result<Lowered, ModelError> {
-    let config = &checkpoint.config;
-    let unused = check_names(checkpoint)?;
-    let mut lowering =
-        Lowering { checkpoint, config, weights, threads, builder: Builder::default(), matrices: Vec::new() };
+pub fn lower_bert(
+    checkpoint: &Checkpoint,
+    config: &BertConfig,
+    postprocessing: Postprocessing,
+    weights: WeightMode,
+    threads: NonZeroUsize,
+) -> Result<Lowered, ModelError> {
+    let unused = check_names(checkpoint, config)?;
+    let (builder, matrices) = (Builder::default(), Vec::new());
+    let mut lowering = Lowering { checkpoint, config, postprocessing, weights, threads, builder, matrices };
     let mut layers = Vec::new();
-    let mut input = NormRow::read(checkpoint, EMBEDDING_NORM)?;
+    let mut input = lowering.norm(EMBEDDING_NORM)?;
     for l in 0..config.num_hidden_layers {
         layers.push(lowering.formats(l, &input)?);
-        input = NormRow::read(checkpoint, &format!("{}.output.LayerNorm", layer_prefix(l)))?;
+        input = lowering.norm(&format!("{}.output.LayerNorm", layer_prefix(l)))?;
     }
     let peak = largest(&input.peaks());
     let last = formats::wide_row("the last layer's output", peak, peak, i32::MAX)?;
@@ -114,13 +122,13 @@ const LAYER_PARTS: [&str; 8] = [
 ];
 
 /// Refuses tensors that BertModel does not have; returns those that it has and sentence encoders do not use.
-fn check_names(checkpoint: &Checkpoint) -> Result<Vec<String>, ModelError> {
+fn check_names(checkpoint: &Checkpoint, config: &BertConfig) -> Result<Vec<String>, ModelError> {
     let known = |name: &str| {
         if let Some(rest) = name.strip_prefix("encoder.layer.") {
             let Some((l, part)) = rest.split_once('.') else { return false };
             let part = part.strip_suffix(".weight").or(part.strip_suffix(".bias")).unwrap_or_default();
             // `+0` and `00` parse too, and nobody would read such a tensor.
-            let exists = |n: u32| n < checkpoint.config.num_hidden_layers && n.to_string() == l;
+            let exists = |n: u32| n < config.num_hidden_layers && n.to_string() == l;
             return l.parse().is_ok_and(exists) && LAYER_PARTS.contains(&part);
         }
         matches!(
@@ -154,10 +162,14 @@ impl Lowering<'_> {
         RealMatrix::read(&self.checkpoint.weights, &tensor, shape, self.factor(part), width, self.threads)
     }
 
+    fn norm(&self, prefix: &str) -> Result<NormRow, ModelError> {
+        NormRow::read(&self.checkpoint.weights, prefix, self.config.hidden_size)
+    }
+
     fn bias(&self, l: u32, part: &str) -> Result<Vec<f64>, ModelError> {
         let len = if part == "intermediate.dense" { self.config.intermediate_size } else { self.config.hidden_size };
         let factor = self.factor(part);
-        let mut bias = read_vector(self.checkpoint, &format!("{}.{part}.bias", layer_prefix(l)), len)?;
+        let mut bias = read_vector(&self.checkpoint.weights, &format!("{}.{part}.bias", layer_prefix(l)), len)?;
         bias.iter_mut().for_each(|b| *b *= factor);
         Ok(bias)
     }
@@ -176,14 +188,14 @@ impl Lowering<'_> {
         let context = product("attention.self.value")?;
         let [query, key, value] = [("query", &query), ("key", &key), ("value", &context)]
             .map(|(name, bounds)| formats::heads(&place(name), bounds, head_dim));
-        let (query, key) = formats::reach_scores(&place("scores"), query?, key?)?;
+        let (query, key) = formats::reach_scores(&place("scores"), query?, key?, MAX_BORROWED)?;
         let out = self.matrix(l, "attention.output.dense")?;
         let projected = product_within(&context, &out, &self.bias(l, "attention.output.dense")?);
         let input_peaks = input.peaks();
         let sum = largest_sum(&input_peaks, &projected);
         let attended = formats::wide_row(&place("attention sum"), sum, largest(&input_peaks), i32::MAX)?;
 
-        let norm = NormRow::read(self.checkpoint, &format!("{}.attention.output.LayerNorm", layer_prefix(l)))?;
+        let norm = self.norm(&format!("{}.attention.output.LayerNorm", layer_prefix(l)))?;
         let inner = norm.product(&self.matrix(l, "intermediate.dense")?, &self.bias(l, "intermediate.dense")?);
         let peak = largest(&inner);
         let inner_frac = formats::wide_row(&place("feed-forward"), peak, peak, GELU_FRAC_CAP)?;
@@ -250,7 +262,7 @@ impl Lowering<'_> {
         for (tensor, table, index) in &read {
             rows.push((self.builder.scaled_rows(tensor, table, 0, |_| frac, self.threads)?, *index));
         }
-        let norm = NormRow::read(self.checkpoint, EMBEDDING_NORM)?;
+        let norm = self.norm(EMBEDDING_NORM)?;
         let epsilon = config.layer_norm_eps;
         let (norm, bias) = self.builder.layer_norm(EMBEDDING_NORM, &norm, epsilon, [frac, frac_out])?;
         let (sum, out) = (tensors.output_sum, tensors.hidden[0]);
@@ -318,7 +330,7 @@ impl Lowering<'_> {
         fracs: [i32; 2],
     ) -> Result<Op, ModelError> {
         let prefix = format!("{}.{part}", layer_prefix(l));
-        let row = NormRow::read(self.checkpoint, &prefix)?;
+        let row = self.norm(&prefix)?;
         let (norm, bias) = self.builder.layer_norm(&prefix, &row, self.config.layer_norm_eps, fracs)?;
         Ok(Op::LayerNorm { input, norm, bias, out })
     }
@@ -352,7 +364,7 @@ impl Lowering<'_> {
 
     fn emit_pooling(&mut self, input: TensorId, frac: i32) -> Result<u8, ModelError> {
         let d = self.config.hidden_size;
-        let post = self.checkpoint.postprocessing;
+        let post = self.postprocessing;
         let pooled = self.builder.tensor("pooled", Rows::Sequence, d, TensorKind::I32);
         let mut ops = vec![match post.pooling {
             Pooling::Mean => Op::MeanPool { input, out: pooled },

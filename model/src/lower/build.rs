@@ -1,6 +1,7 @@
 //! Collects the tensors, parameters and layers of a program.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use lockstep_kernels::program::{
     DType, Layer, Norm, Op, Param, ParamId, Rows, ScaledRows, Tensor, TensorId, TensorKind,
@@ -18,7 +19,7 @@ use crate::quantize::{RowScale, Width};
 pub struct Builder {
     pub tensors: Vec<Tensor>,
     pub params: Vec<Param>,
-    pub values: Vec<ParamValues>,
+    pub values: Vec<Arc<ParamValues>>,
     pub layers: Vec<Layer>,
 }
 
@@ -34,13 +35,14 @@ impl Builder {
         self.layers.push(Layer { name, ops, output });
     }
 
-    fn param(&mut self, name: String, rows: u32, values: ParamValues) -> Result<ParamId, ModelError> {
+    /// Declares a parameter of `rows` equal rows.
+    pub fn param(&mut self, name: String, rows: u32, values: ParamValues) -> Result<ParamId, ModelError> {
         let (dtype, data) = (dtype(&values), values.data());
         let id = u16::try_from(self.params.len())
             .map_err(|_| ModelError::Unsupported("a model with more than 65,535 parameters".into()))?;
         let cols = data.len() as u32 / rows.max(1);
         self.params.push(Param { name, dtype, rows, cols });
-        self.values.push(values);
+        self.values.push(Arc::new(values));
         Ok(ParamId(id))
     }
 
@@ -54,10 +56,7 @@ impl Builder {
         frac_out: impl Fn(usize) -> i32,
         threads: NonZeroUsize,
     ) -> Result<ScaledRows, ModelError> {
-        let shift = |(n, scale): (usize, &RowScale)| {
-            i16::try_from(scale.shift + frac_in - frac_out(n))
-                .map_err(|_| ModelError::tensor(tensor, format!("row {n} is too small or too large to scale")))
-        };
+        let shift = |(n, scale): (usize, &RowScale)| row_shift(tensor, n, scale.shift + frac_in - frac_out(n));
         let shifts = matrix.scales.iter().enumerate().map(shift).collect::<Result<Vec<_>, _>>()?;
         let mantissas = matrix.scales.iter().map(|s| s.mantissa).collect();
         let rows = matrix.scales.len() as u32;
@@ -81,8 +80,21 @@ impl Builder {
         prefix: &str,
         row: &NormRow,
         epsilon: f64,
-        [frac_in, frac_out]: [i32; 2],
+        fracs: [i32; 2],
     ) -> Result<(Norm, ParamId), ModelError> {
+        let norm = self.norm(prefix, row, epsilon, fracs)?;
+        let bias = self.bias(&format!("{prefix}.bias"), &row.bias, |_| fracs[1])?;
+        Ok((norm, bias))
+    }
+
+    /// A norm between two Q formats, but for its bias.
+    pub fn norm(
+        &mut self,
+        prefix: &str,
+        row: &NormRow,
+        epsilon: f64,
+        [frac_in, frac_out]: [i32; 2],
+    ) -> Result<Norm, ModelError> {
         let root = (row.gain.len() as f64).sqrt();
         let gains: Vec<f64> = row.gain.iter().map(|g| g * root).collect();
         let largest = gains.iter().fold(0.0_f64, |max, g| max.max(g.abs()));
@@ -98,9 +110,13 @@ impl Builder {
         let codes = gains.iter().enumerate().map(code).collect::<Result<Vec<_>, _>>()?;
         let scale = self.param(format!("{scale_name}.codes"), 1, ParamValues::I32(codes))?;
         let (epsilon_mantissa, epsilon_shift) = epsilon_parts(row.gain.len() as f64 * epsilon, frac_in);
-        let bias = self.bias(&format!("{prefix}.bias"), &row.bias, |_| frac_out)?;
-        Ok((Norm { scale, shift, epsilon_mantissa, epsilon_shift }, bias))
+        Ok(Norm { scale, shift, epsilon_mantissa, epsilon_shift })
     }
+}
+
+/// The shift of row `n` of a matrix.
+pub fn row_shift(tensor: &str, n: usize, shift: i32) -> Result<i16, ModelError> {
+    i16::try_from(shift).map_err(|_| ModelError::tensor(tensor, format!("row {n} is too small or too large to scale")))
 }
 
 /// Mantissa and shift of `value * 2^(2 * frac)`; see [`Norm`].
@@ -117,7 +133,7 @@ fn epsilon_parts(value: f64, frac: i32) -> (u32, i16) {
 }
 
 /// `round(value * 2^frac)` as `i32`.
-fn fixed(tensor: &str, index: usize, value: f64, frac: i32) -> Result<i32, ModelError> {
+pub fn fixed(tensor: &str, index: usize, value: f64, frac: i32) -> Result<i32, ModelError> {
     let scaled = value * exp2(frac);
     let code = if scaled.abs() < exp2(40) { round_half_up(scaled) } else { i64::MAX };
     i32::try_from(code).map_err(|_| {

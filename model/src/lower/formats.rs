@@ -4,7 +4,7 @@
 //! `|w*g - mean(w*g)| * sqrt(d) + |w·b + bias|`. Elsewhere a product is at most the sum of the magnitudes. The rounding
 //! of weights and rows is added to both.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Weights;
 use crate::error::ModelError;
 use crate::exact::{exp2, fraction_bits};
 use lockstep_kernels::fixed::{CODE_MAX, SCORE_FRAC};
@@ -19,14 +19,16 @@ const LIMIT_I32: f64 = 2_147_483_392.0;
 const LIMIT_I16: f64 = (CODE_MAX - 1) as f64;
 /// Most fractional bits of any tensor.
 const FRAC_CAP: i32 = 40;
-/// Most bits that queries and keys of a head give up together.
-const MAX_BORROWED: i32 = 4;
 /// The least that GELU's negative side needs.
 const GELU_DIP: f64 = 0.171;
+/// The least that SiLU's negative side needs.
+const SILU_DIP: f64 = 0.279;
 
-/// The output of a LayerNorm over the reals: `gain * n + bias`.
+/// The output of a norm over the reals: `gain * n + bias`.
 #[derive(Debug)]
 pub struct NormRow {
+    /// Whether the mean of `n` is 0, as after LayerNorm; RMSNorm leaves it.
+    pub centred: bool,
     /// The model's scale.
     pub gain: Vec<f64>,
     /// The model's bias.
@@ -35,11 +37,19 @@ pub struct NormRow {
 
 impl NormRow {
     /// Reads `prefix.weight` and `prefix.bias`.
-    pub fn read(checkpoint: &Checkpoint, prefix: &str) -> Result<Self, ModelError> {
+    pub fn read(weights: &Weights, prefix: &str, len: u32) -> Result<Self, ModelError> {
         Ok(Self {
-            gain: read_vector(checkpoint, &format!("{prefix}.weight"), checkpoint.config.hidden_size)?,
-            bias: read_vector(checkpoint, &format!("{prefix}.bias"), checkpoint.config.hidden_size)?,
+            centred: true,
+            gain: read_vector(weights, &format!("{prefix}.weight"), len)?,
+            bias: read_vector(weights, &format!("{prefix}.bias"), len)?,
         })
+    }
+
+    /// Reads `prefix.weight` of an RMSNorm, times a factor.
+    pub fn read_rms(weights: &Weights, prefix: &str, len: u32, factor: f64) -> Result<Self, ModelError> {
+        let mut gain = read_vector(weights, &format!("{prefix}.weight"), len)?;
+        gain.iter_mut().for_each(|g| *g *= factor);
+        Ok(Self { centred: false, bias: vec![0.0; gain.len()], gain })
     }
 
     fn root(&self) -> f64 {
@@ -59,7 +69,8 @@ impl NormRow {
         let bias_sum: f64 = self.bias.iter().map(|b| b.abs()).sum();
         let bound = |(n, offset): (usize, &f64)| {
             let (w, error) = (matrix.row(n), matrix.code_error(n));
-            let mean = w.iter().zip(&self.gain).map(|(w, g)| w * g).sum::<f64>() / w.len() as f64;
+            let sum = || w.iter().zip(&self.gain).map(|(w, g)| w * g).sum::<f64>();
+            let mean = if self.centred { sum() / w.len() as f64 } else { 0.0 };
             let centred = |(w, g): (&f64, &f64)| (w * g - mean) * (w * g - mean);
             let spread = w.iter().zip(&self.gain).map(centred).sum::<f64>().sqrt() + error * gain_norm;
             let constant = w.iter().zip(&self.bias).map(|(w, b)| w * b).sum::<f64>() + offset;
@@ -81,19 +92,29 @@ pub fn product_within(peaks: &[f64], matrix: &RealMatrix, bias: &[f64]) -> Vec<f
     bias.iter().enumerate().map(bound).collect()
 }
 
+/// Bound of `silu(gate) * up` of each element.
+pub fn gated_peaks(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    gate.iter().zip(up).map(|(g, u)| g.max(SILU_DIP) * u * SLACK).collect()
+}
+
 /// Bound of GELU of each element.
 pub fn gelu_peaks(peaks: &[f64]) -> Vec<f64> {
     peaks.iter().map(|p| p.max(GELU_DIP) * SLACK).collect()
 }
 
 /// Reads a vector.
-pub fn read_vector(checkpoint: &Checkpoint, tensor: &str, len: u32) -> Result<Vec<f64>, ModelError> {
-    Ok(checkpoint.weights.read(tensor, &[len])?.into_iter().map(f64::from).collect())
+pub fn read_vector(weights: &Weights, tensor: &str, len: u32) -> Result<Vec<f64>, ModelError> {
+    Ok(weights.read(tensor, &[len])?.into_iter().map(f64::from).collect())
 }
 
 /// Fractional bits of an `i32` tensor whose values stay within `bound`.
 pub fn wide(place: &str, bound: f64, cap: i32) -> Result<i32, ModelError> {
-    fraction_bits(bound, LIMIT_I32, 0, cap.min(FRAC_CAP))
+    wide_within(place, bound, cap.min(FRAC_CAP))
+}
+
+/// As [`wide`], with a cap above the usual one.
+pub fn wide_within(place: &str, bound: f64, cap: i32) -> Result<i32, ModelError> {
+    fraction_bits(bound, LIMIT_I32, 0, cap)
         .ok_or_else(|| ModelError::bounds(place, format!("values up to {bound:e} do not fit 31 bits")))
 }
 
@@ -118,20 +139,38 @@ pub fn heads(place: &str, bounds: &[f64], head_dim: usize) -> Result<Vec<i32>, M
 
 /// Scores have 20 fractional bits, and dot products are only ever shifted right. Where the proven formats of a head's
 /// queries and keys fall short of 20 together, both give up headroom, the query first: a proof by norms is loose by
-/// several bits. Beyond that a code would saturate, which backends count.
-pub fn reach_scores(place: &str, mut query: Vec<i32>, mut key: Vec<i32>) -> Result<(Vec<i32>, Vec<i32>), ModelError> {
-    for (h, (q, k)) in query.iter_mut().zip(&mut key).enumerate() {
-        let lacking = (SCORE_FRAC as i32 - *q - *k).max(0);
-        if lacking > MAX_BORROWED {
-            return Err(ModelError::bounds(
-                place,
-                format!("head {h} lacks {lacking} bits: its scores can't be bounded"),
-            ));
+/// several bits. Beyond that a code would saturate, which backends count. Several queries may share a key.
+pub fn reach_scores(
+    place: &str,
+    mut query: Vec<i32>,
+    mut key: Vec<i32>,
+    most: i32,
+) -> Result<(Vec<i32>, Vec<i32>), ModelError> {
+    let lacking = |q: i32, k: i32| (SCORE_FRAC as i32 - q - k).max(0);
+    let shared = query.len() / key.len();
+    for (g, (queries, k)) in query.chunks_exact_mut(shared).zip(&mut key).enumerate() {
+        let worst = queries.iter().map(|q| lacking(*q, *k)).max().unwrap_or(0);
+        if worst > most {
+            let what = format!("key head {g} lacks {worst} bits: its scores can't be bounded");
+            return Err(ModelError::bounds(place, what));
         }
-        *q += (lacking + 1) / 2;
-        *k += lacking / 2;
+        *k += worst / 2;
+        queries.iter_mut().for_each(|q| *q += lacking(*q, *k));
     }
     Ok((query, key))
+}
+
+/// Bounds of rotated heads: the length of each pair `(j, j + head_dim / 2)`.
+pub fn rotated(bounds: &[f64], head_dim: usize) -> Vec<f64> {
+    let mut out = vec![0.0; bounds.len()];
+    for (head, out) in bounds.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
+        let half = head_dim / 2;
+        for j in 0..half {
+            let length = (head[j] * head[j] + head[j + half] * head[j + half]).sqrt() * SLACK;
+            (out[j], out[j + half]) = (length, length);
+        }
+    }
+    out
 }
 
 /// The largest of some bounds.

@@ -3,12 +3,16 @@
 mod bert;
 mod build;
 mod formats;
+mod llama;
 mod matrix;
+
+use std::sync::Arc;
 
 use lockstep_kernels::program::{ParamId, Program, TensorId};
 use lockstep_kernels::value::{ParamData, Params};
 
 pub use bert::lower_bert;
+pub use llama::{Decoder, RESIDUAL_FRAC_CAP};
 pub use matrix::RealMatrix;
 
 use crate::package::WeightMode;
@@ -79,10 +83,10 @@ pub struct Lowered {
     /// The validated program.
     pub program: Program,
     /// One entry for each of the program's parameters.
-    pub params: Vec<ParamValues>,
+    pub params: Vec<Arc<ParamValues>>,
     /// The matrices of all matrix products.
     pub matrices: Vec<MatrixSite>,
-    /// Fractional bits of the output.
+    /// Fractional bits of the output; 0 for words.
     pub output_frac: u8,
     /// Tensors of the checkpoint that the model does not use.
     pub unused: Vec<String>,
@@ -91,8 +95,8 @@ pub struct Lowered {
 }
 
 /// [`Params`] over a lowered model.
-#[derive(Debug)]
-pub struct MemoryParams(pub Vec<ParamValues>);
+#[derive(Clone, Debug)]
+pub struct MemoryParams(pub Vec<Arc<ParamValues>>);
 
 impl Params for MemoryParams {
     fn param(&self, id: ParamId) -> ParamData<'_> {

@@ -99,7 +99,7 @@ pub struct Manifest {
     pub stop_tokens: Vec<u32>,
     /// The files of the checkpoint, names strictly ascending.
     pub sources: Vec<SourceFile>,
-    /// BLAKE3 of the calibration text; there exactly when `weights` is `W8`.
+    /// BLAKE3 of the calibration text; there exactly when `weights` is `W8` or the model is a decoder.
     pub calibration: Option<Digest>,
 }
 
@@ -139,6 +139,11 @@ impl Manifest {
         self.params.iter().chain([&self.tokenizer]).chain(&self.template)
     }
 
+    /// Whether the model generates words.
+    pub fn is_decoder(&self) -> bool {
+        self.program.is_decoder()
+    }
+
     /// What a manifest must satisfy beyond its encoding.
     ///
     /// # Errors
@@ -151,7 +156,11 @@ impl Manifest {
         ensure(plain(&self.name, MAX_NAME_BYTES), "the name is empty, too long or has control characters")?;
         ensure(plain(&self.family, MAX_FAMILY_BYTES), "the family is empty, too long or has control characters")?;
         ensure(self.output_frac <= MAX_OUTPUT_FRAC, "the output has too many fractional bits")?;
-        ensure(self.calibration.is_some() == (self.weights == WeightMode::W8), "w8 and only w8 has a calibration")?;
+        let decoder = self.program.is_decoder();
+        let calibrated = decoder || self.weights == WeightMode::W8;
+        ensure(self.calibration.is_some() == calibrated, "w8 and decoders, and only they, have a calibration")?;
+        ensure(decoder || self.template.is_none(), "only a decoder has a chat template")?;
+        ensure(decoder || self.stop_tokens.is_empty(), "only a decoder has stop tokens")?;
         ensure((1..=MAX_TOKENIZER_BYTES).contains(&self.tokenizer.bytes), "the tokenizer is empty or too long")?;
         let template = self.template.is_none_or(|t| (1..=MAX_TEMPLATE_BYTES).contains(&t.bytes));
         ensure(template, "the chat template is empty or too long")?;
@@ -171,7 +180,7 @@ impl Manifest {
         };
         ensure(self.params.iter().zip(&self.program.params).all(fits), "a blob's length is not its parameter's")?;
         let output = self.program.layers.last().map(|l| self.program.tensor(l.output).rows);
-        ensure(output == Some(Rows::Sequence), "the last layer does not make one row for each sequence")
+        ensure(decoder || output == Some(Rows::Sequence), "the last layer has no row for each sequence or point")
     }
 }
 

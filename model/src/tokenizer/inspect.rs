@@ -1,9 +1,12 @@
 //! What a `tokenizer.json` may ask for: looked at before the tokenizers library sees it.
 //!
 //! The file comes from whoever made the package. The library knows components that draw random numbers, that panic on
-//! bad tables and that grow a letter to gigabytes; so only what BERT-like models use is let through, by name.
+//! bad tables and that grow a letter to gigabytes; so only what known models use is let through, by name.
 
 use serde_json::{Map, Value};
+
+use super::bytes::Writing;
+use super::components;
 
 /// Most components in one `Sequence`; sequences do not nest.
 const MAX_SEQUENCE: usize = 16;
@@ -18,10 +21,8 @@ const MAX_CONTENT_BYTES: usize = 256;
 /// Longest word that is cut into pieces, in characters: the work is its square.
 const MAX_WORD_CHARS: u64 = 1_000;
 
-const NORMALIZERS: [&str; 8] = ["BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Strip"];
-const PRE_TOKENIZERS: [&str; 4] = ["BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation"];
-const MODELS: [&str; 2] = ["WordPiece", "WordLevel"];
-const POST_PROCESSORS: [&str; 2] = ["TemplateProcessing", "BertProcessing"];
+const MODELS: [&str; 3] = ["WordPiece", "WordLevel", "BPE"];
+const POST_PROCESSORS: [&str; 4] = ["TemplateProcessing", "BertProcessing", "ByteLevel", "Sequence"];
 
 /// A file that passed.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Inspected {
     pub json: Vec<u8>,
     /// How many times the post-processor puts the text into its output, at least 1.
     pub copies: usize,
+    /// How the decoder reads tokens as bytes, where it does.
+    pub writing: Option<Writing>,
 }
 
 /// Looks at a file for a model with `vocab_size` tokens.
@@ -39,22 +42,24 @@ pub(super) fn inspect(json: &[u8], vocab_size: u32) -> Result<Inspected, String>
     root.insert("truncation".into(), Value::Null);
     root.insert("padding".into(), Value::Null);
     model(root.get("model").unwrap_or(&Value::Null))?;
-    chain("normalizer", root.get("normalizer"), "normalizers", &NORMALIZERS)?;
-    chain("pre_tokenizer", root.get("pre_tokenizer"), "pretokenizers", &PRE_TOKENIZERS)?;
-    if let Some(decoder) = present(root.get("decoder")) {
-        allowed("decoder", decoder, &["WordPiece"])?;
-    }
+    chain("normalizer", root.get("normalizer"), "normalizers", components::normalizer)?;
+    chain("pre_tokenizer", root.get("pre_tokenizer"), "pretokenizers", components::pre_tokenizer)?;
+    let mut writing = None;
+    chain("decoder", root.get("decoder"), "decoders", |part| {
+        writing = components::decoder(part)?.or(writing);
+        Ok(())
+    })?;
     added_tokens(root.get("added_tokens"))?;
     let copies = post_processor(root.get("post_processor"), vocab_size)?;
-    Ok(Inspected { json: serde_json::to_vec(&root).map_err(|e| e.to_string())?, copies })
+    Ok(Inspected { json: serde_json::to_vec(&root).map_err(|e| e.to_string())?, copies, writing })
 }
 
-fn present(value: Option<&Value>) -> Option<&Value> {
+pub(super) fn present(value: Option<&Value>) -> Option<&Value> {
     value.filter(|v| !v.is_null())
 }
 
 /// The type of a component, which must be one of these.
-fn allowed<'a>(what: &str, component: &'a Value, types: &[&str]) -> Result<&'a str, String> {
+pub(super) fn allowed<'a>(what: &str, component: &'a Value, types: &[&str]) -> Result<&'a str, String> {
     let Some(name) = component.get("type").and_then(Value::as_str) else {
         return Err(format!("the {what} has no type"));
     };
@@ -74,23 +79,30 @@ fn model(model: &Value) -> Result<(), String> {
     {
         return Err(format!("max_input_chars_per_word is {chars}; at most {MAX_WORD_CHARS}"));
     }
-    match present(model.get("continuing_subword_prefix")).and_then(Value::as_str) {
-        Some(prefix) if prefix.len() > MAX_CONTENT_BYTES => Err("continuing_subword_prefix is too long".into()),
-        _ => Ok(()),
+    for affix in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if present(model.get(affix)).and_then(Value::as_str).is_some_and(|text| text.len() > MAX_CONTENT_BYTES) {
+            return Err(format!("{affix} is too long"));
+        }
     }
+    Ok(())
 }
 
 /// One component, or one `Sequence` of them.
-fn chain(what: &str, component: Option<&Value>, items: &str, types: &[&str]) -> Result<(), String> {
+fn chain(
+    what: &str,
+    component: Option<&Value>,
+    items: &str,
+    mut check: impl FnMut(&Value) -> Result<(), String>,
+) -> Result<(), String> {
     let Some(component) = present(component) else { return Ok(()) };
     if component.get("type").and_then(Value::as_str) != Some("Sequence") {
-        return allowed(what, component, types).map(drop);
+        return check(component);
     }
     let parts = component.get(items).and_then(Value::as_array).ok_or_else(|| format!("the {what} has no {items}"))?;
     if parts.len() > MAX_SEQUENCE {
         return Err(format!("the {what} has {} parts; at most {MAX_SEQUENCE}", parts.len()));
     }
-    parts.iter().try_for_each(|p| allowed(what, p, types).map(drop))
+    parts.iter().try_for_each(check)
 }
 
 fn added_tokens(tokens: Option<&Value>) -> Result<(), String> {
@@ -106,13 +118,25 @@ fn added_tokens(tokens: Option<&Value>) -> Result<(), String> {
 
 fn post_processor(processor: Option<&Value>, vocab_size: u32) -> Result<usize, String> {
     let Some(processor) = present(processor) else { return Ok(1) };
-    if allowed("post_processor", processor, &POST_PROCESSORS)? == "TemplateProcessing" {
-        return template(processor, vocab_size);
+    match allowed("post_processor", processor, &POST_PROCESSORS)? {
+        "TemplateProcessing" => template(processor, vocab_size),
+        // It moves offsets, which nobody reads.
+        "ByteLevel" => Ok(1),
+        "Sequence" => {
+            let parts = processor.get("processors").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let kinds: Vec<_> = parts.iter().filter_map(|p| p.get("type").and_then(Value::as_str)).collect();
+            match kinds[..] {
+                ["ByteLevel", "TemplateProcessing"] => template(&parts[1], vocab_size),
+                _ => Err(format!("the post_processor Sequence {kinds:?}: ByteLevel, then TemplateProcessing")),
+            }
+        }
+        _ => {
+            for key in ["sep", "cls"] {
+                token_id(&processor[key][1], vocab_size)?;
+            }
+            Ok(1)
+        }
     }
-    for key in ["sep", "cls"] {
-        token_id(&processor[key][1], vocab_size)?;
-    }
-    Ok(1)
 }
 
 fn token_id(id: &Value, vocab_size: u32) -> Result<(), String> {

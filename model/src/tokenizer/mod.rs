@@ -1,5 +1,7 @@
-//! Text to token ids, from the `tokenizer.json` inside a package.
+//! Text to token ids and back, from the `tokenizer.json` inside a package.
 
+mod bytes;
+mod components;
 mod inspect;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,6 +10,9 @@ use tokenizers::tokenizer::TruncationDirection;
 use tokenizers::{PostProcessor, PostProcessorWrapper};
 
 use crate::error::ModelError;
+use bytes::Writing;
+
+pub use bytes::{MAX_TABLE_COLS, TokenBytes};
 
 /// What happens to a text with more tokens than the model has positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -48,6 +53,8 @@ pub struct Tokenizer {
     post_processor: Option<PostProcessorWrapper>,
     /// How many times the post-processor repeats the text.
     copies: usize,
+    /// How its decoder reads tokens; encoders need none.
+    writing: Option<Writing>,
     limit: usize,
     vocab_size: u32,
 }
@@ -76,7 +83,34 @@ impl Tokenizer {
         }
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        Ok(Self { inner, post_processor, copies: checked.copies, limit: max_positions as usize, vocab_size })
+        let (copies, writing, limit) = (checked.copies, checked.writing, max_positions as usize);
+        Ok(Self { inner, post_processor, copies, writing, limit, vocab_size })
+    }
+
+    /// The bytes of every token.
+    ///
+    /// # Errors
+    /// A tokenizer without a decoder, two tokens with one id, and a token that is too long.
+    pub fn token_bytes(&self) -> Result<TokenBytes, ModelError> {
+        let fail = |reason: String| Err(ModelError::Tokenizer(reason));
+        let Some(writing) = self.writing else {
+            return fail("it has no decoder of bytes: ByteLevel, Metaspace or ByteFallback".into());
+        };
+        let special = self.inner.get_added_tokens_decoder();
+        let special = |id: &u32| special.get(id).is_some_and(|token| token.special);
+        let mut tokens: Vec<Option<String>> = Vec::new();
+        for (token, id) in self.inner.get_vocab(true) {
+            let at = id as usize;
+            tokens.resize(tokens.len().max(at + 1), None);
+            if tokens[at].replace(token).is_some() {
+                return fail(format!("two tokens have the id {id}"));
+            }
+        }
+        let bytes = |(id, token): (usize, Option<String>)| match token {
+            Some(token) if !special(&(id as u32)) => writing.bytes(&token),
+            _ => Vec::new(),
+        };
+        TokenBytes::new(tokens.into_iter().enumerate().map(bytes))
     }
 
     /// Most tokens of a text, special ones included.
@@ -89,7 +123,23 @@ impl Tokenizer {
     /// # Errors
     /// See [`TokenizeError`].
     pub fn encode(&self, text: &str, too_long: TooLong) -> Result<Vec<u32>, TokenizeError> {
-        let ids = caught(|| self.ids(text, too_long)).map_err(TokenizeError::Failed)?;
+        self.checked(too_long, || self.ids(text, too_long))
+    }
+
+    /// The ids of a text that has its special tokens already, as a rendered chat template has.
+    ///
+    /// # Errors
+    /// See [`TokenizeError`].
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
+        self.checked(TooLong::Refuse, || Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()))
+    }
+
+    fn checked(
+        &self,
+        too_long: TooLong,
+        ids: impl FnOnce() -> tokenizers::Result<Vec<u32>>,
+    ) -> Result<Vec<u32>, TokenizeError> {
+        let ids = caught(ids).map_err(TokenizeError::Failed)?;
         if ids.is_empty() {
             return Err(TokenizeError::Empty);
         }

@@ -57,7 +57,7 @@ fn the_post_processor_runs_once() {
 fn random_and_dangerous_components_are_refused_by_name() {
     let bpe = json!({ "type": "BPE", "dropout": 0.5, "vocab": { "a": 0 }, "merges": [] });
     refused("/model", bpe, "dropout");
-    refused("/model", json!({ "type": "BPE", "dropout": null, "vocab": { "a": 0 }, "merges": [] }), "BPE");
+    refused("/model", json!({ "type": "Unigram", "dropout": null, "vocab": [["a", 0.0]] }), "Unigram");
     refused("/model", json!({ "vocab": { "a": 0 } }), "no type");
     let bomb = json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "a".repeat(16) });
     let table = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
@@ -69,8 +69,13 @@ fn random_and_dangerous_components_are_refused_by_name() {
     refused("/normalizer", json!({ "type": "Sequence", "normalizers": vec![lower.clone(); 17] }), "17 parts");
     let nested = json!({ "type": "Sequence", "normalizers": [lower] });
     refused("/normalizer", json!({ "type": "Sequence", "normalizers": [nested] }), "Sequence");
-    refused("/pre_tokenizer", json!({ "type": "ByteLevel", "add_prefix_space": true }), "ByteLevel");
-    refused("/decoder", json!({ "type": "ByteFallback" }), "ByteFallback");
+    refused("/pre_tokenizer", json!({ "type": "UnicodeScripts" }), "UnicodeScripts");
+    let slow = json!({ "type": "Split", "pattern": { "Regex": "(a+)+$" }, "behavior": "Isolated", "invert": false });
+    refused("/pre_tokenizer", slow, "Split");
+    refused("/decoder", json!({ "type": "CTC" }), "CTC");
+    let grow = json!({ "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": "aaaaaaaa" });
+    refused("/decoder", json!({ "type": "Sequence", "decoders": [grow] }), "Replace");
+    refused("/normalizer", json!({ "type": "Prepend", "prepend": "aaaaaaaa" }), "Prepend");
     refused("/post_processor", json!({ "type": "Sequence", "processors": [] }), "Sequence");
 }
 

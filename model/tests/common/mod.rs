@@ -175,7 +175,8 @@ impl Folder {
     }
 
     pub fn import_to(&self, file: &Path, weights: WeightMode, threads: usize) -> Result<ImportReport, ModelError> {
-        let options = Options { weights, threads: NonZeroUsize::new(threads).unwrap(), name: "tiny".into() };
+        let options =
+            Options { weights, threads: NonZeroUsize::new(threads).unwrap(), name: "tiny".into(), max_positions: None };
         import(self.dir.path(), file, &options, &Reference, &mut |_| {})
     }
 
