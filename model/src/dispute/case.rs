@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_kernels::program::{ParamId, Program, Rows};
+use lockstep_kernels::sampling::Sampling;
 use lockstep_kernels::steps::{self, Plan};
 use lockstep_protocol::dispute::{Lowering, Read, Recompute, Shape, Source, Terms};
 use lockstep_protocol::ids::{Place, Root};
@@ -11,6 +12,7 @@ use lockstep_protocol::limits::CHUNK_BYTES;
 use lockstep_protocol::trace::padded_row_bytes;
 
 use super::CaseError;
+use crate::generation::{draw, sampling};
 use crate::package::{BlobInfo, Manifest};
 
 /// The disputed layer of one job, lowered to steps. Needs no weights: digests stand for them.
@@ -22,6 +24,8 @@ pub struct LayerCase {
     place: Place,
     layer: usize,
     positions: u32,
+    /// Settings and draw of the point, in a generation.
+    sampling: Option<(Sampling, u64)>,
     /// The plan that was asked for last, with its row: a dispute is about one row, once that is found.
     plan: Mutex<Option<(u64, Arc<Plan>)>>,
 }
@@ -33,9 +37,22 @@ impl LayerCase {
     /// [`CaseError`]: the program can't be disputed, or has no such place.
     pub fn new(manifest: &Manifest, job: &JobHeader, place: Place) -> Result<Self, CaseError> {
         let (program, layer) = (&manifest.program, usize::from(place.layer));
-        let positions = place.point.checked_add(1).filter(|n| *n <= job.token_count.min(program.max_positions));
         let none = CaseError::Place { place, layers: program.layers.len(), tokens: job.token_count };
-        let positions = positions.filter(|_| (1..program.layers.len()).contains(&layer)).ok_or(none)?;
+        let generation = job.kind.generation();
+        // A generation has a point for the last token of its prompt, and for each that it makes but the last.
+        let points = match generation {
+            None => 0..job.token_count,
+            Some(asked) => {
+                let first = job.token_count.saturating_sub(1);
+                first..first.saturating_add(asked.max_tokens)
+            }
+        };
+        let is_point = points.contains(&place.point) && place.point < program.max_positions;
+        if !is_point || !(1..program.layers.len()).contains(&layer) || program.is_decoder() != generation.is_some() {
+            return Err(none);
+        }
+        let positions = place.point + 1;
+        let sampling = generation.map(|asked| (sampling(asked, job.token_count), draw(&job.seed, place.point)));
         steps::check_reads(program)?;
         Ok(Self {
             program: Arc::clone(program),
@@ -44,6 +61,7 @@ impl LayerCase {
             place,
             layer,
             positions,
+            sampling,
             plan: Mutex::default(),
         })
     }
@@ -84,7 +102,8 @@ impl LayerCase {
         match &*cached {
             Some((of, plan)) if *of == row => Arc::clone(plan),
             _ => {
-                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32, None);
+                let sampling = self.sampling.as_ref().map(|(settings, draw)| (settings, *draw));
+                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32, sampling);
                 let plan = Arc::new(plan.expect("every row of a program that was checked can be disputed"));
                 *cached = Some((row, Arc::clone(&plan)));
                 plan
@@ -162,7 +181,7 @@ fn read(read: steps::Read) -> Read {
         steps::Source::Step(step) => Source::Step(step),
         steps::Source::Input => Source::Input,
         steps::Source::Tokens => Source::Tokens,
-        steps::Source::Words => unreachable!("without settings of a generation all ids are the input's"),
+        steps::Source::Words => Source::Words,
         steps::Source::Param(ParamId(id)) => Source::Param(id),
     };
     Read { source, bytes: read.bytes }

@@ -47,6 +47,14 @@ pub enum TraceError {
         /// Tokens of the job.
         tokens: usize,
     },
+    /// Words are missing.
+    #[error("{words} words do not reach {place}")]
+    Words {
+        /// The place asked for.
+        place: Place,
+        /// How many words there are.
+        words: usize,
+    },
     /// The backend failed, or gave tensors of other shapes than the program declares.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -11,7 +11,7 @@ use lockstep_kernels::steps::{Plan, Source};
 use lockstep_kernels::value::Params;
 use lockstep_protocol::ids::Place;
 
-use super::fill::fill;
+use super::fill::{Ids, fill};
 use super::kept::Kept;
 use crate::lower::param_bytes;
 
@@ -19,7 +19,7 @@ fn kept(case: &Case, backend: &dyn Backend, layer: usize) -> Kept {
     let tokens = &case.batch.sequences[0].tokens;
     let mut executor = backend.load(Arc::clone(&case.program), case.params.clone()).unwrap();
     let place = Place { point: tokens.len() as u32 - 1, layer: layer as u16 };
-    Kept::run(&mut *executor, &case.program, tokens, place).unwrap()
+    Kept::run(&mut *executor, &case.program, tokens, place, None).unwrap()
 }
 
 /// What a referee makes of each element, from bytes that it was shown.
@@ -65,7 +65,7 @@ fn every_element_that_a_player_holds_is_what_a_referee_recomputes() {
             let rows = if output.rows == Rows::Position { vec![0, positions / 2, positions - 1] } else { vec![0] };
             for row in rows {
                 let plan = Plan::new(&case.program, layer, positions as u32, row as u32, None).unwrap();
-                let steps = fill(&plan, &kept, row);
+                let steps = fill(&plan, &kept, &Ids::default(), &*case.params, row);
                 check(case, &kept, &plan, &steps);
                 let len = steps.last().unwrap().len();
                 assert_eq!(steps.last().unwrap(), &kept.output[row * len..(row + 1) * len]);

@@ -1,14 +1,16 @@
 //! What a player keeps of a run: everything from which the tensors of one layer's dispute view follow.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::{Op, Program, Rows, TensorId, TensorKind};
-use lockstep_kernels::steps::{Part, Step};
-use lockstep_kernels::value::{Batch, Value};
+use lockstep_kernels::sampling::Sampling;
+use lockstep_kernels::steps::{Part, Plan, PlanError, Step};
+use lockstep_kernels::value::{Batch, CacheId, Sampler, Sequence, Value};
 use lockstep_protocol::ids::{Place, Root};
-use lockstep_protocol::trace::{push_padded_row, root_of_rows};
+use lockstep_protocol::trace::{RowTree, push_padded_row};
 
 use super::TraceError;
 
@@ -17,8 +19,12 @@ use super::TraceError;
 pub(super) struct Kept {
     pub program: Arc<Program>,
     pub place: Place,
+    /// Settings and draw of the point, in a generation.
+    sampling: Option<(Arc<Sampling>, u64)>,
     /// The roots of layers 1 to the disputed one, over the rows up to the point.
     pub roots: Vec<Root>,
+    /// The same while passes go on.
+    trees: Vec<RowTree>,
     /// `R_{l-1}`: padded rows. Empty for layer 1.
     pub input: Vec<u8>,
     /// `R_l`: padded rows.
@@ -27,63 +33,108 @@ pub(super) struct Kept {
     values: BTreeMap<(usize, usize), Value>,
 }
 
+/// The cache of a sequence that is run in two passes. Nothing else runs on the executor meanwhile.
+const CACHE: CacheId = CacheId(0);
+
 impl Kept {
-    /// Runs the layers up to the disputed one over the tokens up to the point.
+    /// Runs the layers up to the disputed one over the tokens up to the point. Only the disputed word of a generation is
+    /// sampled, in a pass of its own: a long one has more logits than anybody has memory.
     pub fn run(
         executor: &mut dyn Executor,
         program: &Arc<Program>,
         tokens: &[u32],
         place: Place,
+        sampling: Option<(Arc<Sampling>, u64)>,
     ) -> Result<Self, TraceError> {
         let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
-        if layer == 0 || layer >= program.layers.len() || positions > tokens.len() {
+        let prompt = sampling.as_ref().map_or(1, |(settings, _)| settings.prompt_tokens as usize);
+        if layer == 0 || layer >= program.layers.len() || !(prompt..=tokens.len()).contains(&positions) {
             return Err(TraceError::Place { place, layers: program.layers.len(), tokens: tokens.len() });
         }
+        let columns = |l: usize| program.tensor(program.layers[l].output).cols as usize;
         let mut kept = Self {
             program: Arc::clone(program),
             place,
+            sampling,
             roots: Vec::with_capacity(layer),
+            trees: (1..=layer).map(|l| RowTree::new(columns(l))).collect(),
             input: Vec::new(),
             output: Vec::new(),
             values: BTreeMap::new(),
         };
-        executor.begin(&Batch::single(tokens[..positions].to_vec()))?;
-        for l in 0..=layer {
-            executor.run_layer(l)?;
-            kept.after(executor, l)?;
+        let sampler = kept.sampling.clone().filter(|_| layer + 1 == program.layers.len());
+        let mut sequence = Sequence::new(tokens[..positions].to_vec());
+        if let Some((sampling, draw)) = sampler {
+            if positions > 1 {
+                sequence.cache = Some(CACHE);
+                let before = Sequence { tokens: tokens[..positions - 1].to_vec(), ..sequence.clone() };
+                kept.pass(executor, before)?;
+            }
+            sequence.start = positions - 1;
+            sequence.sampler = Some(Sampler { sampling, draws: vec![draw] });
         }
+        kept.pass(executor, sequence)?;
+        executor.drop_cache(CACHE);
+        kept.roots = kept.trees.drain(..).map(|tree| tree.root()).collect();
         Ok(kept)
     }
 
+    /// The dispute view of a row.
+    pub fn plan(&self, row: u32) -> Result<Plan, PlanError> {
+        let sampling = self.sampling.as_ref().map(|(settings, draw)| (&**settings, *draw));
+        Plan::new(&self.program, self.place.layer.into(), self.place.point + 1, row, sampling)
+    }
+
+    /// Runs a part of the sequence, and appends what it makes.
+    fn pass(&mut self, executor: &mut dyn Executor, sequence: Sequence) -> Result<(), TraceError> {
+        let rows = [sequence.rows(), sequence.points().len()];
+        executor.begin(&Batch { sequences: vec![sequence] })?;
+        for l in 0..=usize::from(self.place.layer) {
+            executor.run_layer(l)?;
+            self.after(executor, l, rows)?;
+        }
+        Ok(())
+    }
+
     /// Takes what is needed of a layer that has just run; later ones may write over it.
-    fn after(&mut self, executor: &mut dyn Executor, l: usize) -> Result<(), TraceError> {
+    fn after(&mut self, executor: &mut dyn Executor, l: usize, pass: [usize; 2]) -> Result<(), TraceError> {
         let (program, layer) = (Arc::clone(&self.program), usize::from(self.place.layer));
         let output = program.layers[l].output;
         if l > 0 {
-            let rows = self.read(executor, output)?;
+            let rows = self.read(executor, output, pass)?;
             let Value::I32(rows) = rows else { unreachable!("validation: a layer's output is i32") };
-            let cols = program.tensor(output).cols as usize;
-            self.roots.push(root_of_rows(&rows, cols));
+            self.trees[l - 1].push_rows(&rows);
             if l + 1 >= layer {
                 let padded = if l == layer { &mut self.output } else { &mut self.input };
-                rows.chunks_exact(cols).for_each(|row| push_padded_row(row, padded));
+                rows.chunks_exact(program.tensor(output).cols as usize).for_each(|row| push_padded_row(row, padded));
             }
         }
         if l == layer || (l, layer) == (0, 1) {
             for (op, kind) in program.layers[l].ops.iter().enumerate() {
-                let value = self.read(executor, kind.out())?;
-                self.values.insert((l, op), value);
+                let value = self.read(executor, kind.out(), pass)?;
+                match self.values.entry((l, op)) {
+                    Entry::Vacant(room) => {
+                        room.insert(value);
+                    }
+                    Entry::Occupied(held) => append(held.into_mut(), value),
+                }
             }
         }
         Ok(())
     }
 
     /// Reads a tensor and checks its shape, so that no backend can make what follows fail.
-    fn read(&self, executor: &mut dyn Executor, id: TensorId) -> Result<Value, TraceError> {
+    fn read(
+        &self,
+        executor: &mut dyn Executor,
+        id: TensorId,
+        [positions, points]: [usize; 2],
+    ) -> Result<Value, TraceError> {
         let tensor = self.program.tensor(id);
         let rows = match tensor.rows {
-            Rows::Position => self.place.point as usize + 1,
-            Rows::Sequence | Rows::Point => 1,
+            Rows::Position => positions,
+            Rows::Sequence => 1,
+            Rows::Point => points,
         };
         let (len, value) = (rows * tensor.cols as usize, executor.read(id)?);
         let fits = match (tensor.kind, &value) {
@@ -99,12 +150,22 @@ impl Kept {
         Ok(value)
     }
 
+    fn output_rows(&self) -> Rows {
+        self.program.tensor(self.program.layers[usize::from(self.place.layer)].output).rows
+    }
+
     /// The bytes of a step that is an op's output, from what the backend wrote. `row` is the disputed one.
     ///
     /// # Panics
     /// When the step is another part of its op, or of a plan for another layer.
     pub fn output_of(&self, step: &Step, row: usize) -> Vec<u8> {
         let op: &Op = &self.program.layers[step.layer].ops[step.op];
+        // Before a row that belongs to a point come those of the point's position.
+        let row = match (self.program.tensor(op.out()).rows, self.output_rows()) {
+            (Rows::Position, Rows::Point) => self.place.point as usize,
+            (Rows::Position, _) => row,
+            (Rows::Sequence | Rows::Point, _) => 0,
+        };
         let rows = if step.all_rows { 0..step.rows as usize } else { row..row + 1 };
         let value = &self.values[&(step.layer, step.op)];
         let mut bytes = Vec::with_capacity(step.bytes() as usize);
@@ -120,6 +181,19 @@ impl Kept {
             _ => unreachable!("{} has no output {}", op.name(), step.part.name()),
         }
         bytes
+    }
+}
+
+/// Appends a tensor's rows of a later pass.
+fn append(held: &mut Value, more: Value) {
+    match (held, more) {
+        (Value::I32(held), Value::I32(more)) => held.extend(more),
+        (Value::I16(held), Value::I16(more)) => held.extend(more),
+        (Value::Bfp { codes, exponents }, Value::Bfp { codes: more, exponents: rows }) => {
+            codes.extend(more);
+            exponents.extend(rows);
+        }
+        _ => unreachable!("every tensor was checked against its declaration"),
     }
 }
 

@@ -110,7 +110,7 @@ fn element(case: &LayerCase, verdict: &Verdict) -> Option<ElementReport> {
     let ((chunk, step), element) = (step_of(case, verdict)?, verdict.element?);
     let (program, stride) = (case.program(), step.row_bytes() / step.width.bytes());
     let op = &program.layers[step.layer].ops[step.op];
-    let own = matches!(op, Op::Attention { .. } | Op::MeanPool { .. }) && step.part != Part::Out;
+    let own = matches!(op, Op::Attention { .. } | Op::MeanPool { .. } | Op::Sample { .. }) && step.part != Part::Out;
     let row = if own || step.all_rows { element / stride } else { case.row(chunk) };
     Some(ElementReport {
         layer: step.layer,

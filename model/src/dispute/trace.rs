@@ -10,17 +10,20 @@ use blake3::hazmat::HasherExt;
 
 use lockstep_kernels::backend::Executor;
 use lockstep_kernels::program::{ParamId, Program};
+use lockstep_kernels::sampling::split_word;
 use lockstep_kernels::steps::Plan;
 use lockstep_kernels::value::Params;
 use lockstep_protocol::dispute::{Evidence, EvidenceError, Source, Tensor};
 use lockstep_protocol::ids::{Place, Root};
+use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::CHUNK_BYTES;
 use lockstep_protocol::openings::{ChunkRange, OpeningError, Outboard, open_range};
 use lockstep_protocol::trace::padded_row_bytes;
 
 use super::TraceError;
-use super::fill::fill;
+use super::fill::{Ids, fill};
 use super::kept::Kept;
+use crate::generation::{draw, sampling};
 use crate::lower::param_bytes;
 
 /// A player's evidence about one place of one job: its own run, once more, with everything kept that the dispute may
@@ -29,7 +32,7 @@ use crate::lower::param_bytes;
 pub struct Trace {
     kept: Kept,
     params: Arc<dyn Params>,
-    tokens: Vec<u8>,
+    ids: Ids,
     /// The steps of the disputed row, once it is known.
     view: Option<View>,
     /// Whatever was opened, by source.
@@ -56,9 +59,36 @@ impl Trace {
         tokens: &[u32],
         place: Place,
     ) -> Result<Self, TraceError> {
-        let kept = Kept::run(executor, program, tokens, place)?;
-        let tokens = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        Ok(Self { kept, params, tokens, view: None, outboards: BTreeMap::new() })
+        let kept = Kept::run(executor, program, tokens, place, None)?;
+        let ids = Ids { tokens: le_bytes(tokens), words: Vec::new() };
+        Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
+    }
+
+    /// As [`run`](Self::run), for a job of any kind. `words` are those that its run had made before the disputed point,
+    /// or more of them; none of an embedding.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); there are fewer words.
+    pub fn of_job(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        params: Arc<dyn Params>,
+        job: &Job,
+        words: &[u32],
+        place: Place,
+    ) -> Result<Self, TraceError> {
+        let Some(generation) = job.kind.generation() else {
+            return Self::run(executor, program, params, &job.tokens, place);
+        };
+        let before = (place.point as usize + 1).saturating_sub(job.tokens.len());
+        let words = words.get(..before).ok_or(TraceError::Words { place, words: words.len() })?;
+        let generated = words.iter().map(|word| split_word(*word).0);
+        let tokens: Vec<u32> = job.tokens.iter().copied().chain(generated).collect();
+        let settings = sampling(generation, job.header().token_count);
+        let sampling = (Arc::new(settings), draw(&job.seed, place.point));
+        let kept = Kept::run(executor, program, &tokens, place, Some(sampling))?;
+        let ids = Ids { tokens: le_bytes(&job.tokens), words: le_bytes(words) };
+        Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
     }
 
     /// The roots of layers 1 to the disputed one, at the disputed point. A player who finds others here than it signed
@@ -108,13 +138,11 @@ impl Trace {
 
     /// The dispute view of the row that a chunk of the output lies in.
     fn view(&mut self, chunk: u64) -> Result<&mut View, EvidenceError> {
-        let (positions, layer) = (self.kept.place.point + 1, usize::from(self.kept.place.layer));
         let row = usize::try_from(chunk).unwrap_or(usize::MAX) / (self.row_bytes() / CHUNK_BYTES);
         if self.view.as_ref().is_none_or(|view| view.row != row) {
             let row_number = u32::try_from(row).unwrap_or(u32::MAX);
-            let plan = Plan::new(&self.kept.program, layer, positions, row_number, None)
-                .map_err(|error| EvidenceError(error.to_string()))?;
-            let steps = fill(&plan, &self.kept, row);
+            let plan = self.kept.plan(row_number).map_err(|error| EvidenceError(error.to_string()))?;
+            let steps = fill(&plan, &self.kept, &self.ids, &*self.params, row);
             self.outboards.retain(|source, _| !matches!(source, Source::Step(_)));
             self.view = Some(View { row, plan, steps });
         }
@@ -163,12 +191,12 @@ impl Evidence for Trace {
                 step.ok_or_else(|| nothing("no such step"))?.into()
             }
             Source::Input => (&self.kept.input).into(),
-            Source::Tokens => (&self.tokens).into(),
+            Source::Tokens => (&self.ids.tokens).into(),
+            Source::Words => (&self.ids.words).into(),
             Source::Param(id) if usize::from(id) < self.kept.program.params.len() => {
                 param_bytes(self.params.param(ParamId(id))).into()
             }
             Source::Param(_) => return Err(nothing("no such parameter")),
-            Source::Words => return Err(nothing("no words were generated")),
         };
         let outboard = match self.outboards.entry(source) {
             Entry::Occupied(held) => held.into_mut(),
@@ -195,6 +223,10 @@ fn block_value(bytes: &[u8], log: u8, index: u64) -> Option<[u8; 32]> {
         return Some(*blake3::hash(bytes).as_bytes());
     }
     Some(blake3::Hasher::new().set_input_offset(start).update(&bytes[from..to]).finalize_non_root())
+}
+
+fn le_bytes(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
 }
 
 fn nothing(what: &str) -> EvidenceError {
