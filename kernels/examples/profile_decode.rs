@@ -86,7 +86,7 @@ fn pass(
 ) -> Result<(), BackendError> {
     let sequence = |s: usize| {
         let tokens = (0..to).map(|t| ((t * 7 + s * 13) % shape.vocab) as u32).collect();
-        let sampling = Sampling { prompt_tokens: to as u32, max_tokens: 1, ..Sampling::default() };
+        let sampling = Sampling::greedy(to as u32, 1);
         let sampler = Some(Sampler { sampling: Arc::new(sampling), draws: vec![0] });
         Sequence { tokens, start: from, cache: Some(CacheId(s as u64)), sampler }
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::conformance::{Case, DecoderShape, OwnedParams, decoder, encoder};
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::{Op, PassShape, Program, Rows, TensorKind};
+use lockstep_kernels::program::{Layer, Op, PassShape, Program, Rows, Tensor, TensorId, TensorKind};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::sampling::Sampling;
 use lockstep_kernels::value::{Batch, CacheId, Params, Sampler, Sequence, Value};
@@ -24,20 +24,21 @@ fn load(case: &Case) -> Box<dyn Executor> {
 /// Positions `start..end` of a sequence whose only point is the last one.
 fn part(cache: u64, start: usize, end: usize) -> Sequence {
     let tokens = (0..end).map(|t| (t * t % SHAPE.vocab) as u32).collect();
-    let sampling = Sampling { prompt_tokens: end as u32, max_tokens: 1, ..Sampling::default() };
+    let sampling = Sampling::greedy(end as u32, 1);
     let sampler = Some(Sampler { sampling: Arc::new(sampling), draws: vec![7] });
     Sequence { tokens, start, cache: Some(CacheId(cache)), sampler }
 }
 
-/// The last layer's output.
+/// The logits of all points.
 fn run(executor: &mut dyn Executor, program: &Program, sequences: Vec<Sequence>) -> Result<Vec<i32>, BackendError> {
     executor.begin(&Batch { sequences })?;
     for layer in 0..program.layers.len() {
         executor.run_layer(layer)?;
     }
-    match executor.read(program.layers[program.layers.len() - 1].output)? {
-        Value::I32(output) => Ok(output),
-        _ => panic!("an output is i32"),
+    let logits = program.tensors.iter().position(|t| t.name == "logits").expect("a decoder has logits");
+    match executor.read(TensorId(logits as u16))? {
+        Value::I32(logits) => Ok(logits),
+        _ => panic!("logits are i32"),
     }
 }
 
@@ -58,7 +59,7 @@ fn what_a_batch_may_ask_of_caches() {
         sequence.sampler.as_mut().expect("it has one").draws = draws;
     };
     let prompt = |sequence: &mut Sequence, prompt_tokens| {
-        let sampling = Sampling { prompt_tokens, ..Sampling::default() };
+        let sampling = Sampling::greedy(prompt_tokens, 1);
         sequence.sampler.as_mut().expect("it has one").sampling = Arc::new(sampling);
     };
     for (sequences, why) in [
@@ -227,14 +228,14 @@ fn a_program_that_mixes_kinds_of_rows_is_refused() {
         &|p| {
             // Rows per point before the last layer.
             let out = p.tensors.len() as u16;
-            p.tensors.push(lockstep_kernels::program::Tensor {
+            p.tensors.push(Tensor {
                 name: "early".into(),
                 rows: Rows::Point,
                 cols: SHAPE.width as u32,
                 kind: TensorKind::I32,
             });
             let input = p.layers[0].output;
-            p.layers[1].ops.insert(0, Op::Gather { input, out: lockstep_kernels::program::TensorId(out) });
+            p.layers[1].ops.insert(0, Op::Gather { input, out: TensorId(out) });
         },
         "last layer",
     );
@@ -244,17 +245,13 @@ fn a_program_that_mixes_kinds_of_rows_is_refused() {
             p.layers.pop();
             let input = p.layers[2].output;
             let [gathered, pooled] = [Rows::Point, Rows::Sequence].map(|rows| {
-                let tensor = lockstep_kernels::program::Tensor {
-                    name: format!("{rows:?}"),
-                    rows,
-                    cols: SHAPE.width as u32,
-                    kind: TensorKind::I32,
-                };
+                let tensor =
+                    Tensor { name: format!("{rows:?}"), rows, cols: SHAPE.width as u32, kind: TensorKind::I32 };
                 p.tensors.push(tensor);
-                lockstep_kernels::program::TensorId(p.tensors.len() as u16 - 1)
+                TensorId(p.tensors.len() as u16 - 1)
             });
             let ops = vec![Op::Gather { input, out: gathered }, Op::FirstPool { input, out: pooled }];
-            p.layers.push(lockstep_kernels::program::Layer { name: "out".into(), ops, output: pooled });
+            p.layers.push(Layer { name: "out".into(), ops, output: pooled });
         },
         "row per point",
     );

@@ -2,6 +2,7 @@
 
 use super::case::{Builder, Case, ParamValue};
 use super::data::{Pattern, SplitMix};
+use super::sampling::{TOKEN_BYTES_WIDTH, random_token_bytes};
 use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, Rows, ScaledRows, TensorId, TensorKind};
 
 /// Shape of a decoder with made-up weights.
@@ -48,8 +49,8 @@ impl DecoderShape {
 /// Fractional bits of the residual stream and of everything else that is `i32`.
 const FRAC: i64 = 16;
 
-/// A decoder with made-up weights in `w8`, over sequences of the given lengths. Its output is the logits of each point;
-/// nothing is sampled from them.
+/// A decoder with made-up weights in `w8`, over sequences of the given lengths. Its last layer writes the tensors `logits`
+/// and `word`.
 pub fn decoder(shape: DecoderShape, lengths: &[usize]) -> Case {
     let name = format!("decoder, {shape:?}, {lengths:?}");
     let b = Builder::new(shape.vocab as u32, shape.max_positions);
@@ -198,6 +199,10 @@ impl Model {
         let (norm_ops, codes) = self.normed(gathered, "output norm", Rows::Point);
         ops.extend(norm_ops);
         ops.push(self.project(codes, logits, [vocab, width], TensorKind::I32));
-        self.b.layer(ops, logits);
+        let token_bytes = ParamValue::I8(random_token_bytes(&mut self.rng, vocab));
+        let token_bytes = self.b.param("token bytes", token_bytes, vocab, TOKEN_BYTES_WIDTH);
+        let word = self.b.tensor("word", Rows::Point, 1, TensorKind::I32);
+        ops.push(Op::Sample { logits, frac: FRAC as u8, token_bytes, out: word });
+        self.b.layer(ops, word);
     }
 }

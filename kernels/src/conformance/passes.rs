@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::case::{Case, OwnedParams};
 use super::data::SplitMix;
 use super::decoders::{DecoderShape, decoder};
-use super::{Difference, Divergence, compare};
+use super::sampling::random_sampling;
+use super::{Difference, Divergence, compare, writer};
 use crate::backend::{Backend, BackendError, Executor};
+use crate::program::{Rows, TensorId};
 use crate::reference::Reference;
 use crate::sampling::Sampling;
 use crate::value::{Batch, CacheId, Params, Sampler, Sequence, Value};
@@ -80,12 +82,20 @@ fn schedules() -> Vec<(&'static str, Vec<Step>)> {
     ]
 }
 
-/// A decoder, its sequences, and the rows of all layers that the oracle makes of each one alone.
+/// A decoder, its sequences, and what the oracle makes of each one alone.
 struct Expected {
     case: Case,
     tokens: Vec<Vec<u32>>,
-    rows: Vec<Vec<Vec<i32>>>,
-    saturations: Vec<Vec<u64>>,
+    sampling: Vec<Arc<Sampling>>,
+    of_sequences: Vec<Made>,
+}
+
+/// What a pass made.
+struct Made {
+    /// Every tensor of `i32`, in the order of writing, with its layer.
+    tensors: Vec<(usize, TensorId, Vec<i32>)>,
+    /// Of each layer.
+    saturations: Vec<u64>,
 }
 
 impl Expected {
@@ -100,13 +110,15 @@ impl Expected {
             .zip(COMMON)
             .map(|((len, _), common)| [&first[..common.min(*len)], &random(len.saturating_sub(common))].concat());
         let tokens = tokens.collect();
-        let mut expected = Self { case, tokens, rows: vec![], saturations: vec![] };
+        let mut rng = SplitMix::named("settings of the passes");
+        let settings =
+            SEQUENCES.map(|(_, prompt_tokens)| Sampling { prompt_tokens, ..random_sampling(&mut rng, shape.vocab) });
+        let sampling = settings.into_iter().map(Arc::new).collect();
+        let mut expected = Self { case, tokens, sampling, of_sequences: vec![] };
         let mut oracle = expected.load(&Reference)?;
         for (s, (len, _)) in SEQUENCES.into_iter().enumerate() {
             let batch = expected.batch(&[(s, None, 0..len)]);
-            let (rows, saturations) = expected.pass(oracle.as_mut(), &batch)?;
-            expected.rows.push(rows);
-            expected.saturations.push(saturations);
+            expected.of_sequences.push(expected.pass(oracle.as_mut(), &batch)?);
         }
         Ok(expected)
     }
@@ -118,12 +130,12 @@ impl Expected {
 
     fn batch(&self, parts: &[Part]) -> Batch {
         let sequence = |(s, cache, range): &Part| {
-            let prompt_tokens = SEQUENCES[*s].1;
-            let sampling = Arc::new(Sampling { prompt_tokens, max_tokens: u32::MAX, ..Sampling::default() });
+            let sampler = Sampler { sampling: Arc::clone(&self.sampling[*s]), draws: vec![] };
             let mut sequence = Sequence::new(self.tokens[*s][..range.end].to_vec());
             (sequence.start, sequence.cache) = (range.start, cache.map(CacheId));
-            sequence.sampler = Some(Sampler { sampling, draws: vec![] });
-            let draws = sequence.points().map(|t| t as u64).collect();
+            sequence.sampler = Some(sampler);
+            let draw = |t| SplitMix::named(&format!("draw {s} {t}")).next_u64();
+            let draws = sequence.points().map(draw).collect();
             if let Some(sampler) = &mut sequence.sampler {
                 sampler.draws = draws;
             }
@@ -132,28 +144,29 @@ impl Expected {
         Batch { sequences: parts.iter().map(sequence).collect() }
     }
 
-    /// Of each layer the rows of its output, and what it clamped.
-    fn pass(&self, executor: &mut dyn Executor, batch: &Batch) -> Result<(Vec<Vec<i32>>, Vec<u64>), BackendError> {
+    fn pass(&self, executor: &mut dyn Executor, batch: &Batch) -> Result<Made, BackendError> {
         executor.begin(batch)?;
-        let (mut rows, mut saturations) = (Vec::new(), Vec::new());
+        let mut made = Made { tensors: vec![], saturations: vec![] };
         for (l, layer) in self.case.program.layers.iter().enumerate() {
-            saturations.push(executor.run_layer(l)?.saturations);
-            let Value::I32(output) = executor.read(layer.output)? else {
-                return Err(BackendError::Value { tensor: layer.output, reason: "an output is i32".into() });
-            };
-            rows.push(output);
+            made.saturations.push(executor.run_layer(l)?.saturations);
+            for op in &layer.ops {
+                if let Value::I32(rows) = executor.read(op.out())? {
+                    made.tensors.push((l, op.out(), rows));
+                }
+            }
         }
-        Ok((rows, saturations))
+        Ok(made)
     }
 
-    /// The rows that a pass must give in a layer, out of those of whole sequences.
-    fn rows_of(&self, parts: &[Part], layer: usize) -> Vec<i32> {
-        let cols = self.case.program.tensor(self.case.program.layers[layer].output).cols as usize;
-        let last = layer + 1 == self.case.program.layers.len();
+    /// The rows that a pass must give in the `nth` tensor, out of those of whole sequences.
+    fn rows(&self, parts: &[Part], nth: usize) -> Vec<i32> {
         let of_part = |(s, _, range): &Part| {
-            let first = if last { SEQUENCES[*s].1 as usize - 1 } else { 0 };
+            let (_, id, rows) = &self.of_sequences[*s].tensors[nth];
+            let tensor = self.case.program.tensor(*id);
+            let cols = tensor.cols as usize;
+            let first = if tensor.rows == Rows::Point { SEQUENCES[*s].1 as usize - 1 } else { 0 };
             let range = range.start.max(first) - first..range.end.max(first) - first;
-            self.rows[*s][layer][range.start * cols..range.end * cols].iter().copied()
+            rows[range.start * cols..range.end * cols].iter().copied()
         };
         parts.iter().flat_map(of_part).collect()
     }
@@ -173,27 +186,27 @@ pub(super) fn invariance(backend: &dyn Backend) -> Result<u64, Divergence> {
         };
         let expected = Expected::new(shape).map_err(of_oracle)?;
         for (name, steps) in schedules() {
-            let fail = |difference| Divergence { backend: backend.name(), op: "model", case: name.into(), difference };
-            elements += run(backend, &expected, &steps).map_err(fail)?;
+            elements += run(backend, &expected, &steps).map_err(|(op, difference)| Divergence {
+                backend: backend.name(),
+                op,
+                case: name.into(),
+                difference,
+            })?;
         }
     }
     Ok(elements)
 }
 
-fn run(backend: &dyn Backend, expected: &Expected, steps: &[Step]) -> Result<u64, Difference> {
-    let failed = |e: BackendError| Difference::Failed { error: e.to_string() };
+/// An error is the op that wrote what differs, and the difference.
+fn run(backend: &dyn Backend, expected: &Expected, steps: &[Step]) -> Result<u64, (&'static str, Difference)> {
+    let failed = |e: BackendError| ("model", Difference::Failed { error: e.to_string() });
     let mut executor = expected.load(backend).map_err(failed)?;
     let mut elements = 0;
     for step in steps {
         match step {
             Step::Pass(parts) => {
-                let (rows, saturations) = expected.pass(executor.as_mut(), &expected.batch(parts)).map_err(failed)?;
-                for (layer, got) in rows.into_iter().enumerate() {
-                    let tensor = expected.case.program.tensor(expected.case.program.layers[layer].output);
-                    let wanted = Value::I32(expected.rows_of(parts, layer));
-                    elements += compare(&tensor.name, tensor.cols as usize, &wanted, &Value::I32(got))?;
-                }
-                check_saturations(expected, parts, &saturations)?;
+                let made = expected.pass(executor.as_mut(), &expected.batch(parts)).map_err(failed)?;
+                elements += check(expected, parts, made)?;
             }
             Step::Fork(from, to, positions) => {
                 executor.fork_cache(CacheId(*from), CacheId(*to), *positions).map_err(failed)?;
@@ -205,16 +218,22 @@ fn run(backend: &dyn Backend, expected: &Expected, steps: &[Step]) -> Result<u64
     Ok(elements)
 }
 
-/// What a pass over whole sequences clamps is known.
-fn check_saturations(expected: &Expected, parts: &[Part], got: &[u64]) -> Result<(), Difference> {
-    if parts.iter().any(|(s, _, range)| *range != (0..SEQUENCES[*s].0)) {
-        return Ok(());
+fn check(expected: &Expected, parts: &[Part], made: Made) -> Result<u64, (&'static str, Difference)> {
+    let program = &expected.case.program;
+    let mut elements = 0;
+    for (nth, (layer, id, rows)) in made.tensors.into_iter().enumerate() {
+        let (tensor, wanted) = (program.tensor(id), Value::I32(expected.rows(parts, nth)));
+        elements += compare(&tensor.name, tensor.cols as usize, &wanted, &Value::I32(rows))
+            .map_err(|difference| (writer(program, layer, id), difference))?;
     }
-    for (layer, got) in got.iter().enumerate() {
-        let wanted: u64 = parts.iter().map(|(s, ..)| expected.saturations[*s][layer]).sum();
-        if wanted != *got {
-            return Err(Difference::Saturations { layer, expected: wanted, got: *got });
+    // What passes over whole sequences clamp is known.
+    if parts.iter().all(|(s, _, range)| *range == (0..SEQUENCES[*s].0)) {
+        for (layer, got) in made.saturations.into_iter().enumerate() {
+            let expected = parts.iter().map(|(s, ..)| expected.of_sequences[*s].saturations[layer]).sum();
+            if expected != got {
+                return Err(("model", Difference::Saturations { layer, expected, got }));
+            }
         }
     }
-    Ok(())
+    Ok(elements)
 }
