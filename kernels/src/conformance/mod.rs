@@ -142,7 +142,7 @@ pub fn run(backend: &dyn Backend, level: Level, progress: &mut dyn FnMut(Progres
         summary.elements += long::attention(backend)?;
     }
     summary.elements += models::invariance(backend)?;
-    summary.elements += passes::invariance(backend)?;
+    summary.elements += passes::invariance(backend, level)?;
     Ok(summary)
 }
 

@@ -8,7 +8,7 @@ use super::case::{Case, OwnedParams};
 use super::data::SplitMix;
 use super::decoders::{DecoderShape, decoder};
 use super::sampling::random_sampling;
-use super::{Difference, Divergence, compare, writer};
+use super::{Difference, Divergence, Level, compare, writer};
 use crate::backend::{Backend, BackendError, Executor};
 use crate::program::{Rows, TensorId};
 use crate::reference::Reference;
@@ -34,6 +34,9 @@ enum Step {
 const SEQUENCES: [(usize, u32); 4] = [(540, 530), (300, 1), (515, 512), (3, 3)];
 /// See [`SEQUENCES`].
 const COMMON: [usize; 4] = [540, 270, 512, 0];
+
+/// Schedules of the quick level.
+const QUICK: [&str; 2] = ["ragged passes", "forked caches"];
 
 /// Passes over the sequences, each list on an executor of its own.
 fn schedules() -> Vec<(&'static str, Vec<Step>)> {
@@ -172,20 +175,23 @@ impl Expected {
     }
 }
 
-/// Runs every schedule on the backend, against the oracle over whole sequences without caches. Returns the number of
-/// elements compared.
-pub(super) fn invariance(backend: &dyn Backend) -> Result<u64, Divergence> {
+/// Runs schedules on the backend, against the oracle over whole sequences without caches. Returns the number of elements
+/// compared.
+pub(super) fn invariance(backend: &dyn Backend, level: Level) -> Result<u64, Divergence> {
     let mut elements = 0;
-    let shape = DecoderShape::SMALL;
-    for shape in [shape, DecoderShape { head_norms: true, head_dim: 18, rotary_dim: 12, layers: 1, ..shape }] {
+    let deep = DecoderShape::SMALL;
+    let flat = DecoderShape { head_norms: true, head_dim: 18, rotary_dim: 12, layers: 1, ..deep };
+    let shapes: &[_] = if level == Level::Quick { &[flat] } else { &[flat, deep] };
+    for shape in shapes {
         let of_oracle = |e: BackendError| Divergence {
             backend: "reference".into(),
             op: "model",
             case: "a decoder over whole sequences".into(),
             difference: Difference::Failed { error: e.to_string() },
         };
-        let expected = Expected::new(shape).map_err(of_oracle)?;
-        for (name, steps) in schedules() {
+        let expected = Expected::new(*shape).map_err(of_oracle)?;
+        let quick = |name: &str| QUICK.contains(&name);
+        for (name, steps) in schedules().into_iter().filter(|(name, _)| level == Level::Full || quick(name)) {
             elements += run(backend, &expected, &steps).map_err(|(op, difference)| Divergence {
                 backend: backend.name(),
                 op,
