@@ -78,7 +78,7 @@ def prose(path: Path):
         for element in root.find_all(["h1", "h2", "h3", "h4", "p", "li"]):
             if element.name == "li" and element.find("p") or element.name == "p" and element.find_parent("p"):
                 continue
-            text = text_of(element).removeprefix("§").removesuffix("↩").strip()
+            text = text_of(element).removeprefix("§").strip()
             if element.name.startswith("h"):
                 text = "## " + text
             elif element.name == "li" or element.find_parent("li"):

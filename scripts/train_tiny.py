@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains lockstep-tiny, the Llama-architecture model in assets/tiny-llama, on one CPU core.
 
-    venv/bin/python scripts/train_tiny.py --corpus corpus --work work --steps 4200 --decay 1200 --out assets/tiny-llama
+    venv/bin/python scripts/train_tiny.py --corpus corpus --work work --out assets/tiny-llama --heldout assets/heldout.txt
 
 `corpus` comes from train_corpus.py. Everything follows from the corpus, the seed and the two numbers of steps: windows are
 drawn by a generator of their own for each step, so that a run that was stopped goes on from its last checkpoint in `work`
@@ -277,9 +277,9 @@ def parse():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="folder of the finished model")
     parser.add_argument("--heldout", type=Path, help="writes the held-out pages as one text file")
-    parser.add_argument("--steps", type=int, default=4200)
-    parser.add_argument("--decay", type=int, default=1200)
-    parser.add_argument("--lengths", default="0:256", help="FIRST_STEP:LENGTH,...")
+    parser.add_argument("--steps", type=int, default=2050)
+    parser.add_argument("--decay", type=int, default=350)
+    parser.add_argument("--lengths", default="0:256,1700:512,1950:1024", help="FIRST_STEP:LENGTH,...")
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument("--eager", action="store_true", help="without torch.compile, which needs a C++ compiler")
     parser.add_argument("--full-precision", action="store_true", help="float32 instead of bfloat16 products")
