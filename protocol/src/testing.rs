@@ -1,5 +1,6 @@
 //! Values for the tests of this crate.
 
+use crate::generation::{Generation, word_root};
 use crate::identity::Keypair;
 use crate::ids::{JobId, LeaseEpoch, ModelId, Nonce, Root, Salt, Seed};
 use crate::job::{Job, JobKind, RequestInput, SPEC_VERSION};
@@ -55,4 +56,38 @@ pub fn run_with(keys: &Keypair, job: &Job, epoch: LeaseEpoch, roots: Vec<Root>) 
     let run = Run { epoch, layers: LAYERS, roots, words: Vec::new(), output_count, work_units, saturations: 3 };
     let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap();
     JobResult { receipt: receipt.sign(keys), output: OUTPUT.to_vec() }
+}
+
+/// A word that ends a run.
+pub const STOP: u32 = 1 << 24 | 2;
+
+/// A job that generates at most so many tokens.
+pub fn generation(number: u8, max_tokens: u32) -> Job {
+    Job { kind: JobKind::Generation(Box::new(Generation::greedy(max_tokens))), ..job(number) }
+}
+
+/// The work of [`generation`], by the number of points.
+pub fn work_of(points: usize) -> u64 {
+    WORK * (points as u64 + 3) + 1_000 * (points * points) as u64
+}
+
+/// The roots of a run that draws these words, on a model of [`LAYERS`] layers.
+pub fn roots_of_words(job: JobId, words: &[u32]) -> Vec<Root> {
+    let of_layer = |index: usize, layer: u16| {
+        let seen = words[..index].iter().fold(u64::from(job.as_bytes()[0]), |sum, word| 31 * sum + u64::from(*word));
+        Root::from(blake3::hash(&(seen + u64::from(layer)).to_le_bytes()))
+    };
+    let of_point = |(index, word): (usize, &u32)| {
+        let layers = (1..=LAYERS).map(move |layer| of_layer(index, layer));
+        layers.chain([word_root(*word)]).collect::<Vec<_>>()
+    };
+    words.iter().enumerate().flat_map(of_point).collect()
+}
+
+/// The run of a worker that drew these words and streamed these roots.
+pub fn generated(keys: &Keypair, job: &Job, epoch: LeaseEpoch, words: &[u32], roots: Vec<Root>) -> JobResult {
+    let (output_count, work_units) = (words.len() as u32, work_of(words.len()));
+    let run = Run { epoch, layers: LAYERS, roots, words: words.to_vec(), output_count, work_units, saturations: 0 };
+    let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap();
+    JobResult { receipt: receipt.sign(keys), output: words.iter().map(|word| word.cast_signed()).collect() }
 }

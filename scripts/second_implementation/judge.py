@@ -16,7 +16,8 @@ from blake3 import blake3
 
 from blake3_tree import CHUNK, check_opening, chunk_value, chunks_of, merge
 from inference import Reader, Refused, check_program, read_manifest, require
-from receipts import derive, verify
+from receipts import (MAX_ROOTS, chain, check_generation, derive, point_digest, verify, word_root, words_fit,
+                      words_root)
 from steps import View, check_reads
 
 SIDES = ("claimant", "challenger")
@@ -52,11 +53,22 @@ def signed(read):
     return lambda r: Struct(body=read(r), signature=r.take(64))
 
 
+def read_generation(r):
+    """11.7."""
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    g = {name: r.u32() for name in names}
+    g |= {name: r.number(4, signed=True) for name in ("presence_penalty", "frequency_penalty")}
+    return g | {"logit_bias": r.seq(1024, lambda r: (r.u32(), r.number(4, signed=True))), "stop_tokens": r.seq(256, Reader.u32),
+                "stop_strings": [text.hex() for text in r.seq(4, lambda r: r.bytes(32))], "logprobs": r.u8()}
+
+
 @raw
 def read_header(r):
-    """11.4."""
-    return Struct(spec_version=r.u32(), model=b32(r), kind=r.u16(), token_count=r.u32(), token_root=b32(r),
-                  request=b32(r), seed=b32(r), nonce=b32(r))
+    """11.4. What is to be generated, or none."""
+    spec_version, model = r.u32(), b32(r)
+    _, generation = tagged(r, 1, lambda r: None, read_generation)
+    return Struct(spec_version=spec_version, model=model, generation=generation, token_count=r.u32(),
+                  token_root=b32(r), request=b32(r), seed=b32(r), nonce=b32(r))
 
 
 @raw
@@ -64,26 +76,28 @@ def read_receipt(r):
     """13.1."""
     return Struct(spec_version=r.u32(), job=b32(r), model=b32(r), request=b32(r), token_count=r.u32(),
                   token_root=b32(r), epoch=r.u64(), finish=r.u16(), output_count=r.u32(), output_root=b32(r),
-                  layers=r.u16(), roots=r.seq(513, b32), head=b32(r), work_units=r.u64(), saturations=r.u64(),
+                  layers=r.u16(), points=r.seq(16383, b32), roots=r.seq(513, b32), head=b32(r), work_units=r.u64(), saturations=r.u64(),
                   worker=b32(r))
 
 
 @raw
 def read_partial(r):
     """25.1."""
-    return Struct(job=b32(r), epoch=r.u64(), roots=r.seq(513, b32), head=b32(r), worker=b32(r))
+    return Struct(job=b32(r), epoch=r.u64(), points=r.seq(16383, b32), roots=r.seq(513, b32),
+                  words=r.seq(16384, Reader.u32), head=b32(r), worker=b32(r))
 
 
 def read_claim(r):
     kind, claim = tagged(r, 1, signed(read_receipt), signed(read_partial))
-    return Struct(is_receipt=kind == 0, **vars(claim))
+    words, at = r.seq(16384, Reader.u32), r.seq(513, b32)
+    return Struct(is_receipt=kind == 0, words=words, at=at, **vars(claim))
 
 
 @raw
 def read_terms(r):
     """25.2."""
     return Struct(coordinator=b32(r), job=read_header(r), layers=r.u16(), claims=[read_claim(r), read_claim(r)],
-                  budgets=[r.u64(), r.u64()], prefix=r.option(lambda r: (r.u32(), b32(r))))
+                  budgets=[r.u64(), r.u64()], before=r.seq(513, b32))
 
 
 @raw
@@ -155,29 +169,46 @@ def check_claim(claim, terms, job_id):
     """25.1, with 13.5 and 12.3."""
     c, job = claim.body, terms.job
     require(c.job == job_id and c.epoch >= 1, "25.1", "a claim about another job")
+    most = job.generation["max_tokens"] if job.generation else 1
+    whole = len(c.roots) == terms.layers + 1
+    require(len(c.points) < most and 1 <= len(c.roots) <= terms.layers + 1, "25.1", "roots of a claim")
     if claim.is_receipt:
         same = all(getattr(c, f) == getattr(job, f)
                    for f in ("spec_version", "model", "request", "token_count", "token_root"))
-        require(same and c.layers == terms.layers and c.finish == 1, "13.5", "a receipt of another job")
-        require(len(c.roots) == c.layers + 1 and c.roots[-1] == c.output_root, "13.4", "roots of a receipt")
+        require(same and c.layers == terms.layers and whole, "13.5", "a receipt of another job")
         require(1 <= c.output_count <= 65536, "13.4", "the output's length")
-    require(1 <= len(c.roots) <= terms.layers + 1, "25.1", "roots of a claim")
-    head = derive("chain start", job_id + c.epoch.to_bytes(8, "little"))
-    for layer, root in enumerate(c.roots, 1):
-        place = (job.token_count - 1).to_bytes(4, "little") + layer.to_bytes(2, "little")
-        head = derive("chain step", head + place + root)
+    else:
+        require(not claim.words, "25.1", "words beside those of a partial run")
+        claim.words = c.words
+    head = chain(job_id, c.epoch, job.token_count - 1, c.points, c.roots)
     require(head == c.head, "12.3", "the chain head of a claim")
+    if not job.generation:
+        require(not claim.words and (not claim.is_receipt or c.finish == 1 and c.roots[-1] == c.output_root),
+                "13.4", "roots of a receipt")
+    else:
+        # A word for each point that is complete; the last of these as it was committed.
+        require(len(claim.words) == len(c.points) + whole and words_fit(claim.words, most), "25.1", "words of a claim")
+        require(not whole or word_root(claim.words[-1]) == c.roots[-1], "25.1", "the last word of a claim")
+        require(whole or not claim.words or claim.words[-1] >> 24 == 0, "25.1", "a run that went on after its end")
+        if claim.is_receipt:
+            finish = {1: 2, 2: 2, 3: 3}.get(claim.words[-1] >> 24)
+            require(c.finish == finish and c.output_count == len(claim.words)
+                    and c.output_root == words_root(claim.words), "13.4", "the words of a receipt")
     check_signature("worker receipt" if claim.is_receipt else "partial run", c.worker, claim, "a claim")
 
 
 def check_terms(terms, manifest_bytes):
-    """25.2. The manifest, and the disputed layer: an embedding has one point, so there is never a prefix (12.2)."""
+    """25.2. The manifest, and the disputed place: which point, counted from 0, and which layer."""
     job = terms.job
     require(blake3(manifest_bytes).digest() == job.model, "25.10", "the manifest of another model")
     manifest = read_manifest(manifest_bytes)
     check_program(manifest.program)
-    require(job.spec_version == 1 and job.kind == 1 and 1 <= job.token_count <= manifest.program.max_positions,
-            "11.2, 6.4", "the job")
+    most = job.generation["max_tokens"] if job.generation else 1
+    require(job.spec_version == 1 and 1 <= job.token_count, "11.2", "the job")
+    require(job.token_count + most - 1 <= min(manifest.program.max_positions, 131072), "6.4, 11.7", "the job's length")
+    if job.generation:
+        check_generation(job.generation)
+        require(most * (terms.layers + 1) <= MAX_ROOTS, "12.2", "too many roots")
     require(terms.layers == len(manifest.program.layers) - 2, "25.2", "the number of layers is not the model's")
     check_reads(manifest)
     job_id = derive("job id", job.raw)
@@ -185,10 +216,27 @@ def check_terms(terms, manifest_bytes):
         check_claim(claim, terms, job_id)
     a, b = (claim.body for claim in terms.claims)
     require(a.worker != b.worker, "25.2", "both claims are of one key")
-    layer = next((i for i, pair in enumerate(zip(a.roots, b.roots), 1) if pair[0] != pair[1]), None)
+    digests = [[*body.points, point_digest(body.roots)] for body in (a, b)]
+    index = next((i for i, pair in enumerate(zip(*digests)) if pair[0] != pair[1]), None)
+    require(index is not None, "25.2", "there is no point where both have roots and differ")
+    for claim, of in zip(terms.claims, digests):
+        last = index == len(of) - 1
+        require(not claim.at if last else point_digest(claim.at) == of[index], "25.2", "roots at the disputed point")
+        claim.roots = claim.body.roots if last else claim.at
+        require(len(claim.roots) <= terms.layers + 1, "25.2", "roots at the disputed point")
+    layer = next((i for i, pair in enumerate(zip(*(c.roots for c in terms.claims)), 1) if pair[0] != pair[1]), None)
     require(layer is not None, "25.2", "there is no place where both have a root and differ")
-    require(terms.prefix is None, "25.2", "a prefix, of a job with one point")
-    return manifest, layer
+    words = [claim.words[:index] for claim in terms.claims]
+    require(words[0] == words[1] and len(words[0]) in (0, index), "25.2", "the words before the disputed point")
+    if index == 0:
+        require(not terms.before, "25.2", "roots of a point before the first")
+    else:
+        require(len(words[0]) == index, "25.2", "the words before the disputed point")
+        require(len(terms.before) == terms.layers + 1 and point_digest(terms.before) == digests[0][index - 1],
+                "25.2", "the roots of the point before")
+        require(word_root(words[0][-1]) == terms.before[-1], "25.2", "the word of the point before")
+    terms.words = words[0]
+    return manifest, (index, layer)
 
 
 # ---- 25.3 to 25.7: the game ---------------------------------------------------------------------------------------
@@ -200,18 +248,24 @@ def height(m):
 
 
 class Game:
-    def __init__(self, terms, manifest, layer):
+    def __init__(self, terms, manifest, at):
+        index, layer = at
         self.terms, self.manifest, self.layer = terms, manifest, layer
-        self.place = (terms.job.token_count - 1, layer)
+        self.positions = terms.job.token_count + index
+        self.place = (self.positions - 1, layer)
         p = manifest.program
         self.output = p.tensors[p.layers[layer].output]
         self.row_chunks = chunks_of(self.output.cols * 4)
-        rows = terms.job.token_count if self.output.rows == "position" else 1
+        rows = self.positions if self.output.rows == "position" else 1
         self.chunk = self.step = self.element = self.view = None
         self.roots = []  # of the agreed steps
         # The disputed block: of a tensor of so many chunks the chunks [first, end), with each side's value.
         self.total, self.first, self.end = rows * self.row_chunks, 0, rows * self.row_chunks
-        self.values = [claim.body.roots[layer - 1] for claim in terms.claims]
+        self.values = [claim.roots[layer - 1] for claim in terms.claims]
+        # The chunks that have a root from the point before, and that root.
+        self.prefix = (0, None)
+        if terms.before and layer <= terms.layers:
+            self.prefix = ((rows - 1) * self.row_chunks, terms.before[layer - 1])
         self.phase = "descend"
         self.narrowed()
 
@@ -221,7 +275,10 @@ class Game:
             self.phase = "descend"
         elif self.chunk is None:
             self.chunk, self.row = self.first, self.first // self.row_chunks
-            self.view = View(self.manifest, self.layer, self.row, self.terms.job.token_count)
+            if self.chunk < self.prefix[0]:
+                self.phase = "reveal"
+                return
+            self.view = View(self.manifest, self.layer, self.row, self.positions)
             self.phase = "ops"
             if len(self.view.steps) == 1:
                 self.dispute_last()
@@ -297,6 +354,9 @@ class Game:
         return self.dispute_last()
 
     def reveal(self, chunks):
+        if self.chunk < self.prefix[0]:
+            self.claimed, self.phase = chunks, "open"
+            return None
         index = self.first
         step = self.view.steps[self.step]
         # The last step is one row of R_l.
@@ -320,12 +380,17 @@ class Game:
         """25.5: the agreed root of what is read, and its length."""
         job, (kind, *index) = self.terms.job, array.source
         root = {"step": lambda: self.roots[index[0]], "tokens": lambda: job.token_root,
-                "previous": lambda: self.terms.claims[0].body.roots[self.layer - 2],
+                "previous": lambda: self.terms.claims[0].roots[self.layer - 2],
+                "words": lambda: words_root(self.terms.words),
                 "param": lambda: self.manifest.params[index[0]].digest}[kind]()
         return root, array.length
 
     def recompute(self, openings):
         """25.5, open and recompute: an opening for each read, in order."""
+        if self.chunk < self.prefix[0]:
+            require(len(openings) == 1, "25.6", "openings of a chunk that had a root before")
+            opened = check_opening(openings[0], self.prefix[1], self.prefix[0] * CHUNK, self.chunk, 1)
+            return self.verdict([claimed != opened for claimed in self.claimed], "perjury")
         element, data, openings = self.view.steps[self.step].element(self.element), None, list(openings)
         try:
             while True:
@@ -378,9 +443,9 @@ class Clocks:
 
 
 class Judge:
-    def __init__(self, terms, manifest, layer, at):
+    def __init__(self, terms, manifest, place, at):
         self.terms, self.dispute = terms, derive("dispute", terms.raw)
-        self.game, self.clocks = Game(terms, manifest, layer), Clocks(terms.budgets)
+        self.game, self.clocks = Game(terms, manifest, place), Clocks(terms.budgets)
         self.rounds, self.history = [{}], [self.dispute]  # of each round: moves by side, and `previous`
         self.due = None  # the verdict that must follow
         self.begin(at)

@@ -14,11 +14,15 @@ from inference import Refused, require, root
 STRUCTS = {name: [field.split(":") for field in fields] for name, *fields in (text.split() for text in """
     job spec_version:u32 model:b32 kind:kind tokens:u32* request:b32 seed:b32 nonce:b32;
     worker_receipt spec_version:u32 job:b32 model:b32 request:b32 token_count:u32 token_root:b32 epoch:u64 finish:finish
-        output_count:u32 output_root:b32 layers:u16 roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
+        output_count:u32 output_root:b32 layers:u16 points:b32* roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
     statement coordinator:b32 subject:b32 previous:b32 time:u64 kind:event;
     accepted; audited auditor:b32 receipt:b32 matched:bool; place point:u32 layer:u16;
-    refuted receipt:b32 place:place dispute:b32 kind:verdict; withdrawn receipt:b32""".split(";"))}
+    refuted receipt:b32 place:place dispute:b32 kind:verdict; withdrawn receipt:b32;
+    generation max_tokens:u32 temperature:u32 top_k:u32 top_p:u32 min_p:u32 repetition_penalty:u32 presence_penalty:i32
+        frequency_penalty:i32 logit_bias:bias* stop_tokens:u32* stop_strings:text* logprobs:u8""".split(";"))}
 EVENTS = ["accepted", "audited", "refuted", "withdrawn"]
+FINISHES = ["complete", "stop", "length"]
+MAX_ROOTS = 2**18  # 12.2
 
 
 def encode(kind, value):
@@ -38,13 +42,27 @@ def encode(kind, value):
     if kind == "verdict":
         require(value in ("proven", "timeout"), "14.2", "a verdict")
         return encode("u16", ("proven", "timeout").index(value) + 1)
-    if kind in ("kind", "finish"):
-        require(value == {"kind": "embedding", "finish": "complete"}[kind], "11.2, 13.1", kind)
-        return encode("u16", 1)
+    if kind == "kind":
+        if value == "embedding":
+            return encode("u16", 1)
+        require(type(value) is dict and list(value) == ["generation"], "11.2", "a job's kind")
+        return encode("u16", 2) + encode("generation", value["generation"])
+    if kind == "finish":
+        require(value in FINISHES, "13.1", "a finish reason")
+        return encode("u16", FINISHES.index(value) + 1)
+    if kind == "bias":
+        require(type(value) is list and len(value) == 2, "11.7", "a token's bias")
+        return encode("u32", value[0]) + encode("i32", value[1])
+    if kind == "text":
+        require(type(value) is str and re.fullmatch("([0-9a-f]{2})*", value), "7.8", "bytes in hexadecimal")
+        return encode("u32", len(value) // 2) + bytes.fromhex(value)
     if kind == "bool":
         require(type(value) is bool, "15.2", "a bool")
         return bytes([value])
     size = int(kind[1:])
+    if kind[0] == "i":
+        require(type(value) is int and -2**(size - 1) <= value < 2**(size - 1), "15.2", "an integer")
+        return value.to_bytes(size // 8, "little", signed=True)
     if kind[0] == "u":
         require(type(value) is int and 0 <= value < 2**size, "15.2", "an integer")
         return value.to_bytes(size // 8, "little")
@@ -78,12 +96,52 @@ def verify(key, digest, signature):
     return True
 
 
-def chain(job_id, epoch, point, roots):
-    """12.2 and 12.3."""
-    head = derive("chain start", job_id + encode("u64", epoch))
-    for layer, root_ in enumerate(roots, 1):
-        head = derive("chain step", head + encode("u32", point) + encode("u16", layer) + encode("b32", root_))
-    return head.hex()
+def point_digest(roots):
+    """12.3, of the roots' bytes."""
+    return derive("point", len(roots).to_bytes(4, "little") + b"".join(roots))
+
+
+def chain(job_id, epoch, first, points, roots):
+    """12.2 and 12.3: over the digests of all points but the last, and the roots of that, all as bytes."""
+    head = derive("chain start", job_id + epoch.to_bytes(8, "little"))
+    for point, digest in enumerate([*points, point_digest(roots)], first):
+        head = derive("chain step", head + point.to_bytes(4, "little") + digest)
+    return head
+
+
+def words_root(words):
+    """13.4."""
+    return blake3(b"".join(word.to_bytes(4, "little") for word in words)).digest()
+
+
+def word_root(word):
+    """10.3: of layer L + 1 of a generation, one row of one value."""
+    return blake3(word.to_bytes(4, "little") + bytes(1020)).digest()
+
+
+def words_fit(words, max_tokens):
+    """12.9: whether these can be the first words of a run."""
+    for index, word in enumerate(words):
+        finish, last = word >> 24, index + 1 == max_tokens
+        if index >= max_tokens or finish > 3 or (finish == 3) > last or (finish == 0) and last:
+            return False
+        if finish and index + 1 < len(words):
+            return False
+    return True
+
+
+def check_generation(g):
+    """11.7, of the JSON."""
+    within = lambda value, low, high: low <= value <= high
+    ascending = lambda tokens: all(a < b for a, b in zip(tokens, tokens[1:])) and all(t < 2**24 for t in tokens)
+    numbers = [(g["max_tokens"], 1, 16384), (g["temperature"], 0, 10**6), (g["top_k"], 0, 2**24 - 1),
+               (g["top_p"], 1, 10**4), (g["min_p"], 0, 10**4), (g["repetition_penalty"], 1000, 10**5),
+               (g["presence_penalty"], -10**5, 10**5), (g["frequency_penalty"], -10**5, 10**5), (g["logprobs"], 0, 20),
+               (len(g["logit_bias"]), 0, 1024), (len(g["stop_tokens"]), 0, 256), (len(g["stop_strings"]), 0, 4),
+               *((bias, -10**6, 10**6) for _, bias in g["logit_bias"]),
+               *((len(text) // 2, 1, 32) for text in g["stop_strings"])]
+    require(all(within(*number) for number in numbers), "11.7", "a range")
+    require(ascending([token for token, _ in g["logit_bias"]]) and ascending(g["stop_tokens"]), "11.7", "an order")
 
 
 def check_fits(run, job, job_id, output=None):
@@ -95,12 +153,25 @@ def check_fits(run, job, job_id, output=None):
     same = all(r[field] == job[field] for field in ("spec_version", "model", "request"))
     require(same and r["job"] == job_id.hex() and r["token_count"] == len(job["tokens"])
             and r["token_root"] == token_root(job).hex(), "13.5", "a run of another job")
-    require(len(r["roots"]) == r["layers"] + 1 and r["roots"][-1] == r["output_root"], "12.2, 13.4", "roots")
-    require(r["head"] == chain(job_id, r["epoch"], len(job["tokens"]) - 1, r["roots"]), "12.3", "the chain head")
+    require(len(r["roots"]) == r["layers"] + 1, "12.2", "roots")
+    points, roots = ([bytes.fromhex(item) for item in r[field]] for field in ("points", "roots"))
+    require(r["head"] == chain(job_id, r["epoch"], len(job["tokens"]) - 1, points, roots).hex(), "12.3", "the chain head")
     if output is not None:
         require(type(output) is list and len(output) == r["output_count"]
                 and all(type(x) is int and -2**31 <= x < 2**31 for x in output), "13.4", "the output")
-        require(root(np.array([output])).hex() == r["output_root"], "13.4", "the output's root")
+    if job["kind"] == "embedding":
+        require(not points and r["finish"] == "complete" and r["roots"][-1] == r["output_root"], "12.2, 13.4", "roots")
+        require(output is None or root(np.array([output])).hex() == r["output_root"], "13.4", "the output's root")
+    else:
+        most = job["kind"]["generation"]["max_tokens"]
+        require(most * len(roots) <= MAX_ROOTS and len(points) + 1 == r["output_count"] <= most, "12.2", "points")
+        ends = r["finish"] == "stop" or r["finish"] == "length" and r["output_count"] == most
+        require(ends, "13.4", "the end of a generation")
+        if output is not None:
+            words = [x % 2**32 for x in output]
+            require(words_root(words).hex() == r["output_root"] and words_fit(words, most)
+                    and word_root(words[-1]) == roots[-1], "13.4", "the words")
+            require(words[-1] >> 24 and (words[-1] >> 24 == 3) == (r["finish"] == "length"), "13.4", "the last word")
     return digest.hex(), verify(r["worker"], digest, run["signature"])
 
 
@@ -113,7 +184,11 @@ def check_job(job):
     """11.1, 11.2 and 11.4: the job id."""
     encode("job", job)
     require(job["spec_version"] == 1 and 1 <= len(job["tokens"]) <= 131072, "11", "limits of a job")
-    ends = [encode("u32", 1) + encode("b32", job["model"]) + encode("u16", 1) + encode("u32", len(job["tokens"])),
+    if job["kind"] != "embedding":
+        check_generation(job["kind"]["generation"])
+        require(len(job["tokens"]) + job["kind"]["generation"]["max_tokens"] - 1 <= 131072, "11.7", "too long a text")
+    ends = [encode("u32", 1) + encode("b32", job["model"]) + encode("kind", job["kind"])
+            + encode("u32", len(job["tokens"])),
             token_root(job), *(encode("b32", job[field]) for field in ("request", "seed", "nonce"))]
     return derive("job id", b"".join(ends))
 
@@ -121,7 +196,7 @@ def check_job(job):
 def check_statements(receipt, digests):
     """Section 14 and the second half of 15.3. Whether `worker` is refuted or withdrawn (15.4)."""
     runs = [receipt["worker"], *receipt["audits"]]
-    fields = ("layers", "roots", "output_root", "output_count", "finish", "work_units", "saturations")
+    fields = ("layers", "points", "roots", "output_root", "output_count", "finish", "work_units", "saturations")
     result = lambda r: [r[field] for field in fields]  # 13.6
     previous, time, audited, fallen, signed = bytes(32), 0, 0, set(), True
     for number, item in enumerate(receipt["statements"]):
@@ -145,7 +220,8 @@ def check_statements(receipt, digests):
             fallen.add(body["receipt"])
             if kind == "refuted":
                 r, place = runs[digests.index(body["receipt"])]["receipt"], body["place"]
-                require(place["point"] == r["token_count"] - 1 and 1 <= place["layer"] <= len(r["roots"]),
+                point = place["point"] - r["token_count"] + 1
+                require(0 <= point <= len(r["points"]) and 1 <= place["layer"] <= len(r["roots"]),
                         "15.3", "a refuted place")
         previous, time = digest, s["time"]
     require(receipt["statements"], "14.5", "no statement")
@@ -180,7 +256,7 @@ def check_receipt(path, package, texts):
         inputs = (b"\1" + encode("u32", len(text.encode())) + text.encode() for text in texts)
         requests = [derive("request", encode("b32", job["nonce"]) + input_).hex() for input_ in inputs]
         report["text_matches"] = job["request"] in requests
-    if package and job["model"] == package.model_id.hex():
+    if package and job["kind"] == "embedding" and job["model"] == package.model_id.hex():
         outputs, clamped = package.run(job["tokens"])
         rerun = {"roots": [root(rows).hex() for rows in outputs[1:]], "saturations": clamped,
                  "work_units": package.work(len(job["tokens"]))}

@@ -94,7 +94,7 @@ impl Machine {
     pub(super) fn cancel(&mut self, job: JobId, out: &mut Output) {
         let may_end = |entry: &Entry| match entry.stage {
             Stage::Choosing | Stage::Open | Stage::Drawing => true,
-            Stage::Auditing => entry.halt.is_none() && entry.opponents().is_none(),
+            Stage::Auditing => !entry.is_contradicted(),
             Stage::Disputing | Stage::Closing | Stage::Done | Stage::Failed => false,
         };
         if self.jobs.get(&job).is_some_and(may_end) {

@@ -9,7 +9,7 @@ use crate::commitment::Difference;
 use crate::generation::words_of;
 use crate::ids::{DisputeId, LeaseEpoch, Place, Root, VerdictKind};
 use crate::limits::MAX_AUDITORS;
-use crate::machine::entry::Entry;
+use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::{Event, Stage};
 use crate::machine::types::Outcome;
 use crate::messages::JobResult;
@@ -142,6 +142,13 @@ impl Entry {
         let first = standing.next()?;
         let other = standing.find(|run| !first.receipt().has_roots_of(run.receipt()))?;
         Some((first, other))
+    }
+
+    /// Whether two of those who run the job, or have run it, say different things already.
+    pub fn is_contradicted(&self) -> bool {
+        let first = self.standing().next();
+        let differs = |lease: &Lease| first.is_some_and(|run| !run.roots.starts_with(&lease.roots));
+        self.halt.is_some() || self.opponents().is_some() || self.leases.values().any(differs)
     }
 
     /// Where two runs differ first.

@@ -4,6 +4,7 @@ mod clocks;
 mod docket;
 mod files;
 mod games;
+mod points;
 mod random;
 mod restarts;
 mod rules;

@@ -6,6 +6,7 @@ mod credits;
 mod disputes;
 mod fairness;
 mod faults;
+mod generations;
 mod lockstep;
 mod random;
 mod scripted;
