@@ -21,7 +21,7 @@ from types import SimpleNamespace as Struct
 import numpy as np
 
 from inference import (GAUSS, LOGISTIC, Package, Refused, add, attention, embed, exp2neg, gate, l2_normalize, matmul,
-                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt,
+                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt, sample,
                        softmax_weight)
 from receipts import check_receipt
 
@@ -56,6 +56,10 @@ def check_vectors(folder):
             return
         if "table" in case:
             yield (GAUSS if case["table"] == "gauss" else LOGISTIC)[0], sum(case["entries"], [])
+            return
+        if name == "sample":
+            c = Struct(**case)
+            yield [sample(c.logits, c.frac, c.token_bytes, c, c.history, int(draw)) for draw in c.draws], c.words
             return
         c = Struct(**{key: np.array(value) for key, value in case.items()})
         if name == "quantize":

@@ -1,4 +1,4 @@
-//! The row at the point (SPEC 24.14).
+//! The row at the point (SPEC 24.15).
 
 use std::sync::Arc;
 

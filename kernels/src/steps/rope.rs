@@ -1,4 +1,4 @@
-//! Rotary position embedding (SPEC 24.15).
+//! Rotary position embedding (SPEC 24.16).
 
 use std::sync::Arc;
 

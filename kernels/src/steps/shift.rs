@@ -1,4 +1,4 @@
-//! Fewer shifttional bits (SPEC 24.10).
+//! Fewer fractional bits (SPEC 24.10).
 
 use std::sync::Arc;
 

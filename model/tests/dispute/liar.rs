@@ -7,7 +7,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
-use lockstep_kernels::program::{Program, TensorId};
+use lockstep_kernels::program::{Program, Rows, TensorId};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
 
@@ -17,7 +17,8 @@ pub struct Lie {
     pub layer: usize,
     pub op: usize,
     pub exponent: bool,
-    /// Flat index in the tensor; wraps at its end.
+    /// Flat index in the tensor; wraps at its end. Of a decoder, in the tensor of all positions, of which a pass may have
+    /// some; rows that belong to points count as those of their positions.
     pub element: usize,
 }
 
@@ -29,19 +30,24 @@ impl Backend for Liar {
     }
 
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
-        let at = Arc::new([const { AtomicUsize::new(0) }; 2]);
-        let ops = Ops { lie: self.0, at: Arc::clone(&at) };
+        let at = Arc::new([const { AtomicUsize::new(0) }; 4]);
+        let ops = Ops { lie: self.0, program: Arc::clone(&program), at: Arc::clone(&at) };
         Ok(Box::new(Lying { host: HostExecutor::new(ops, program, params)?, at }))
     }
 }
 
 struct Lying {
     host: HostExecutor<Ops>,
-    at: Arc<[AtomicUsize; 2]>,
+    /// Layer, op, first position and first point of the pass.
+    at: Arc<[AtomicUsize; 4]>,
 }
 
 impl Executor for Lying {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        if let [sequence] = &batch.sequences[..] {
+            self.at[2].store(sequence.start, Ordering::Relaxed);
+            self.at[3].store(sequence.points().start, Ordering::Relaxed);
+        }
         self.host.begin(batch)
     }
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -72,7 +78,8 @@ impl Executor for Lying {
 /// Honest ops, told apart by the order in which they are called.
 struct Ops {
     lie: Lie,
-    at: Arc<[AtomicUsize; 2]>,
+    program: Arc<Program>,
+    at: Arc<[AtomicUsize; 4]>,
 }
 
 impl Ops {
@@ -81,15 +88,30 @@ impl Ops {
         let op = self.at[1].fetch_add(1, Ordering::Relaxed);
         (self.at[0].load(Ordering::Relaxed), op) == (self.lie.layer, self.lie.op)
     }
+    /// Where the element lies in what a pass computes, if it does.
+    fn place(&self, len: usize) -> Option<usize> {
+        let element = self.lie.element;
+        if !self.program.is_decoder() {
+            return Some(element % len);
+        }
+        let tensor = self.program.tensor(self.program.layers[self.lie.layer].ops[self.lie.op].out());
+        let first = self.at[if tensor.rows == Rows::Point { 3 } else { 2 }].load(Ordering::Relaxed);
+        let cols = if self.lie.exponent { 1 } else { tensor.cols as usize };
+        element.checked_sub(first * cols).filter(|at| *at < len)
+    }
     fn wide(&self, out: &mut [i32]) {
-        if self.now() {
+        if self.now()
+            && let Some(at) = self.place(out.len())
+        {
             // An exponent that is one off is enough; small changes of other elements may be rounded away.
-            out[self.lie.element % out.len()] ^= if self.lie.exponent { 1 } else { 1 << 16 };
+            out[at] ^= if self.lie.exponent { 1 } else { 1 << 16 };
         }
     }
     fn narrow(&self, out: &mut [i16]) {
-        if self.now() {
-            out[self.lie.element % out.len()] ^= 1 << 11;
+        if self.now()
+            && let Some(at) = self.place(out.len())
+        {
+            out[at] ^= 1 << 11;
         }
     }
 }
@@ -182,6 +204,11 @@ impl HostOps for Ops {
     }
     fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]) {
         Reference.sample(points, out);
-        self.wide(out);
+        if self.now()
+            && let Some(at) = self.place(out.len())
+        {
+            // Another finish code.
+            out[at] ^= 1 << 24;
+        }
     }
 }

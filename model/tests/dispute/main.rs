@@ -2,6 +2,7 @@
 //! proves it to anybody.
 
 mod game;
+mod generation;
 mod liar;
 mod world;
 

@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::conformance::{Case, ParamValue};
 use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
-use lockstep_model::rerun::rerun;
+use lockstep_model::rerun::{rerun, rerun_job};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{LeaseEpoch, Nonce, Seed};
+use lockstep_protocol::ids::{Digest, LeaseEpoch, Nonce, Root, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::receipt::{Run, SignedReceipt, WorkerReceipt};
 
@@ -19,6 +19,11 @@ pub struct World {
 impl World {
     /// The case's program as a package, and a job with the tokens of its first sequence.
     pub fn new(case: &Case) -> Self {
+        Self::of_kind(case, JobKind::Embedding)
+    }
+
+    /// The same for a job of any kind.
+    pub fn of_kind(case: &Case, kind: JobKind) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let blobs: Vec<_> = case.params.0.iter().map(bytes).chain([b"{}".to_vec()]).collect();
         let infos: Vec<_> = blobs.iter().map(|blob| BlobInfo::of(blob)).collect();
@@ -35,7 +40,7 @@ impl World {
             template: None,
             stop_tokens: Vec::new(),
             sources: Vec::new(),
-            calibration: None,
+            calibration: case.program.is_decoder().then(|| Digest::from_bytes([5; 32])),
         };
         let path = dir.path().join("package");
         let model = write(&path, &manifest, |i| blobs[i].clone()).unwrap();
@@ -45,7 +50,6 @@ impl World {
         let nonce = Nonce::from_bytes([3; 32]);
         let request = RequestInput::Tokens(tokens.clone()).hash(&nonce);
         let seed = Seed::from_bytes([4; 32]);
-        let kind = JobKind::Embedding;
         let job = Job { spec_version: SPEC_VERSION, model, kind, tokens, request, seed, nonce };
         Self { package, job }
     }
@@ -53,6 +57,27 @@ impl World {
     /// Transformer layers.
     pub fn layers(&self) -> u16 {
         self.package.program().layers.len() as u16 - 2
+    }
+
+    /// The generation of whoever has this backend, signed, with all its roots.
+    pub fn generation(
+        &self,
+        backend: &dyn Backend,
+        keys: &Keypair,
+        epoch: u64,
+    ) -> (SignedReceipt, Vec<Root>, Vec<u32>) {
+        let run = rerun_job(&self.package, backend, &self.job, &[]).unwrap();
+        let words: Vec<u32> = run.output.iter().map(|word| word.cast_unsigned()).collect();
+        let of = Run {
+            epoch: LeaseEpoch(epoch),
+            layers: self.layers(),
+            roots: run.roots.clone(),
+            words: words.clone(),
+            output_count: words.len() as u32,
+            work_units: run.work_units,
+            saturations: run.saturations,
+        };
+        (WorkerReceipt::of_run(&self.job.header(), of, keys.id()).unwrap().sign(keys), run.roots, words)
     }
 
     /// The run of whoever has this backend, signed.
