@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use lockstep_model::dispute::Disputable;
 use lockstep_model::package::Package;
 use lockstep_model::tokenizer::Tokenizer;
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
@@ -19,6 +20,7 @@ use crate::error::StartError;
 #[derive(Debug)]
 pub struct Model {
     package: Package,
+    disputable: Arc<Disputable>,
     path: PathBuf,
     tokenizer: Tokenizer,
     layers: u16,
@@ -37,11 +39,12 @@ impl Model {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let package = Package::open_checked(path, threads).map_err(refuse)?;
         let tokenizer = package.tokenizer().map_err(refuse)?;
-        let (layers, dimensions) = shape(&package)
-            .map_err(|reason| StartError::Program { path: path.to_path_buf(), reason: reason.to_owned() })?;
+        let unfit = |reason| StartError::Program { path: path.to_path_buf(), reason };
+        let (layers, dimensions) = shape(&package).map_err(|reason| unfit(reason.to_owned()))?;
+        let disputable = Disputable::of(package.manifest()).map_err(|error| unfit(error.to_string()))?;
         let outboards = (0..package.blob_count()).map(|_| OnceLock::new()).collect();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        Ok(Self { package, path, tokenizer, layers, dimensions, outboards })
+        Ok(Self { package, disputable: Arc::new(disputable), path, tokenizer, layers, dimensions, outboards })
     }
 
     /// The model's id.
@@ -62,6 +65,11 @@ impl Model {
     /// The package.
     pub fn package(&self) -> &Package {
         &self.package
+    }
+
+    /// The model as a referee knows it.
+    pub fn disputable(&self) -> &Arc<Disputable> {
+        &self.disputable
     }
 
     /// Numbers in an embedding.

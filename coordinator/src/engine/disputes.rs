@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_model::dispute::{LayerCase, Report};
+use lockstep_model::dispute::{Disputable, LayerCase, Report};
 use lockstep_model::package::Manifest;
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::dispute::{
@@ -79,7 +79,7 @@ pub struct Disputes {
 /// What is kept of a dispute beside its referee.
 #[derive(Debug)]
 struct Played {
-    manifest: Manifest,
+    model: Arc<Disputable>,
     case: Arc<LayerCase>,
     place: Place,
     job: Arc<Job>,
@@ -88,10 +88,9 @@ struct Played {
 }
 
 impl Played {
-    fn new(manifest: &[u8], terms: &Terms, job: Arc<Job>) -> Result<Self, String> {
-        let manifest = Manifest::parse(manifest).map_err(|error| error.to_string())?;
-        let case = LayerCase::of_terms(&manifest, terms).map_err(|error| error.to_string())?;
-        Ok(Self { manifest, place: case.place(), case: Arc::new(case), job, micros: 0 })
+    fn new(model: Arc<Disputable>, terms: &Terms, job: Arc<Job>) -> Result<Self, String> {
+        let case = model.case_of(terms).map_err(|error| error.to_string())?;
+        Ok(Self { model, place: case.place(), case: Arc::new(case), job, micros: 0 })
     }
 
     fn spent(&mut self, since: Duration) {
@@ -169,7 +168,9 @@ impl Engine {
             return Err("its transcript does not begin".to_owned());
         };
         let job = self.job_of(job).ok_or("its job is not in the store")?;
-        let played = Played::new(manifest, terms, job)?;
+        let manifest = Manifest::parse(manifest).map_err(|error| error.to_string())?;
+        let model = Disputable::of(&manifest).map_err(|error| error.to_string())?;
+        let played = Played::new(Arc::new(model), terms, job)?;
         let now = self.clock.now();
         let restored = self.disputes.docket.restore(now, down, entries, Arc::clone(&played.case) as _);
         let (dispute, output) = restored.map_err(|error| error.to_string())?;
@@ -217,9 +218,10 @@ impl Engine {
             Err(error) => return Err(Unopened::Never(error.to_string())),
         }
         let model = self.models.of_job(&terms.job.model).ok_or_else(|| never("its model is not there any more"))?;
-        let started = thread_time();
+        let model = Arc::clone(model.disputable());
         let tokens = self.job_of(job).ok_or_else(|| never("its job is not there any more"))?;
-        let played = Played::new(model.package().manifest_bytes(), &terms, tokens);
+        let started = thread_time();
+        let played = Played::new(model, &terms, tokens);
         let mut played = played.map_err(Unopened::Never)?;
         let place = played.place;
         let [claimant, challenger] = Side::BOTH.map(|side| terms.key(side));
@@ -386,7 +388,7 @@ impl Engine {
             return;
         };
         let (job, sides) = (referee.terms().job_id(), players(referee.terms()));
-        let report = Report::of(&played.manifest, &played.case, referee.terms(), referee.entries(), verdict);
+        let report = Report::of(&played.model, &played.case, referee.terms(), referee.entries(), verdict);
         let lost = sides.iter().zip(verdict.losers).filter(|(_, lost)| *lost);
         step.effects.push(Effect::Emit(Event::DisputeJudged {
             dispute,

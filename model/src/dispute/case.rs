@@ -15,28 +15,32 @@ use super::CaseError;
 use crate::generation::{draw, sampling};
 use crate::package::{BlobInfo, Manifest};
 
-/// The disputed layer of one job, lowered to steps. Needs no weights: digests stand for them.
-#[derive(Debug)]
-pub struct LayerCase {
+/// A model that can be disputed, as a referee knows it: from its manifest, checked once for all its disputes.
+#[derive(Clone, Debug)]
+pub struct Disputable {
+    /// What people call the model.
+    pub name: String,
     program: Arc<Program>,
-    params: Vec<BlobInfo>,
-    tokens: (Root, u64),
-    place: Place,
-    layer: usize,
-    positions: u32,
-    /// Settings and draw of the point, in a generation.
-    sampling: Option<(Sampling, u64)>,
-    /// The plan that was asked for last, with its row: a dispute is about one row, once that is found.
-    plan: Mutex<Option<(u64, Arc<Plan>)>>,
+    params: Arc<[BlobInfo]>,
 }
 
-impl LayerCase {
-    /// The case of a place of a job on the model of this manifest.
+impl Disputable {
+    /// The model of a manifest.
     ///
     /// # Errors
-    /// [`CaseError`]: the program can't be disputed, or has no such place.
-    pub fn new(manifest: &Manifest, job: &JobHeader, place: Place) -> Result<Self, CaseError> {
-        let (program, layer) = (&manifest.program, usize::from(place.layer));
+    /// [`CaseError::Plan`]: its program can't be disputed.
+    pub fn of(manifest: &Manifest) -> Result<Self, CaseError> {
+        steps::check_reads(&manifest.program)?;
+        let (name, program) = (manifest.name.clone(), Arc::clone(&manifest.program));
+        Ok(Self { name, program, params: manifest.params.as_slice().into() })
+    }
+
+    /// The case of a place of a job on this model.
+    ///
+    /// # Errors
+    /// [`CaseError::Place`]: there is no such place.
+    pub fn case(&self, job: &JobHeader, place: Place) -> Result<LayerCase, CaseError> {
+        let (program, layer) = (&self.program, usize::from(place.layer));
         let none = CaseError::Place { place, layers: program.layers.len(), tokens: job.token_count };
         let generation = job.kind.generation();
         // A generation has a point for the last token of its prompt, and for each that it makes but the last.
@@ -53,10 +57,9 @@ impl LayerCase {
         }
         let positions = place.point + 1;
         let sampling = generation.map(|asked| (sampling(asked, job.token_count), draw(&job.seed, place.point)));
-        steps::check_reads(program)?;
-        Ok(Self {
+        Ok(LayerCase {
             program: Arc::clone(program),
-            params: manifest.params.clone(),
+            params: Arc::clone(&self.params),
             tokens: (job.token_root, 4 * u64::from(job.token_count)),
             place,
             layer,
@@ -66,18 +69,52 @@ impl LayerCase {
         })
     }
 
+    /// The case of the first place at which the claims of a dispute differ. That the model is the job's is the caller's
+    /// to check.
+    ///
+    /// # Errors
+    /// [`CaseError`].
+    pub fn case_of(&self, terms: &Terms) -> Result<LayerCase, CaseError> {
+        // Beside the transformer layers a program has the embedding and the output.
+        let expected = self.program.layers.len().saturating_sub(2);
+        if usize::from(terms.layers) != expected {
+            return Err(CaseError::Layers { expected, found: terms.layers });
+        }
+        self.case(&terms.job, terms.check()?.place)
+    }
+}
+
+/// The disputed layer of one job, lowered to steps. Needs no weights: digests stand for them.
+#[derive(Debug)]
+pub struct LayerCase {
+    program: Arc<Program>,
+    params: Arc<[BlobInfo]>,
+    tokens: (Root, u64),
+    place: Place,
+    layer: usize,
+    positions: u32,
+    /// Settings and draw of the point, in a generation.
+    sampling: Option<(Sampling, u64)>,
+    /// The plan that was asked for last, with its row: a dispute is about one row, once that is found.
+    plan: Mutex<Option<(u64, Arc<Plan>)>>,
+}
+
+impl LayerCase {
+    /// The case of a place of a job on the model of this manifest.
+    ///
+    /// # Errors
+    /// [`CaseError`]: the program can't be disputed, or has no such place.
+    pub fn new(manifest: &Manifest, job: &JobHeader, place: Place) -> Result<Self, CaseError> {
+        Disputable::of(manifest)?.case(job, place)
+    }
+
     /// The case of the first place at which the claims of a dispute differ. The terms are checked; that the manifest is
     /// the one of the job's model is the caller's to check.
     ///
     /// # Errors
     /// [`CaseError`].
     pub fn of_terms(manifest: &Manifest, terms: &Terms) -> Result<Self, CaseError> {
-        // Beside the transformer layers a program has the embedding and the output.
-        let expected = manifest.program.layers.len().saturating_sub(2);
-        if usize::from(terms.layers) != expected {
-            return Err(CaseError::Layers { expected, found: terms.layers });
-        }
-        Self::new(manifest, &terms.job, terms.check()?.place)
+        Disputable::of(manifest)?.case_of(terms)
     }
 
     /// The disputed place.

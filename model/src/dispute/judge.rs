@@ -2,7 +2,7 @@
 
 use lockstep_protocol::dispute::{DisputeFile, FileError, SignedEntry};
 
-use super::{CaseError, LayerCase, Report};
+use super::{CaseError, Disputable, Report};
 use crate::error::ModelError;
 use crate::package::Manifest;
 
@@ -34,7 +34,8 @@ pub fn export(manifest: Vec<u8>, entries: Vec<SignedEntry>) -> Vec<u8> {
 pub fn judge(bytes: &[u8]) -> Result<Report, JudgeError> {
     let file = DisputeFile::from_bytes(bytes)?;
     let manifest = Manifest::parse(&file.manifest)?;
-    let case = LayerCase::of_terms(&manifest, file.terms()?)?;
+    let model = Disputable::of(&manifest)?;
+    let case = model.case_of(file.terms()?)?;
     let verdict = file.judge(&case, &mut |element| case.recompute(element))?;
-    Ok(Report::of(&manifest, &case, file.terms()?, &file.entries, verdict))
+    Ok(Report::of(&model, &case, file.terms()?, &file.entries, verdict))
 }

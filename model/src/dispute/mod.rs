@@ -3,7 +3,8 @@
 //! The game itself is the protocol crate's and knows no program; the steps of a layer are the kernels' and know no
 //! game. This folder reads like this:
 //!
-//! - `case`: [`LayerCase`], what the game asks of a program, from the manifest alone: the referee's side.
+//! - `case`: [`Disputable`] and [`LayerCase`], what the game asks of a program, from the manifest alone: the referee's
+//!   side.
 //! - `kept`, `fill`, `trace`: [`Trace`], what a player can say, from its own run once more.
 //! - `judge`, `report`: [`judge()`], a dispute's file to what it came to.
 
@@ -15,7 +16,7 @@ mod kept;
 mod report;
 mod trace;
 
-pub use case::LayerCase;
+pub use case::{Disputable, LayerCase};
 pub use error::{CaseError, TraceError};
 pub use judge::{JudgeError, export, judge};
 pub use report::{ElementReport, Report};

@@ -7,8 +7,7 @@ use lockstep_protocol::dispute::{DisputeId, MoveBody, SignedEntry, Terms, Verdic
 use lockstep_protocol::ids::{JobId, Millis, ModelId, NodeId};
 use lockstep_protocol::limits::CHUNK_BYTES;
 
-use super::LayerCase;
-use crate::package::Manifest;
+use super::{Disputable, LayerCase};
 
 /// One element of one op, as far as a dispute got to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +66,7 @@ pub struct Report {
 impl Report {
     /// Of a dispute that has ended, from the entries of its transcript, which are taken as they are: see
     /// [`judge`](super::judge()).
-    pub fn of(manifest: &Manifest, case: &LayerCase, terms: &Terms, entries: &[SignedEntry], verdict: Verdict) -> Self {
+    pub fn of(model: &Disputable, case: &LayerCase, terms: &Terms, entries: &[SignedEntry], verdict: Verdict) -> Self {
         let moves = entries.iter().filter_map(|signed| match &signed.entry.what {
             What::Moved { side, signed } => Some((*side, signed)),
             _ => None,
@@ -77,11 +76,11 @@ impl Report {
             dispute: terms.id(),
             job: terms.job_id(),
             model: terms.job.model,
-            model_name: manifest.name.clone(),
+            model_name: model.name.clone(),
             coordinator: terms.coordinator,
             players: [terms.claimant.worker(), terms.challenger.worker()],
             verdict,
-            layer_name: manifest.program.layers[usize::from(verdict.place.layer)].name.clone(),
+            layer_name: case.program().layers[usize::from(verdict.place.layer)].name.clone(),
             row: verdict.chunk.map(|chunk| case.row(chunk)),
             element: element(case, &verdict),
             rounds: 0,
