@@ -69,8 +69,8 @@ impl Disputable {
         })
     }
 
-    /// The case of the first place at which the claims of a dispute differ. That the model is the job's is the caller's
-    /// to check.
+    /// The case of the first place at which the claims of a dispute differ. The claims are checked; that the model is the
+    /// job's is the caller's to check.
     ///
     /// # Errors
     /// [`CaseError`].
@@ -80,7 +80,7 @@ impl Disputable {
         if usize::from(terms.layers) != expected {
             return Err(CaseError::Layers { expected, found: terms.layers });
         }
-        self.case(&terms.job, terms.check()?.place)
+        self.case(&terms.job, terms.ground()?.place)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::dispute::entry::{SignedEntry, What};
 use crate::dispute::game::{Game, Illegal};
 use crate::dispute::moves::next_history;
 use crate::dispute::rules::{self, Refusal};
-use crate::dispute::{Lowering, Move, MoveBody, Phase, Reason, Side, SignedMove, Terms, TermsError, Verdict};
+use crate::dispute::{Ground, Lowering, Move, MoveBody, Phase, Reason, Side, SignedMove, Terms, TermsError, Verdict};
 use crate::identity::IdentityError;
 use crate::ids::{Digest, DisputeId, Millis};
 use crate::limits::{MAX_CREDITS, MAX_DISPUTE_ENTRIES};
@@ -106,13 +106,26 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// Begins with the first entry.
+    /// Begins with the first entry, checking its terms.
     pub fn open(first: SignedEntry, lowering: &dyn Lowering) -> Result<Self, EntryError> {
         let What::Opened(terms) = &first.entry.what else {
             return Err(EntryError::Misplaced);
         };
-        let ground = terms.check()?;
-        let (id, terms) = (terms.id(), (**terms).clone());
+        let (id, ground) = (terms.id(), terms.check()?);
+        Self::begin(first, id, ground, lowering)
+    }
+
+    /// Begins with the first entry, of terms with this id that were checked already.
+    pub fn begin(
+        first: SignedEntry,
+        id: DisputeId,
+        ground: Ground,
+        lowering: &dyn Lowering,
+    ) -> Result<Self, EntryError> {
+        let What::Opened(terms) = &first.entry.what else {
+            return Err(EntryError::Misplaced);
+        };
+        let terms = (**terms).clone();
         check_link(&first, id, None)?;
         let mut position = Self {
             id,

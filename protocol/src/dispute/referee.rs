@@ -4,7 +4,7 @@
 //! A pure machine. Entries that it returns are to be made durable before any action that comes with them is carried out,
 //! and before anybody sees them: that of a move is its acknowledgement, to be sent to its side.
 
-use crate::dispute::position::{EntryError, Examined, Position};
+use crate::dispute::position::{Examined, Position};
 use crate::dispute::transcript::{TranscriptError, follow_all};
 use crate::dispute::{
     Entry, Ground, Lowering, Phase, Recompute, Refusal, Scope, Side, SignedEntry, SignedMove, Terms, TermsError,
@@ -86,7 +86,8 @@ pub struct Referee {
 }
 
 impl Referee {
-    /// Opens a dispute. `keys` are the coordinator's, and `lowering` is that of the place where the terms begin.
+    /// Opens a dispute. The claims of the terms were checked already ([`Terms::between`], [`Terms::check`]); `keys` are the
+    /// coordinator's, and `lowering` is that of the place where the terms begin.
     ///
     /// # Errors
     /// [`TermsError`].
@@ -96,13 +97,11 @@ impl Referee {
         keys: Keypair,
         lowering: &dyn Lowering,
     ) -> Result<(Self, Output), TermsError> {
-        let (dispute, previous) = (terms.id(), Digest::from_bytes([0; 32]));
+        let (dispute, ground, previous) = (terms.id(), terms.ground()?, Digest::from_bytes([0; 32]));
         let what = What::Opened(Box::new(terms));
         let first = Entry { dispute, index: 0, previous, at: now, what }.sign(&keys);
-        let position = match Position::open(first.clone(), lowering) {
-            Err(EntryError::Terms(error)) => return Err(error),
-            opened => opened.expect("the referee writes a first entry"),
-        };
+        let position = Position::begin(first.clone(), dispute, ground, lowering);
+        let position = position.expect("the referee writes a first entry");
         let referee = Self { keys, position, refused: [0; 2], has_asked_challenger: false };
         let actions = referee.asks();
         Ok((referee, Output { entries: vec![first], actions }))
