@@ -30,7 +30,7 @@ fn a_liar_about_any_op_loses_its_dispute() {
             assert!(dispute["step"].as_str().is_some_and(|step| step.starts_with(&format!("{op}."))), "{dispute}");
             assert!(dispute["rounds"].as_u64().is_some_and(|rounds| (2..=6).contains(&rounds)), "{dispute}");
             assert!(dispute["referee_bytes"].as_u64().is_some_and(|bytes| bytes <= 128 << 10), "{dispute}");
-            for seconds in ["referee_micros", "player_seconds", "prefill_seconds", "game_seconds"] {
+            for seconds in ["referee_micros", "player_seconds", "layer_seconds", "prefill_seconds", "game_seconds"] {
                 assert!(dispute[seconds].as_f64().is_some_and(|s| s > 0.0), "{seconds} of {dispute}");
             }
             ops.insert(op.to_owned());

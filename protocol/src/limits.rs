@@ -295,6 +295,10 @@ pub const WORKER_TRACES: usize = 4;
 pub const WORKER_TRACE_BYTES: u64 = 4 << 30;
 /// Disputed runs that nobody asked about for so long are dropped, and made again where somebody asks after all.
 pub const WORKER_TRACE_IDLE_MS: u64 = 10 * 60 * 1_000;
+/// Memory for the layer outputs of recent runs that a worker keeps where nothing else is said, in bytes.
+pub const WORKER_KEPT_RUNS_BYTES: u64 = 512 << 20;
+/// They are dropped after so long: most disputes begin with an audit, soon after the run.
+pub const WORKER_KEPT_RUNS_MS: u64 = 60 * 60 * 1_000;
 /// Disputes whose moves and entries a worker keeps on its disk.
 pub const WORKER_DISPUTES_KEPT: usize = 1_024;
 /// A dispute without a verdict is forgotten after so long, where room is needed.

@@ -56,6 +56,10 @@ struct Options {
     /// Most bytes that packages may take on disk, all together [default: 68719476736, which is 64 GiB].
     #[arg(long, env = "LOCKSTEP_MAX_PACKAGE_BYTES", value_name = "BYTES")]
     max_package_bytes: Option<u64>,
+    /// Most memory for the layer outputs of recent runs, in bytes, so that a dispute about one of them costs one layer; 0
+    /// keeps none [default: 536870912, which is 512 MiB].
+    #[arg(long, env = "LOCKSTEP_KEPT_RUNS_BYTES", value_name = "BYTES")]
+    kept_runs_bytes: Option<u64>,
 }
 
 impl Options {
@@ -68,6 +72,7 @@ impl Options {
             threads: self.threads.or(file.threads),
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
             max_package_bytes: self.max_package_bytes.or(file.max_package_bytes),
+            kept_runs_bytes: self.kept_runs_bytes.or(file.kept_runs_bytes),
         }
     }
 }
@@ -93,6 +98,9 @@ impl Options {
         }
         if let Some(bytes) = self.max_package_bytes {
             config.max_package_bytes = bytes;
+        }
+        if let Some(bytes) = self.kept_runs_bytes {
+            config.kept_runs_bytes = bytes;
         }
         Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::limits::MAX_IN_FLIGHT;
+use lockstep_protocol::limits::{MAX_IN_FLIGHT, WORKER_KEPT_RUNS_BYTES};
 
 use crate::error::WorkerError;
 
@@ -27,6 +27,9 @@ pub struct Config {
     /// Assignments of one model that wait are run together up to so many tokens. One assignment runs whatever its
     /// length.
     pub batch_tokens: usize,
+    /// Most bytes of memory for the layer outputs of recent runs. A dispute about a run that is still kept costs one layer,
+    /// about another one the run up to the disputed layer. 0 keeps none.
+    pub kept_runs_bytes: u64,
     /// Whether to pull the models that the coordinator serves before they are needed.
     pub prefetch: bool,
     /// Most bytes that packages may take on disk, all together, pulls under way included. A model that would go beyond
@@ -46,7 +49,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Sixteen assignments at a time in batches of up to 4,096 tokens, models pulled ahead, 64 GiB of packages, each
+    /// Sixteen assignments at a time in batches of up to 4,096 tokens, 512 MiB of kept runs, models pulled ahead, 64 GiB of packages, each
     /// checked again every hour, pauses of half a second to half a minute, and of five minutes where two share a key.
     pub fn new(coordinator: NodeId, address: String, data_dir: PathBuf, threads: NonZeroUsize) -> Self {
         Self {
@@ -57,6 +60,7 @@ impl Config {
             memory_bytes: None,
             max_in_flight: NonZeroU32::MIN.saturating_add(15),
             batch_tokens: 4_096,
+            kept_runs_bytes: WORKER_KEPT_RUNS_BYTES,
             prefetch: true,
             max_package_bytes: 64 << 30,
             recheck: Duration::from_secs(3_600),

@@ -20,6 +20,7 @@ use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
+use crate::kept::{KeptRuns, Layers};
 use crate::store::Model;
 
 /// The computing thread. It ends after its current batch when it is stopped or dropped.
@@ -30,11 +31,16 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub fn start(backend: Arc<dyn Backend>, keys: Keypair, batch_tokens: usize) -> std::io::Result<Self> {
+    pub fn start(
+        backend: Arc<dyn Backend>,
+        keys: Keypair,
+        batch_tokens: usize,
+        kept: Arc<KeptRuns>,
+    ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let waiting = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let mut runner = Runner { backend, keys, loaded: Vec::new() };
+            let mut runner = Runner { backend, keys, kept, loaded: Vec::new() };
             while let Some(tasks) = waiting.next_batch(batch_tokens) {
                 runner.run(&tasks);
             }
@@ -66,6 +72,7 @@ impl Drop for Engine {
 struct Runner {
     backend: Arc<dyn Backend>,
     keys: Keypair,
+    kept: Arc<KeptRuns>,
     /// The most recently used last.
     loaded: Vec<(Arc<Model>, Box<dyn Executor>)>,
 }
@@ -73,6 +80,8 @@ struct Runner {
 /// What a batch gives, one of each for every task.
 struct Computed {
     roots: Vec<Vec<Root>>,
+    /// Of those that are to be kept.
+    layers: Vec<Option<Layers>>,
     outputs: Vec<Vec<i32>>,
     saturations: Vec<u64>,
 }
@@ -87,7 +96,7 @@ impl Runner {
             for task in tasks {
                 task.say(Step::Started { batch: tasks.len() });
             }
-            let computed = compute(&mut *executor, tasks);
+            let computed = compute(&mut *executor, tasks, &self.kept);
             if !matches!(computed, Err(EmbedError::Backend(_))) {
                 self.loaded.push((Arc::clone(&model), executor));
             }
@@ -121,7 +130,13 @@ impl Runner {
     }
 
     fn report(&self, tasks: &[Task], computed: Computed, elapsed: Duration) {
-        let Computed { roots, outputs, saturations } = computed;
+        let Computed { roots, layers, outputs, saturations } = computed;
+        // Before the result is out: whoever gets it may dispute it.
+        for (task, layers) in tasks.iter().zip(layers).filter(|(task, _)| !task.is_cancelled()) {
+            if let Some(layers) = layers {
+                self.kept.keep(task.key.0, layers);
+            }
+        }
         for (((task, roots), output), saturations) in tasks.iter().zip(roots).zip(outputs).zip(saturations) {
             if task.is_cancelled() {
                 continue;
@@ -163,19 +178,19 @@ impl Finished {
 }
 
 /// Runs the tasks as one batch. Each layer is hashed, and its roots are sent, while the next one runs.
-fn compute(executor: &mut dyn Executor, tasks: &[Task]) -> Result<Computed, EmbedError> {
+fn compute(executor: &mut dyn Executor, tasks: &[Task], kept: &KeptRuns) -> Result<Computed, EmbedError> {
     let program = tasks[0].model.package.program();
     let batch = Batch::of(tasks.iter().map(|task| task.tokens.clone()).collect());
     let (sender, receiver) = sync_channel(WORKER_LAYERS_AHEAD);
-    let (ran, roots) = std::thread::scope(|scope| {
-        let hasher = scope.spawn(|| hash_layers(receiver, tasks));
+    let (ran, (roots, layers)) = std::thread::scope(|scope| {
+        let hasher = scope.spawn(|| hash_layers(receiver, tasks, kept));
         let ran = run_layers(executor, program, &batch, tasks, sender);
         // A panic of the hasher is one of this thread.
         (ran, hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let (outputs, clamped) = ran?;
     let saturations = saturations(executor, program, batch, clamped)?;
-    Ok(Computed { roots, outputs, saturations })
+    Ok(Computed { roots, layers, outputs, saturations })
 }
 
 /// Returns the outputs and the saturations of the whole batch.
@@ -199,21 +214,36 @@ fn run_layers(
     Ok((embeddings.rows, embeddings.saturations))
 }
 
-/// Hashes each layer of each task, and sends the root at once. Returns the roots of every task.
-fn hash_layers(layers: Receiver<Finished>, tasks: &[Task]) -> Vec<Vec<Root>> {
+/// Hashes each layer of each task, and sends the root at once. Returns the roots of every task, and the rows of those that
+/// are to be kept.
+fn hash_layers(layers: Receiver<Finished>, tasks: &[Task], kept: &KeptRuns) -> (Vec<Vec<Root>>, Vec<Option<Layers>>) {
     let geometries: Vec<Option<Geometry>> = tasks.iter().map(|task| task.model.geometry(&task.header).ok()).collect();
     let mut roots = vec![Vec::new(); tasks.len()];
+    let keeps = |task: &Task| kept.fits(kept_bytes(task)).then(Layers::new);
+    let mut outputs: Vec<_> = tasks.iter().map(keeps).collect();
     for layer in layers {
-        let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(&mut roots);
-        for (((span, task), geometry), roots) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
-            let root = root_of_rows(&layer.rows[span.start * layer.cols..span.end * layer.cols], layer.cols);
+        let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(roots.iter_mut().zip(&mut outputs));
+        for (((span, task), geometry), (roots, outputs)) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
+            let rows = &layer.rows[span.start * layer.cols..span.end * layer.cols];
+            let root = root_of_rows(rows, layer.cols);
+            if let Some(outputs) = outputs.as_mut().filter(|_| roots.len() < usize::from(task.model.layers)) {
+                outputs.push(rows.into());
+            }
             if let Some(place) = geometry.as_ref().and_then(|geometry| geometry.place(roots.len())) {
                 task.say(Step::Layer { place, root });
             }
             roots.push(root);
         }
     }
-    roots
+    (roots, outputs)
+}
+
+/// What the outputs of a task's transformer layers take.
+fn kept_bytes(task: &Task) -> u64 {
+    let program = task.model.package.program();
+    let layers = program.layers.iter().skip(1).take(task.model.layers.into());
+    let cols = layers.map(|layer| u64::from(program.tensor(layer.output).cols)).sum::<u64>();
+    (task.tokens.len() as u64).saturating_mul(4).saturating_mul(cols)
 }
 
 /// The saturations of each sequence alone. A backend counts those of a batch; where there are any, each sequence runs

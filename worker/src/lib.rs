@@ -35,6 +35,7 @@ mod error;
 mod event;
 mod handle;
 mod heads;
+mod kept;
 mod preflight;
 mod pull;
 mod running;

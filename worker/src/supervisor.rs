@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::Backend;
 use lockstep_link::{Client, Close, LinkError, close};
-use lockstep_protocol::limits::{MAX_NAME_BYTES, WORKER_KEPT_RESULTS};
+use lockstep_protocol::limits::{MAX_NAME_BYTES, WORKER_KEPT_RESULTS, WORKER_KEPT_RUNS_MS};
 use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode};
 use quinn::Connection;
 use tokio::sync::watch;
@@ -23,6 +23,7 @@ use crate::error::WorkerError;
 use crate::event::{Event, Events};
 use crate::handle::Stop;
 use crate::heads::Heads;
+use crate::kept::KeptRuns;
 use crate::preflight;
 use crate::session::{End, Session};
 use crate::store::Store;
@@ -101,13 +102,15 @@ impl Supervisor {
             max_in_flight: config.max_in_flight.get(),
             models: Vec::new(),
         };
-        let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), config.batch_tokens);
+        let kept = KeptRuns::new(config.kept_runs_bytes, Duration::from_millis(WORKER_KEPT_RUNS_MS));
+        let kept = Arc::new(kept);
+        let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), config.batch_tokens, Arc::clone(&kept));
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
         let store = Store::new(dir.packages.clone(), &config, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let (keys, seen) = (dir.keys.clone(), events.clone());
-        let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), keys, config.coordinator, seen);
+        let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), kept, keys, config.coordinator, seen);
         let disputes = Arc::new(disputes);
         let (streams, results) = (Streams::new(dir.keys.clone()), Mutex::default());
         let shared = Arc::new(Shared { config, events, store, engine, heads, streams, disputes, results });

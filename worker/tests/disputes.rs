@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::{Coordinator, Peer, event, job, keys, package, within};
+use common::{Coordinator, LAYERS, Peer, event, job, keys, package, within};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::reference::Reference;
 use lockstep_link::keyfile::load_or_create;
@@ -113,6 +113,43 @@ async fn a_dispute_takes_one_run_up_to_its_layer() {
     let (_, moves) = table.play(&mut peer).await;
     assert!(moves.len() >= 4, "{}", moves.len());
     assert_eq!(counting.layers(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispute_about_a_run_that_is_kept_takes_its_layer_alone() {
+    // The last layer that a job of two layers can be disputed at starts from layer 2, the first one from the tokens.
+    for (layer, kept_bytes, ran) in [(2, u64::MAX, 1), (3, u64::MAX, 1), (1, u64::MAX, 2), (3, 0, 4)] {
+        let scene = Scene::new();
+        let counting = Stuck::at(usize::MAX, scene.job.tokens.len());
+        let mut config = scene.coordinator.config(&scene.data);
+        config.kept_runs_bytes = kept_bytes;
+        let _worker = Worker::start(config, Arc::new(counting.clone())).unwrap();
+        let mut peer = scene.coordinator.welcome().await;
+        peer.assign(&scene.job, 1).await;
+        let run = peer.run().await;
+        peer.reveal(&run).await;
+        let before = counting.layers();
+        assert_eq!(before, usize::from(LAYERS) + 2);
+        let mut table = scene.table(Side::Claimant, &Reference, &Liar::at(layer));
+        let (verdict, _) = table.play(&mut peer).await;
+        assert_eq!(verdict.losers, [false, true]);
+        assert_eq!(counting.layers() - before, ran, "layer {layer}");
+    }
+}
+
+/// What is kept is of use only where it has the root that was signed: of another run under the same job it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kept_run_that_is_not_the_one_that_was_signed_is_not_used() {
+    let scene = Scene::new();
+    let lying = Liar::at(1);
+    let (_worker, _events, mut peer) = scene.start(lying.clone()).await;
+    peer.assign(&scene.job, 3).await;
+    let run = peer.run().await;
+    peer.reveal(&run).await;
+    lying.lies.store(false, Ordering::SeqCst);
+    let mut table = scene.table(Side::Claimant, &Reference, &Liar::at(2));
+    let (verdict, _) = table.play(&mut peer).await;
+    assert_eq!(verdict.losers, [false, true]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,16 +55,18 @@ impl<'a> Workload<'a> {
 /// What a player spends.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seconds {
-    /// Its own run up to the disputed layer, once more, with everything kept that may be asked for.
+    /// The disputed layer, run once more from the kept rows of the one below, with everything kept that may be asked for.
+    pub layer: f64,
+    /// All layers up to that one instead, as where nothing is kept any more.
     pub prefill: f64,
     /// All its moves: the steps of the disputed row, hashes, openings and signatures.
     pub game: f64,
 }
 
 impl Seconds {
-    /// Both together.
+    /// Layer and moves together.
     pub fn total(&self) -> f64 {
-        self.prefill + self.game
+        self.layer + self.game
     }
 }
 
@@ -162,7 +164,11 @@ fn one(
         rounds,
         referee_bytes: bytes,
         referee_seconds,
-        players: parties.map(|party| Seconds { prefill: seconds(party.prefill), game: seconds(party.game) }),
+        players: parties.map(|party| Seconds {
+            layer: seconds(party.layer),
+            prefill: seconds(party.prefill),
+            game: seconds(party.game),
+        }),
         claimant_loses: verdict.losers == [true, false],
         kind: verdict.kind,
         step,

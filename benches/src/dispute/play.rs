@@ -1,35 +1,42 @@
 //! One dispute from the first question to the verdict, in one thread, with a clock beside every part.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lockstep_kernels::backend::Backend;
-use lockstep_model::dispute::{LayerCase, Trace};
+use lockstep_kernels::backend::{Backend, Executor};
+use lockstep_kernels::value::Batch;
+use lockstep_model::dispute::{Below, LayerCase, Trace};
+use lockstep_model::embed::embed;
 use lockstep_model::package::Package;
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::dispute::{Action, Input, Output, Player, Recompute, Referee, Side, SignedMove, Terms, Verdict};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::Millis;
+use lockstep_protocol::ids::{Millis, Place};
 use lockstep_protocol::job::Job;
 
 use super::claims::Keys;
 
-/// A side with its own run, made once more up to the disputed layer.
+/// A side with its own run of the disputed layer.
 pub(super) struct Party {
     side: Side,
     keys: Keypair,
     case: LayerCase,
     trace: Trace,
-    /// What that run took.
+    /// What it took to run the disputed layer, from the rows of the one below, which a worker keeps for a while; the layer
+    /// that follows from the tokens is run from these.
+    pub layer: Duration,
+    /// What it took to run everything up to that layer, as where nothing is kept.
     pub prefill: Duration,
     /// What its moves took so far.
     pub game: Duration,
 }
 
 impl Party {
-    /// Runs the job again, as a worker does that is asked for its first move. The model is loaded before.
+    /// Runs the disputed layer, as a worker does that is asked for its first move: from what it kept, and from the tokens.
+    /// The model is loaded before. It plays by what came out of the former.
     pub fn prepare(
         package: &Package,
         backend: &dyn Backend,
@@ -39,9 +46,18 @@ impl Party {
         let place = terms.check()?.place;
         let case = LayerCase::new(package.manifest(), &terms.job, place)?;
         let mut executor = backend.load(Arc::clone(package.program()), package.params())?;
+        let kept = rows_below(&mut *executor, package, job, place)?;
+        let (program, params) = (package.program(), package.params());
         let start = Instant::now();
-        let trace = Trace::run(&mut *executor, package.program(), package.params(), &job.tokens, place)?;
-        Ok(Self { side, keys: keys.clone(), case, trace, prefill: start.elapsed(), game: Duration::ZERO })
+        let whole = Trace::run(&mut *executor, program, Arc::clone(&params), &job.tokens, place)?;
+        let prefill = start.elapsed();
+        let signed = terms.claim(side).last_roots();
+        let start = Instant::now();
+        let below = Below { rows: &kept, signed };
+        let resumed = Trace::resume(&mut *executor, program, params, &job.tokens, place, below)?;
+        let layer = if resumed.is_some() { start.elapsed() } else { prefill };
+        let trace = resumed.unwrap_or(whole);
+        Ok(Self { side, keys: keys.clone(), case, trace, layer, prefill, game: Duration::ZERO })
     }
 
     /// The next move after these complete rounds, from what both sides signed and nothing else.
@@ -53,6 +69,18 @@ impl Party {
         self.game += start.elapsed();
         Ok(signed)
     }
+}
+
+/// The output of the layer below the disputed one, as a worker has it from its first run.
+fn rows_below(executor: &mut dyn Executor, package: &Package, job: &Job, place: Place) -> Result<Vec<i32>> {
+    let mut kept = Vec::new();
+    embed(executor, package.program(), &Batch::single(job.tokens.clone()), |layer| {
+        if layer.layer + 1 == usize::from(place.layer) {
+            kept = layer.sequence(0).to_vec();
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(kept)
 }
 
 /// What happened before the referee.

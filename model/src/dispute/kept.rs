@@ -10,9 +10,18 @@ use lockstep_kernels::sampling::Sampling;
 use lockstep_kernels::steps::{Part, Plan, PlanError, Step};
 use lockstep_kernels::value::{Batch, CacheId, Sampler, Sequence, Value};
 use lockstep_protocol::ids::{Place, Root};
-use lockstep_protocol::trace::{RowTree, push_padded_row};
+use lockstep_protocol::trace::{RowTree, push_padded_row, root_of_rows};
 
 use super::TraceError;
+
+/// The output of the layer below the disputed one, kept from the run that was signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Below<'a> {
+    /// Its rows up to the disputed point, or more, each of the output's columns, without padding.
+    pub rows: &'a [i32],
+    /// The signed roots of the disputed point: those of layer 1 and on, at least up to the layer below.
+    pub signed: &'a [Root],
+}
 
 /// A run up to the disputed layer.
 #[derive(Debug)]
@@ -46,22 +55,8 @@ impl Kept {
         place: Place,
         sampling: Option<(Arc<Sampling>, u64)>,
     ) -> Result<Self, TraceError> {
+        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
         let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
-        let prompt = sampling.as_ref().map_or(1, |(settings, _)| settings.prompt_tokens as usize);
-        if layer == 0 || layer >= program.layers.len() || !(prompt..=tokens.len()).contains(&positions) {
-            return Err(TraceError::Place { place, layers: program.layers.len(), tokens: tokens.len() });
-        }
-        let columns = |l: usize| program.tensor(program.layers[l].output).cols as usize;
-        let mut kept = Self {
-            program: Arc::clone(program),
-            place,
-            sampling,
-            roots: Vec::with_capacity(layer),
-            trees: (1..=layer).map(|l| RowTree::new(columns(l))).collect(),
-            input: Vec::new(),
-            output: Vec::new(),
-            values: BTreeMap::new(),
-        };
         let sampler = kept.sampling.clone().filter(|_| layer + 1 == program.layers.len());
         let mut sequence = Sequence::new(tokens[..positions].to_vec());
         if let Some((sampling, draw)) = sampler {
@@ -77,6 +72,62 @@ impl Kept {
         executor.drop_cache(CACHE);
         kept.roots = kept.trees.drain(..).map(|tree| tree.root()).collect();
         Ok(kept)
+    }
+
+    /// Runs the disputed layer of an encoder alone, from the output of the one below. `None` where that is not what was
+    /// signed, or where the disputed layer is the first one, which starts from the tokens.
+    pub fn resume(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        tokens: &[u32],
+        place: Place,
+        below: Below<'_>,
+    ) -> Result<Option<Self>, TraceError> {
+        let mut kept = Self::empty(program, tokens.len(), place, None)?;
+        let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
+        let input = program.layers[layer - 1].output;
+        let cols = program.tensor(input).cols as usize;
+        let (Some(rows), Some(signed)) = (below.rows.get(..positions * cols), below.signed.get(..layer - 1)) else {
+            return Ok(None);
+        };
+        if signed.last() != Some(&root_of_rows(rows, cols)) {
+            return Ok(None);
+        }
+        rows.chunks_exact(cols).for_each(|row| push_padded_row(row, &mut kept.input));
+        let sequence = Sequence::new(tokens[..positions].to_vec());
+        let pass = [sequence.rows(), sequence.points().len()];
+        executor.begin(&Batch { sequences: vec![sequence] })?;
+        executor.write(input, Value::I32(rows.to_vec()))?;
+        executor.run_layer(layer)?;
+        kept.after(executor, layer, pass)?;
+        let output = kept.trees.drain(..).next_back().map(|tree| tree.root());
+        kept.roots = signed.iter().copied().chain(output).collect();
+        Ok(Some(kept))
+    }
+
+    /// Nothing of a run over so many tokens yet.
+    fn empty(
+        program: &Arc<Program>,
+        tokens: usize,
+        place: Place,
+        sampling: Option<(Arc<Sampling>, u64)>,
+    ) -> Result<Self, TraceError> {
+        let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
+        let prompt = sampling.as_ref().map_or(1, |(settings, _)| settings.prompt_tokens as usize);
+        if layer == 0 || layer >= program.layers.len() || !(prompt..=tokens).contains(&positions) {
+            return Err(TraceError::Place { place, layers: program.layers.len(), tokens });
+        }
+        let columns = |l: usize| program.tensor(program.layers[l].output).cols as usize;
+        Ok(Self {
+            program: Arc::clone(program),
+            place,
+            sampling,
+            roots: Vec::with_capacity(layer),
+            trees: (1..=layer).map(|l| RowTree::new(columns(l))).collect(),
+            input: Vec::new(),
+            output: Vec::new(),
+            values: BTreeMap::new(),
+        })
     }
 
     /// The dispute view of a row.

@@ -5,7 +5,7 @@
 //!
 //! - `case`: [`Disputable`] and [`LayerCase`], what the game asks of a program, from the manifest alone: the referee's
 //!   side.
-//! - `kept`, `fill`, `trace`: [`Trace`], what a player can say, from its own run once more.
+//! - `kept`, `fill`, `trace`: [`Trace`], what a player can say, from its own run once more or from what it kept of it.
 //! - `judge`, `report`: [`judge()`], a dispute's file to what it came to.
 
 mod case;
@@ -19,6 +19,7 @@ mod trace;
 pub use case::{Disputable, LayerCase};
 pub use error::{CaseError, TraceError};
 pub use judge::{JudgeError, export, judge};
+pub use kept::Below;
 pub use report::{ElementReport, Report};
 pub use trace::Trace;
 

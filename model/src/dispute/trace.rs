@@ -22,7 +22,7 @@ use lockstep_protocol::trace::padded_row_bytes;
 
 use super::TraceError;
 use super::fill::{Ids, fill};
-use super::kept::Kept;
+use super::kept::{Below, Kept};
 use crate::generation::{draw, sampling};
 use crate::lower::param_bytes;
 
@@ -62,6 +62,24 @@ impl Trace {
         let kept = Kept::run(executor, program, tokens, place, None)?;
         let ids = Ids { tokens: le_bytes(tokens), words: Vec::new() };
         Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
+    }
+
+    /// As [`run`](Self::run), from the output of the layer below the disputed one, so that only that layer is run. `None`
+    /// where there is none below, or where the rows are not those that were signed.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn resume(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        params: Arc<dyn Params>,
+        tokens: &[u32],
+        place: Place,
+        below: Below<'_>,
+    ) -> Result<Option<Self>, TraceError> {
+        let kept = Kept::resume(executor, program, tokens, place, below)?;
+        let ids = Ids { tokens: le_bytes(tokens), words: Vec::new() };
+        Ok(kept.map(|kept| Self { kept, params, ids, view: None, outboards: BTreeMap::new() }))
     }
 
     /// As [`run`](Self::run), for a job of any kind. `words` are those that its run had made before the disputed point,

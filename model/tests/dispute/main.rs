@@ -15,11 +15,13 @@ use lockstep_kernels::conformance::encoder;
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Rows, TensorKind};
 use lockstep_kernels::reference::Reference;
-use lockstep_model::dispute::{LayerCase, Report, export, judge};
+use lockstep_kernels::value::{Batch, Value};
+use lockstep_model::dispute::{Below, LayerCase, Report, Trace, export, judge};
 use lockstep_protocol::commitment::Geometry;
-use lockstep_protocol::dispute::{Claim, Reason, Side, Tensor, Terms, VerdictKind};
+use lockstep_protocol::dispute::{Claim, Evidence, Reason, Side, Source, Tensor, Terms, VerdictKind};
 use lockstep_protocol::ids::Root;
 use lockstep_protocol::limits::MAX_DISPUTE_FILE_BYTES;
+use lockstep_protocol::openings::ChunkRange;
 use lockstep_protocol::receipt::SignedReceipt;
 use world::World;
 
@@ -145,6 +147,45 @@ fn who_contradicts_himself_is_found_at_the_step_that_he_altered() {
         assert!(!trace.alter(row, Tensor::Step(last as u16 + 1), 0, 0));
         assert!(!trace.alter(row, Tensor::Step(0), u64::MAX, 0));
         assert!(!trace.alter(u64::MAX, Tensor::Step(0), 0, 0));
+    }
+}
+
+/// From the output of the layer below a trace says the same as from the tokens; from anything else there is none.
+#[test]
+fn a_trace_from_the_layer_below_is_that_of_the_run() {
+    let cpu = Cpu::new(None, 1).unwrap();
+    let world = World::new(&encoder(16, 2, 24, 2, false, &[270]));
+    let (program, params) = (world.package.program(), world.package.params());
+    let mut whole = cpu.load(program.clone(), params.clone()).unwrap();
+    whole.begin(&Batch::single(world.job.tokens.clone())).unwrap();
+    whole.run_layer(0).unwrap();
+    for place in geometry(&world).places() {
+        let (layer, mut truth) = (usize::from(place.layer), trace(&world, &cpu, place));
+        let Value::I32(rows) = whole.read(program.layers[layer - 1].output).unwrap() else { panic!("rows are i32") };
+        whole.run_layer(layer).unwrap();
+        let signed = truth.roots().to_vec();
+        let resume = |rows: &[i32], signed: &[Root]| {
+            let (mut executor, below) = (cpu.load(program.clone(), params.clone()).unwrap(), Below { rows, signed });
+            Trace::resume(&mut *executor, program, params.clone(), &world.job.tokens, place, below).unwrap()
+        };
+        let Some(mut resumed) = resume(&rows, &signed) else {
+            assert_eq!(layer, 1, "only the first layer starts from the tokens");
+            continue;
+        };
+        assert_eq!(resumed.roots(), truth.roots());
+        let steps = LayerCase::new(world.package.manifest(), &world.job.header(), place).unwrap().plan(0).steps().len();
+        for step in 0..steps as u16 {
+            for tensor in [Tensor::Step(step), Tensor::Output] {
+                let values = [&mut resumed, &mut truth].map(|trace| trace.frontier(Some(0), tensor, 30, 0..1).unwrap());
+                assert_eq!(values[0], values[1]);
+            }
+        }
+        let open = |trace: &mut Trace| trace.open(0, Source::Input, ChunkRange { first: 0, count: 1 }).unwrap();
+        assert_eq!(open(&mut resumed), open(&mut truth));
+        let mut other = rows.clone();
+        other[5] ^= 1;
+        assert!(resume(&other, &signed).is_none() && resume(&rows[1..], &signed).is_none());
+        assert!(resume(&rows, &signed[1..]).is_none() && resume(&rows, &[]).is_none());
     }
 }
 

@@ -71,20 +71,21 @@ pub fn run(args: &DisputeArgs) -> Outcome {
 
 fn table(disputes: &[Measured]) {
     println!(
-        "{:<14} {:>5} {:>6} {:>9} {:>10} {:>9} {:>9}  ended at",
-        "op", "layer", "rounds", "bytes", "referee us", "run ms", "moves ms"
+        "{:<14} {:>5} {:>6} {:>9} {:>10} {:>9} {:>9} {:>9}  ended at",
+        "op", "layer", "rounds", "bytes", "referee us", "layer ms", "moves ms", "rerun ms"
     );
     for d in disputes {
         let slower = d.slower();
         println!(
-            "{:<14} {:>5} {:>6} {:>9} {:>10.0} {:>9.1} {:>9.1}  {}",
+            "{:<14} {:>5} {:>6} {:>9} {:>10.0} {:>9.1} {:>9.1} {:>9.1}  {}",
             d.op,
             d.layer,
             d.rounds,
             d.referee_bytes,
             1e6 * d.referee_seconds,
-            1e3 * slower.prefill,
+            1e3 * slower.layer,
             1e3 * slower.game,
+            1e3 * slower.prefill,
             d.ended()
         );
     }
@@ -119,10 +120,11 @@ impl Most {
 
 fn summary(args: &DisputeArgs, backend: &str, threads: NonZeroUsize, package: &Package, all: &[Measured]) -> Value {
     let dispute = |d: &Measured| {
-        let Seconds { prefill, game } = d.slower();
+        let seconds = d.slower();
+        let Seconds { layer, prefill, game } = seconds;
         json!({
             "op": d.op, "layer": d.layer, "rounds": d.rounds, "referee_bytes": d.referee_bytes,
-            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": prefill + game, "prefill_seconds": prefill,
+            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": seconds.total(), "layer_seconds": layer, "prefill_seconds": prefill,
             "game_seconds": game, "verdict": if d.claimant_loses { "claimant_loses" } else { "claimant_wins" },
             "kind": d.kind, "disputed_layer": d.disputed_layer, "step": d.step, "element": d.element,
         })

@@ -13,8 +13,9 @@ use tokio::sync::Mutex;
 
 use super::Question;
 use super::stopping::Stopping;
-use super::traces::{Subject, Traces};
+use super::traces::{From, Subject, Traces};
 use super::vault::Vault;
+use crate::kept::KeptRuns;
 use crate::store::{Model, blocking};
 
 /// What came of a question.
@@ -61,10 +62,10 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    pub fn new(backend: Arc<dyn Backend>, keys: Keypair, vault: Arc<Vault>) -> Self {
+    pub fn new(backend: Arc<dyn Backend>, kept: Arc<KeptRuns>, keys: Keypair, vault: Arc<Vault>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let backend = Arc::new(Stopping { inner: backend, stop: Arc::clone(&stop) });
-        let hand = Hand { keys, vault, traces: Traces::new(backend), used: Instant::now() };
+        let hand = Hand { keys, vault, traces: Traces::new(backend, kept), used: Instant::now() };
         Self { hand: Arc::new(Mutex::new(hand)), stop, is_watched: Arc::default() }
     }
 
@@ -138,13 +139,15 @@ impl Hand {
         }
         let case = LayerCase::new(model.package.manifest(), &ask.terms.job, place).map_err(Trouble::lasting)?;
         let player = Player::new(&ask.terms, side, &ask.moves, &case).map_err(Trouble::lasting)?;
-        let trace = self.traces.get(model, &ask.job, place).map_err(Trouble::Passing)?;
-        let next =
-            if ask.terms.claim(side).roots_at(question.ground.index).is_some_and(|roots| trace.agrees_with(roots)) {
-                player.next(trace, &case)
-            } else {
-                Err(PlayerError::NotWhatWasSigned("it has other roots".into()))
-            };
+        let signed = ask.terms.claim(side).roots_at(question.ground.index).unwrap_or_default();
+        // The last word is not had from memory.
+        let from = if is_last_word { From::Tokens } else { From::KeptRuns { signed } };
+        let trace = self.traces.get(model, &ask.job, place, from).map_err(Trouble::Passing)?;
+        let next = if trace.agrees_with(signed) {
+            player.next(trace, &case)
+        } else {
+            Err(PlayerError::NotWhatWasSigned("it has other roots".into()))
+        };
         let body = match next {
             Ok(body) => body,
             Err(PlayerError::NotWhatWasSigned(_)) if is_last_word => MoveBody::Concede,

@@ -2,7 +2,7 @@
 //!
 //! - `play`: one question, from its checks to the move on its way.
 //! - `desk`: where moves are made, one at a time, beside the engine.
-//! - `traces`: the runs that were made once more; `stopping` ends one that nobody waits for.
+//! - `traces`: the disputed layers, run once more from what was kept or from the tokens; `stopping` ends one that nobody waits for.
 //! - `vault`: what must not be forgotten.
 //!
 //! The worker believes nobody's account: the terms must carry its own signature under the run, the position follows from
@@ -32,6 +32,7 @@ pub(crate) use self::play::play;
 use self::traces::Subject;
 use self::vault::Vault;
 use crate::event::{Event, Events};
+use crate::kept::KeptRuns;
 use crate::store::blocking;
 
 /// Why an ask is not answered, now or ever.
@@ -115,9 +116,16 @@ pub(crate) struct Disputes {
 }
 
 impl Disputes {
-    pub fn new(dir: PathBuf, backend: Arc<dyn Backend>, keys: Keypair, coordinator: NodeId, events: Events) -> Self {
+    pub fn new(
+        dir: PathBuf,
+        backend: Arc<dyn Backend>,
+        kept: Arc<KeptRuns>,
+        keys: Keypair,
+        coordinator: NodeId,
+        events: Events,
+    ) -> Self {
         let (me, vault) = (keys.id(), Arc::new(Vault::new(dir)));
-        let desk = Desk::new(backend, keys, Arc::clone(&vault));
+        let desk = Desk::new(backend, kept, keys, Arc::clone(&vault));
         Self { me, coordinator, events, desk, vault, checking: Arc::default(), live: Mutex::default() }
     }
 

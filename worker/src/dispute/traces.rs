@@ -1,37 +1,53 @@
-//! Runs that this worker made once more because they are disputed.
+//! Runs of this worker that are disputed: their disputed layer, from what was kept of the run, or else the run made once
+//! more.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use lockstep_kernels::backend::Backend;
-use lockstep_model::dispute::Trace;
-use lockstep_protocol::ids::{JobId, Place};
+use lockstep_model::dispute::{Below, Trace};
+use lockstep_protocol::ids::{JobId, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::{WORKER_TRACE_BYTES, WORKER_TRACES};
 
+use crate::kept::KeptRuns;
 use crate::store::Model;
 
 /// What a trace is of. Disputes about one place of a job share it.
 pub(crate) type Subject = (JobId, Place);
 
+/// What a trace is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum From<'a> {
+    /// The output of the layer below, where it is kept and has the root that was signed at the disputed point; else the
+    /// tokens.
+    KeptRuns {
+        /// The signed roots of the point.
+        signed: &'a [Root],
+    },
+    /// The tokens, whatever is kept.
+    Tokens,
+}
+
 /// The last few traces: a dispute asks for the same one in every round.
 pub(crate) struct Traces {
     backend: Arc<dyn Backend>,
+    runs: Arc<KeptRuns>,
     /// The most recently used last, each with a bound of its memory.
     kept: Vec<(Subject, Trace, u128)>,
 }
 
 impl Traces {
-    pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, kept: Vec::new() }
+    pub fn new(backend: Arc<dyn Backend>, runs: Arc<KeptRuns>) -> Self {
+        Self { backend, runs, kept: Vec::new() }
     }
 
-    /// The trace of a place of a job; runs it where it is not kept, on an executor of its own, so that assignments go on
+    /// The trace of a place of a job; makes it where it is not there, on an executor of its own, so that assignments go on
     /// beside it.
     ///
     /// # Errors
     /// Why it can't be had, for people.
-    pub fn get(&mut self, model: &Model, job: &Job, place: Place) -> Result<&mut Trace, String> {
+    pub fn get(&mut self, model: &Model, job: &Job, place: Place, from: From<'_>) -> Result<&mut Trace, String> {
         let subject = (job.id(), place);
         let kept = match self.kept.iter().position(|(of, ..)| *of == subject) {
             Some(at) => self.kept.remove(at),
@@ -39,7 +55,7 @@ impl Traces {
                 let program = model.package.program();
                 let bytes = program.activation_bytes(u64::from(place.point) + 1, 1);
                 self.make_room(bytes);
-                (subject, run(&*self.backend, model, job, place)?, bytes)
+                (subject, self.make(model, job, place, from)?, bytes)
             }
         };
         self.kept.push(kept);
@@ -65,13 +81,22 @@ impl Traces {
             self.kept.remove(0);
         }
     }
-}
 
-fn run(backend: &dyn Backend, model: &Model, job: &Job, place: Place) -> Result<Trace, String> {
-    let (program, params) = (model.package.program(), model.package.params());
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        let mut executor = backend.load(Arc::clone(program), Arc::clone(&params)).map_err(|error| error.to_string())?;
-        Trace::run(&mut *executor, program, params, &job.tokens, place).map_err(|error| error.to_string())
-    }));
-    ran.unwrap_or_else(|_| Err("the backend panicked".into()))
+    fn make(&self, model: &Model, job: &Job, place: Place, from: From<'_>) -> Result<Trace, String> {
+        let (program, params) = (model.package.program(), model.package.params());
+        let below = place.layer.checked_sub(1).and_then(|below| self.runs.output(&job.id(), below));
+        let made = catch_unwind(AssertUnwindSafe(|| {
+            let loaded = self.backend.load(Arc::clone(program), Arc::clone(&params));
+            let mut executor = loaded.map_err(|error| error.to_string())?;
+            if let (From::KeptRuns { signed }, Some(rows)) = (from, &below) {
+                let below = Below { rows, signed };
+                let resumed = Trace::resume(&mut *executor, program, Arc::clone(&params), &job.tokens, place, below);
+                if let Some(trace) = resumed.map_err(|error| error.to_string())? {
+                    return Ok(trace);
+                }
+            }
+            Trace::run(&mut *executor, program, params, &job.tokens, place).map_err(|error| error.to_string())
+        }));
+        made.unwrap_or_else(|_| Err("the backend panicked".into()))
+    }
 }
