@@ -12,6 +12,7 @@
 //! - [`import`], [`check`]: folder to package, and whether a package is that folder.
 //! - [`dispute`]: the dispute game's view of a program, a player's evidence, and the judge of a dispute's file.
 //! - [`generation`]: text from decoders, many sequences at once, with their commitments.
+//! - [`template`]: conversations to the text that a model was trained on.
 //! - [`tokenizer`], [`embed`], [`rerun`]: text to tokens to vectors, and a job again from its tokens to its roots.
 //!
 //! Whatever ends up in a package is computed in integers and in IEEE basic double operations of pinned order: no fused
@@ -37,6 +38,7 @@ pub mod quantize;
 pub mod rerun;
 mod residual;
 pub mod rope;
+pub mod template;
 pub mod tokenizer;
 
 pub use error::ModelError;

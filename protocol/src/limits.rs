@@ -350,6 +350,17 @@ pub const MAX_RECEIPT_JSON_BYTES: usize = 16 << 20;
 /// Most statements about one receipt: accepted, then for each run audited, and refuted or withdrawn.
 pub const MAX_STATEMENTS: usize = 1 + 2 * (MAX_AUDITORS + 1);
 
+// ---- conversations ----
+
+/// Most messages of one conversation.
+pub const MAX_CHAT_MESSAGES: usize = 2_048;
+/// Longest role of a message, and longest name of who wrote it.
+pub const MAX_ROLE_BYTES: usize = 64;
+/// Most steps that a template may take for one conversation: about a hundred for each message.
+pub const MAX_TEMPLATE_STEPS: u64 = 1 << 20;
+/// Deepest nesting of a template's values and calls.
+pub const MAX_TEMPLATE_DEPTH: usize = 100;
+
 // ---- transparency log ----
 
 /// Most hashes of one path: a log has fewer than 2^64 entries, and a consistency path one hash more than levels.
