@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::limits::{DEFAULT_GRANT_CREDITS, HTTP_WAIT_MS};
+use lockstep_protocol::limits::{
+    DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
+    HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+};
 use lockstep_protocol::machine::AuditPolicy;
 
 use crate::error::StartError;
@@ -69,6 +72,46 @@ impl ApiKey {
     }
 }
 
+/// What one client may ask for. A client is an API key, or an address where no keys are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientCaps {
+    /// Requests for work that may come at once, at least 1.
+    pub request_burst: u64,
+    /// Those that may come each second from then on; 0 counts nothing.
+    pub requests_per_second: u64,
+    /// Most tokens of one generated answer, 1 to 16,384.
+    pub max_tokens: u32,
+    /// Most answers to one request for generation, over all its prompts: 1 to 256.
+    pub max_choices: u32,
+}
+
+impl Default for ClientCaps {
+    fn default() -> Self {
+        Self {
+            request_burst: DEFAULT_REQUEST_BURST,
+            requests_per_second: DEFAULT_REQUESTS_PER_SECOND,
+            max_tokens: DEFAULT_MAX_TOKENS,
+            max_choices: DEFAULT_MAX_CHOICES,
+        }
+    }
+}
+
+impl ClientCaps {
+    fn check(&self) -> Result<(), StartError> {
+        let is_valid = self.request_burst > 0
+            && (1..=MAX_GENERATED_TOKENS).contains(&(self.max_tokens as usize))
+            && (1..=MAX_REQUEST_INPUTS).contains(&(self.max_choices as usize));
+        if is_valid {
+            return Ok(());
+        }
+        let message = format!(
+            "what a client may ask for is out of range: a burst of at least 1, 1 to {MAX_GENERATED_TOKENS} tokens, 1 to \
+             {MAX_REQUEST_INPUTS} answers"
+        );
+        Err(StartError::Config(message))
+    }
+}
+
 /// What a coordinator is told at its start.
 #[derive(Clone)]
 pub struct Config {
@@ -86,6 +129,8 @@ pub struct Config {
     pub audit: AuditPolicy,
     /// Keys of clients; without any, every client is served.
     pub api_keys: Vec<ApiKey>,
+    /// What one client may ask for.
+    pub caps: ClientCaps,
     /// Credits that a worker gets when it joins for the first time, for its bonds.
     pub grant: u64,
     /// Of 1,000 audited jobs that ended well, how many are run again under another name, to see whether workers answer
@@ -108,6 +153,7 @@ impl Config {
             allow: Allow::Any,
             audit: AuditPolicy { per_mille: 100, auditors: 1, hold: false, distinct_operators: false, lockstep: false },
             api_keys: Vec::new(),
+            caps: ClientCaps::default(),
             grant: DEFAULT_GRANT_CREDITS,
             planted_per_mille: 0,
             http_wait: Duration::from_millis(HTTP_WAIT_MS),
@@ -127,7 +173,7 @@ impl Config {
         if self.planted_per_mille > 1_000 {
             return Err(StartError::Config("planted jobs are 0 to 1000 of 1000".into()));
         }
-        Ok(())
+        self.caps.check()
     }
 }
 
@@ -141,6 +187,7 @@ impl std::fmt::Debug for Config {
             .field("allow", &self.allow)
             .field("audit", &self.audit)
             .field("api_keys", &self.api_keys.len())
+            .field("caps", &self.caps)
             .field("grant", &self.grant)
             .field("planted_per_mille", &self.planted_per_mille)
             .field("http_wait", &self.http_wait)

@@ -30,7 +30,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Allow, ApiKey, Config};
+pub use config::{Allow, ApiKey, ClientCaps, Config};
 pub use error::{ShutdownError, StartError};
 pub use events::Event;
 pub use start::{Coordinator, Handle};

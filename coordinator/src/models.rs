@@ -5,9 +5,13 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use lockstep_model::ModelError;
 use lockstep_model::dispute::Disputable;
+use lockstep_model::generation::TokenText;
 use lockstep_model::package::Package;
+use lockstep_model::template::ChatTemplate;
 use lockstep_model::tokenizer::Tokenizer;
+use lockstep_protocol::generation::Generation;
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_protocol::limits::{MAX_LAYERS, MAX_OUTPUT_VALUES, MAX_POSITIONS};
@@ -23,8 +27,11 @@ pub struct Model {
     disputable: Arc<Disputable>,
     path: PathBuf,
     tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
     layers: u16,
     dimensions: u32,
+    /// The bytes of a decoder's tokens.
+    text: Option<TokenText>,
     /// For each blob, made when it is first asked for; `None` where the file changed under us.
     outboards: Vec<OnceLock<Option<Outboard>>>,
 }
@@ -40,11 +47,13 @@ impl Model {
         let package = Package::open_checked(path, threads).map_err(refuse)?;
         let tokenizer = package.tokenizer().map_err(refuse)?;
         let unfit = |reason| StartError::Program { path: path.to_path_buf(), reason };
+        let chat_template = chat_template(&package, &tokenizer).map_err(|error| unfit(error.to_string()))?;
         let (layers, dimensions) = shape(&package).map_err(|reason| unfit(reason.to_owned()))?;
-        let disputable = Disputable::of(package.manifest()).map_err(|error| unfit(error.to_string()))?;
+        let disputable = Arc::new(Disputable::of(package.manifest()).map_err(|error| unfit(error.to_string()))?);
+        let text = TokenText::of(package.program(), package.params());
         let outboards = (0..package.blob_count()).map(|_| OnceLock::new()).collect();
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        Ok(Self { package, disputable: Arc::new(disputable), path, tokenizer, layers, dimensions, outboards })
+        Ok(Self { package, disputable, path, tokenizer, chat_template, layers, dimensions, text, outboards })
     }
 
     /// The model's id.
@@ -82,12 +91,32 @@ impl Model {
         &self.tokenizer
     }
 
+    /// Whether it generates text; otherwise it makes embeddings.
+    pub fn is_decoder(&self) -> bool {
+        self.package.manifest().program.is_decoder()
+    }
+
+    /// What turns conversations into text, where the model has it.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// Layers whose roots are streamed at each point.
+    pub fn streamed_layers(&self) -> usize {
+        usize::from(self.layers) + 1
+    }
+
     /// Most tokens of a job.
     pub fn max_tokens(&self) -> usize {
         (self.package.program().max_positions as usize).min(MAX_POSITIONS)
     }
 
-    /// A job of this model, with what the machine has to know about it. `tokens` are within the model's limits.
+    /// The bytes that a token adds to a text; none of a token that the model does not have.
+    pub fn token_bytes(&self, token: u32) -> Vec<u8> {
+        self.text.as_ref().map(|text| text.bytes(token)).unwrap_or_default()
+    }
+
+    /// A job that embeds, with what the machine has to know about it. `tokens` are within the model's limits.
     pub fn spec(
         &self,
         input: &RequestInput,
@@ -96,24 +125,34 @@ impl Model {
         seed: Seed,
         policy: AuditPolicy,
     ) -> JobSpec {
-        let work_units = self.package.program().macs(tokens.len() as u64, 0);
-        let job = Job {
-            spec_version: SPEC_VERSION,
-            model: self.id(),
-            kind: JobKind::Embedding,
-            tokens,
-            request: input.hash(&nonce),
-            seed,
-            nonce,
-        };
-        JobSpec {
-            job: Arc::new(job),
-            layers: self.layers,
-            output_count: self.dimensions,
-            work: Work::fixed(work_units),
-            policy,
-            planted: None,
-        }
+        let work = Work::fixed(self.package.program().macs(tokens.len() as u64, 0));
+        let job = self.job(JobKind::Embedding, input, tokens, nonce, seed);
+        self.spec_of(job, self.dimensions, work, policy)
+    }
+
+    /// A job that generates, with what the machine has to know about it. All tokens together are within the model's limits.
+    pub fn generation(
+        &self,
+        input: &RequestInput,
+        tokens: Vec<u32>,
+        generation: Generation,
+        (nonce, seed): (Nonce, Seed),
+        policy: AuditPolicy,
+    ) -> JobSpec {
+        let (program, prompt) = (self.package.program(), tokens.len() as u64);
+        let work = Work::of_points([1, 2, 3].map(|points| program.macs(prompt + points - 1, points)));
+        let words = generation.max_tokens;
+        let job = self.job(JobKind::Generation(Box::new(generation)), input, tokens, nonce, seed);
+        self.spec_of(job, words, work, policy)
+    }
+
+    fn job(&self, kind: JobKind, input: &RequestInput, tokens: Vec<u32>, nonce: Nonce, seed: Seed) -> Job {
+        let request = input.hash(&nonce);
+        Job { spec_version: SPEC_VERSION, model: self.id(), kind, tokens, request, seed, nonce }
+    }
+
+    fn spec_of(&self, job: Job, output_count: u32, work: Work, policy: AuditPolicy) -> JobSpec {
+        JobSpec { job: Arc::new(job), layers: self.layers, output_count, work, policy, planted: None }
     }
 
     /// Opens chunks of a blob for a worker; `None` where there is no such blob or range. Hashes: blocks for
@@ -147,6 +186,18 @@ fn shape(package: &Package) -> Result<(u16, u32), &'static str> {
         return Err("its output is too large");
     }
     Ok((layers, dimensions))
+}
+
+/// The chat template of a decoder that has one. As its `bos_token` it is given what the tokenizer puts before a text, and
+/// as its `eos_token` the first token that stops.
+fn chat_template(package: &Package, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, ModelError> {
+    let Some(source) = package.template()?.filter(|_| package.program().is_decoder()) else {
+        return Ok(None);
+    };
+    let name = |token: Option<u32>| token.and_then(|token| tokenizer.name(token)).unwrap_or_default();
+    let (bos, eos) = (name(tokenizer.before_text()), name(package.manifest().stop_tokens.first().copied()));
+    let template = ChatTemplate::new(source, &bos, &eos).map_err(|error| ModelError::Package(error.to_string()))?;
+    Ok(Some(template))
 }
 
 /// All served models. Does not change while a coordinator runs.

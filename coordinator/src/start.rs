@@ -95,7 +95,9 @@ impl Coordinator {
             store: Arc::clone(&store),
             audit: config.audit,
             api_keys: config.api_keys,
+            caps: config.caps,
             http_wait: config.http_wait,
+            stopping: http_stopped.clone(),
             started,
         });
         let sessions = Sessions::new(engine.clone(), Arc::clone(&models), Arc::clone(&store), config.allow);

@@ -7,7 +7,7 @@ use lockstep_kernels::program::{
     DType, EmbedIndex, Layer, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
 use lockstep_model::package::{BlobInfo, Manifest, SPEC_VERSION, WeightMode, write};
-use lockstep_protocol::ids::{ModelId, Nonce, Seed};
+use lockstep_protocol::ids::{Digest, ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
 
@@ -126,25 +126,111 @@ fn blobs() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Longest prompt and answer together of the small decoder.
+pub const CONTEXT: u32 = 64;
+/// The token with which the small decoder's answers end.
+pub const STOP: u32 = 2;
+/// What the small decoder makes of conversations.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{{ strftime_now('w%d') }}";
+
+/// The bytes of the small decoder's tokens: those of its words, and a character in two tokens.
+pub fn token_bytes(token: u32) -> Vec<u8> {
+    match token {
+        STOP => b"</s>".to_vec(),
+        30 => b"\xf0\x9f".to_vec(),
+        31 => b"\xa6\x80".to_vec(),
+        _ => format!(" w{token}").into_bytes(),
+    }
+}
+
+/// As the small model, but that it ends with a product with the head, and a draw.
+fn decoder() -> (Program, Vec<Vec<u8>>) {
+    const TEXT_COLS: usize = 8;
+    let mut program = program();
+    let head = program.params.len() as u16;
+    let vocab = VOCAB as usize;
+    program.max_positions = CONTEXT;
+    program.tensors.truncate(7);
+    let point = |name: &str, kind, cols| Tensor { cols, ..tensor(name, Rows::Point, kind) };
+    program.tensors.extend([
+        point("last", TensorKind::I32, COLS),
+        point("q3", TensorKind::Bfp, COLS),
+        point("logits", TensorKind::I32, VOCAB),
+        point("word", TensorKind::I32, 1),
+    ]);
+    program.params.extend([
+        param("head", DType::I8, VOCAB, COLS),
+        param("head.mantissa", DType::U16, 1, VOCAB),
+        param("head.shift", DType::I16, 1, VOCAB),
+        param("token_bytes", DType::I8, VOCAB, TEXT_COLS as u32),
+    ]);
+    let weight = ScaledRows { codes: ParamId(head), mantissa: ParamId(head + 1), shift: ParamId(head + 2) };
+    let ops = vec![
+        Op::Gather { input: TensorId(6), out: TensorId(7) },
+        Op::Quantize { input: TensorId(7), out: TensorId(8) },
+        Op::MatMul { input: TensorId(8), weight, bias: None, out: TensorId(9) },
+        Op::Sample { logits: TensorId(9), frac: 10, token_bytes: ParamId(head + 3), out: TensorId(10) },
+    ];
+    *program.layers.last_mut().unwrap() = Layer { name: "output".to_owned(), ops, output: TensorId(10) };
+    let text = |token: u32| {
+        let bytes = token_bytes(token);
+        let mut row = (bytes.len() as u16).to_le_bytes().to_vec();
+        row.extend(bytes);
+        row.resize(TEXT_COLS, 0);
+        row
+    };
+    let mut blobs = blobs();
+    let tokenizer = blobs.pop().unwrap();
+    blobs.extend([
+        (0..vocab * COLS as usize).map(|i| ((i * 53 % 199) as i32 - 99) as i8 as u8).collect(),
+        (1_u16 << 15).to_le_bytes().repeat(vocab),
+        22_u16.to_le_bytes().repeat(vocab),
+        (0..VOCAB).flat_map(text).collect(),
+    ]);
+    blobs.extend([tokenizer, TEMPLATE.as_bytes().to_vec()]);
+    (program, blobs)
+}
+
+/// Writes the small decoder's package under a name, and gives its path.
+pub fn decoder_package(dir: &Path, name: &str) -> PathBuf {
+    let (program, blobs) = decoder();
+    let params = program.params.len();
+    let manifest = Manifest {
+        output_frac: 0,
+        template: Some(BlobInfo::of(&blobs[params + 1])),
+        stop_tokens: vec![STOP],
+        calibration: Some(Digest::from_bytes([1; 32])),
+        ..manifest(name, program, &blobs)
+    };
+    save(dir, &manifest, &blobs)
+}
+
 /// Writes the small model's package under a name, and gives its path.
 pub fn package(dir: &Path, name: &str) -> PathBuf {
-    let path = dir.join(format!("{name}.lsp"));
     let blobs = blobs();
-    let (tokenizer, params) = blobs.split_last().unwrap();
-    let manifest = Manifest {
+    save(dir, &manifest(name, program(), &blobs), &blobs)
+}
+
+fn manifest(name: &str, program: Program, blobs: &[Vec<u8>]) -> Manifest {
+    let params = program.params.len();
+    Manifest {
         spec_version: SPEC_VERSION,
         name: name.to_owned(),
         family: "test".to_owned(),
         weights: WeightMode::W16,
-        program: Arc::new(program()),
+        program: Arc::new(program),
         output_frac: 30,
-        params: params.iter().map(|blob| BlobInfo::of(blob)).collect(),
-        tokenizer: BlobInfo::of(tokenizer),
+        params: blobs[..params].iter().map(|blob| BlobInfo::of(blob)).collect(),
+        tokenizer: BlobInfo::of(&blobs[params]),
         template: None,
         stop_tokens: Vec::new(),
         sources: Vec::new(),
         calibration: None,
-    };
-    write(&path, &manifest, |index| blobs[index].clone()).unwrap();
+    }
+}
+
+fn save(dir: &Path, manifest: &Manifest, blobs: &[Vec<u8>]) -> PathBuf {
+    let path = dir.join(format!("{}.lsp", manifest.name));
+    write(&path, manifest, |index| blobs[index].clone()).unwrap();
     path
 }

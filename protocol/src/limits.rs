@@ -345,6 +345,22 @@ pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
 pub const HTTP_RETRY_AFTER_SECONDS: u64 = 1;
 /// How long a client waits for an embedding before it is told to come back.
 pub const HTTP_WAIT_MS: u64 = 120_000;
+/// Requests for work that a client may send at once, where the operator says nothing else.
+pub const DEFAULT_REQUEST_BURST: u64 = 256;
+/// Requests for work that a client may go on sending each second, where the operator says nothing else.
+pub const DEFAULT_REQUESTS_PER_SECOND: u64 = 32;
+/// Most tokens of one generated answer, where the operator says nothing else.
+pub const DEFAULT_MAX_TOKENS: u32 = 4_096;
+/// Most answers to one request, where the operator says nothing else.
+pub const DEFAULT_MAX_CHOICES: u32 = 16;
+/// Tokens of a completion whose request names no number, as OpenAI has it.
+pub const DEFAULT_COMPLETION_TOKENS: u32 = 16;
+/// A stream that has nothing to say says so this often, so that a client that is gone is noticed.
+pub const HTTP_KEEP_ALIVE_MS: u64 = 5_000;
+/// Pieces of a stream that wait for a client that reads slowly; then the answer waits.
+pub const HTTP_STREAM_PIECES: usize = 64;
+/// For each token that a client asks for it waits so much longer for a whole answer.
+pub const HTTP_WAIT_PER_TOKEN_MS: u64 = 1_000;
 /// Most bytes of a receipt in JSON.
 pub const MAX_RECEIPT_JSON_BYTES: usize = 16 << 20;
 /// Most statements about one receipt: accepted, then for each run audited, and refuted or withdrawn.

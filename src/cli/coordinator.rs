@@ -7,9 +7,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use lockstep_coordinator::{Allow, ApiKey, Config, Coordinator};
+use lockstep_coordinator::{Allow, ApiKey, ClientCaps, Config, Coordinator};
 use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::limits::DEFAULT_GRANT_CREDITS;
+use lockstep_protocol::limits::{
+    DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
+    MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+};
 use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
 
@@ -80,6 +83,19 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_GRANT_CREDITS", value_name = "N", help = format!("Credits that a worker gets when it \
         joins for the first time, for its bonds [default: {DEFAULT_GRANT_CREDITS}]"))]
     grant_credits: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_CLIENT_REQUESTS_PER_SECOND", value_name = "N", help = format!("Requests for work that a \
+        client may go on sending each second; a client is an API key, or an address where there are no keys; 0 counts \
+        nothing [default: {DEFAULT_REQUESTS_PER_SECOND}]"))]
+    client_requests_per_second: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_CLIENT_REQUEST_BURST", value_name = "N", help = format!("Requests for work that a client \
+        may send at once [default: {DEFAULT_REQUEST_BURST}]"))]
+    client_request_burst: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_MAX_TOKENS", value_name = "N", help = format!("Most tokens of one generated answer, up to \
+        {MAX_GENERATED_TOKENS}; an answer whose client names no number ends there too [default: {DEFAULT_MAX_TOKENS}]"))]
+    max_tokens: Option<u32>,
+    #[arg(long, env = "LOCKSTEP_MAX_CHOICES", value_name = "N", help = format!("Most answers to one request for \
+        generation, over all its prompts, up to {MAX_REQUEST_INPUTS} [default: {DEFAULT_MAX_CHOICES}]"))]
+    max_choices: Option<u32>,
     /// API keys of clients; without any, HTTP is open. Better in the environment or the file than in a flag.
     #[arg(
         long = "api-key",
@@ -138,6 +154,10 @@ impl Options {
             audit_beside: self.audit_beside.or(file.audit_beside),
             planted_probability: self.planted_probability.or(file.planted_probability),
             grant_credits: self.grant_credits.or(file.grant_credits),
+            client_requests_per_second: self.client_requests_per_second.or(file.client_requests_per_second),
+            client_request_burst: self.client_request_burst.or(file.client_request_burst),
+            max_tokens: self.max_tokens.or(file.max_tokens),
+            max_choices: self.max_choices.or(file.max_choices),
             api_keys: self.api_keys.or(file.api_keys),
         }
     }
@@ -179,6 +199,12 @@ impl Options {
             lockstep: self.audit_beside.unwrap_or(false),
         };
         config.planted_per_mille = per_mille("planted probability", self.planted_probability.unwrap_or(0.0))?;
+        config.caps = ClientCaps {
+            requests_per_second: self.client_requests_per_second.unwrap_or(DEFAULT_REQUESTS_PER_SECOND),
+            request_burst: self.client_request_burst.unwrap_or(DEFAULT_REQUEST_BURST),
+            max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
+            max_choices: self.max_choices.unwrap_or(DEFAULT_MAX_CHOICES),
+        };
         config.grant = self.grant_credits.unwrap_or(DEFAULT_GRANT_CREDITS);
         config.api_keys = api_keys.iter().map(|key| ApiKey::from_secret(key.expose())).collect();
         Ok(config)

@@ -70,6 +70,18 @@ pub fn minilm_package() -> Option<&'static Path> {
     PACKAGE.get_or_init(make).as_deref()
 }
 
+/// A package of the model that ships with the program, called `shipped`, made once for all tests of a file.
+pub fn shipped_package() -> &'static Path {
+    static PACKAGE: OnceLock<PathBuf> = OnceLock::new();
+    PACKAGE.get_or_init(|| {
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shipped-w8-{}.lsp", std::process::id()));
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-llama");
+        let import = ["import", "--json", "--weights", "w8", "--name", "shipped", "--out"];
+        run_json(lockstep().args(import).arg(&file).arg(checkpoint));
+        file
+    })
+}
+
 /// Small packages with made-up weights that have every op between them, in this folder. They run in no time, and have no
 /// tokenizer.
 pub fn small_packages(folder: &Path) -> Vec<PathBuf> {
@@ -90,6 +102,11 @@ pub fn second_implementation() -> Option<Command> {
 /// Its judge of disputes, or `None` with a loud line.
 pub fn second_judge() -> Option<Command> {
     python("second_implementation/judge.py")
+}
+
+/// The test of the official OpenAI client, or `None` with a loud line.
+pub fn openai_client() -> Option<Command> {
+    python("../tests/openai_client.py")
 }
 
 /// A script, or `None` with a loud line.

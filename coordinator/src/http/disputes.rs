@@ -22,7 +22,7 @@ use super::App;
 use super::access::Presented;
 use super::embeddings::read_body;
 use super::error::ApiError;
-use super::rate::ClientAddress;
+use super::rate::{Client, ClientAddress};
 use crate::engine::{DisputeStatus, MoveOutcome};
 use crate::store::{Access, DisputeRow, Store, StoreError};
 
@@ -98,7 +98,7 @@ pub async fn moves(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = parse(&id)?;
-    if !app.moves.take(address) {
+    if !app.moves.take(Client::Address(address)) {
         let message = "Too many moves from this address: try again later.";
         let kind = "rate_limit_error";
         return Err(ApiError::new(StatusCode::TOO_MANY_REQUESTS, kind, Some("too_many_requests"), message));

@@ -9,21 +9,18 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use lockstep_protocol::ids::{JobId, ModelId, Nonce};
 use lockstep_protocol::limits::{HTTP_BODY_MS, MAX_HTTP_BODY_BYTES};
 use lockstep_protocol::receipt::Receipt;
 use serde::Serialize;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::App;
 use super::access::{self, Presented};
 use super::error::{ApiError, KeptJobs};
+use super::jobs::{self, Accepted, Extra};
 use super::prepare::{Prepared, prepare};
 use super::request::Encoding;
-use crate::engine::{JobEnd, Submission};
 use crate::models::Model;
-use crate::store::{Access, AccessDigest, Stored};
 
 /// An answered request, in OpenAI's shape and with our object beside it.
 #[derive(Serialize)]
@@ -55,29 +52,6 @@ struct Usage {
     total_tokens: usize,
 }
 
-#[derive(Serialize)]
-struct Extra<'a> {
-    model_id: ModelId,
-    jobs: Vec<JobId>,
-    request_nonces: Vec<Nonce>,
-    access: String,
-    receipts: Vec<&'a Receipt>,
-}
-
-/// What a client gets that does not wait.
-#[derive(Serialize)]
-struct Accepted {
-    object: &'static str,
-    lockstep: AcceptedJobs,
-}
-
-#[derive(Serialize)]
-struct AcceptedJobs {
-    model_id: ModelId,
-    #[serde(flatten)]
-    kept: KeptJobs,
-}
-
 /// Answers a request: reads it, keeps its jobs, waits for their results.
 ///
 /// # Errors
@@ -88,21 +62,16 @@ pub async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: B
     let reader = Arc::clone(&app);
     let prepared = app.blocking(move || prepare(&reader.models, reader.audit, &body)).await??;
     let (access, token) = access::draw()?;
-    let kept = KeptJobs {
-        jobs: prepared.jobs.iter().map(|(id, _)| *id).collect(),
-        request_nonces: prepared.jobs.iter().map(|(_, spec)| spec.job.nonce).collect(),
-        access,
-    };
-    let pending = submit(&app, &prepared, token, Presented::in_headers(&headers)).await?;
-    if !prepared.wait {
-        let lockstep = AcceptedJobs { model_id: prepared.model.id(), kept };
-        return Ok((StatusCode::ACCEPTED, axum::Json(Accepted { object: "lockstep.jobs", lockstep })).into_response());
+    let kept = prepared.order.kept(access);
+    let pending = jobs::submit(&app, &prepared.order, token, Presented::in_headers(&headers)).await?;
+    if !prepared.order.wait {
+        return Ok((StatusCode::ACCEPTED, axum::Json(Accepted::new(prepared.model.id(), kept))).into_response());
     }
     let mut receipts = Vec::with_capacity(pending.len());
     for (job, pending) in kept.jobs.iter().zip(pending) {
-        receipts.push(wait(*job, pending, deadline).await.map_err(|error| error.with_jobs(kept.clone()))?);
+        receipts.push(jobs::wait(*job, pending, deadline).await.map_err(|error| error.with_jobs(kept.clone()))?);
     }
-    let json = app.blocking(move || answer(&prepared, &receipts, kept)).await??;
+    let json = app.blocking(move || answer(&prepared, &receipts, &kept)).await??;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
@@ -134,121 +103,14 @@ pub(super) async fn read_body(body: Body, most: usize) -> Result<axum::body::Byt
     }
 }
 
-/// An answer that is there, or comes.
-enum Pending {
-    Ready(JobEnd),
-    Coming(oneshot::Receiver<JobEnd>),
-}
-
-/// Submits all jobs of a request, then waits until all are kept. Jobs that the store has already are not run again.
-async fn submit(
-    app: &Arc<App>,
-    prepared: &Prepared,
-    token: AccessDigest,
-    presented: Presented,
-) -> Result<Vec<Pending>, ApiError> {
-    let mut sent = Vec::with_capacity(prepared.jobs.len());
-    for (id, spec) in &prepared.jobs {
-        let known = if prepared.chosen_nonces { stored(app, *id).await? } else { None };
-        sent.push(match known {
-            Some(end) => {
-                check_audits(*id, &end, prepared)?;
-                access::grant(app, *id, token).await?;
-                Err(end)
-            }
-            None => {
-                let owner = presented.to(app, *id).await? == Some(Access::Owner);
-                let sent = app.engine.submit_with(spec.clone(), prepared.wait, Some(token), owner).await;
-                Ok(sent.map_err(|_| ApiError::stopping())?)
-            }
-        });
-    }
-    let mut pending = Vec::with_capacity(sent.len());
-    for (sent, (id, _)) in sent.into_iter().zip(&prepared.jobs) {
-        pending.push(match sent {
-            Err(end) => Pending::Ready(end),
-            Ok(sent) => match sent.outcome().await.map_err(|_| ApiError::stopping())? {
-                (Submission::Kept | Submission::Known, answer) => Pending::Coming(answer),
-                (Submission::Ended, _) => {
-                    let end = stored(app, *id).await?;
-                    let end = end.ok_or_else(|| ApiError::internal("An ended job is not in the store."))?;
-                    check_audits(*id, &end, prepared)?;
-                    Pending::Ready(end)
-                }
-                (Submission::Busy, _) => return Err(busy()),
-                (Submission::Refused(reason), _) => return Err(ApiError::invalid(reason)),
-            },
-        });
-    }
-    Ok(pending)
-}
-
-/// A job that has ended gets no more audits: whoever asks for more than it had must not take its answer for one that
-/// was audited so.
-fn check_audits(job: JobId, end: &JobEnd, prepared: &Prepared) -> Result<(), ApiError> {
-    let (asked, found) = match end {
-        JobEnd::Answer(receipt) => (prepared.audits_asked, receipt.audits.len()),
-        JobEnd::Failed(_) => return Ok(()),
-    };
-    if found >= asked {
-        return Ok(());
-    }
-    let message = format!(
-        "Job {job} has ended with {found} audits, and no more can follow; this request asks for {asked}. Ask with \
-         another nonce to have it run and audited again, or without lockstep.audit for the answer as it is."
-    );
-    Err(ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some("ended_without_audit"), message))
-}
-
-fn busy() -> ApiError {
-    ApiError::unavailable("overloaded", "Too many jobs are waiting: try again later.")
-}
-
-/// The end of a job as the store has it; `None` while it has not ended.
-async fn stored(app: &Arc<App>, job: JobId) -> Result<Option<JobEnd>, ApiError> {
-    let reader = Arc::clone(app);
-    let broken = |error: String| ApiError::internal(format!("The store: {error}"));
-    app.blocking(move || match reader.store.job(&job) {
-        Ok(Some(Stored::Done(json))) => {
-            let receipt = Receipt::from_json(&json).map_err(|error| broken(error.to_string()))?;
-            Ok(Some(JobEnd::Answer(Arc::new(receipt))))
-        }
-        Ok(Some(Stored::Failed(reason))) => Ok(Some(JobEnd::Failed(reason))),
-        Ok(None) => Ok(None),
-        Err(error) => Err(broken(error.to_string())),
-    })
-    .await?
-}
-
-async fn wait(job: JobId, pending: Pending, deadline: Instant) -> Result<Arc<Receipt>, ApiError> {
-    let end = match pending {
-        Pending::Ready(end) => end,
-        Pending::Coming(answer) => match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(end)) => end,
-            Ok(Err(_)) => return Err(ApiError::stopping()),
-            Err(_) => {
-                let message = format!(
-                    "No worker has answered in time. The job is kept and will be run: see GET /v1/jobs/{job}, and \
-                     GET /v1/jobs/{job}/receipt once it is answered, with lockstep.access as Lockstep-Access."
-                );
-                return Err(ApiError::unavailable("no_answer_yet", message));
-            }
-        },
-    };
-    match end {
-        JobEnd::Answer(receipt) => Ok(receipt),
-        JobEnd::Failed(reason) => Err(ApiError::internal(format!("Job {job} failed: {reason}."))),
-    }
-}
-
-fn answer(prepared: &Prepared, receipts: &[Arc<Receipt>], kept: KeptJobs) -> Result<Vec<u8>, ApiError> {
+fn answer(prepared: &Prepared, receipts: &[Arc<Receipt>], kept: &KeptJobs) -> Result<Vec<u8>, ApiError> {
     let model = &prepared.model;
     let item = |(index, receipt): (usize, &Arc<Receipt>)| Item {
         object: "embedding",
         index,
         embedding: numbers(model, &receipt.output, prepared.encoding),
     };
-    let tokens = prepared.jobs.iter().map(|(_, spec)| spec.job.tokens.len()).sum();
+    let tokens = prepared.order.jobs.iter().map(|(_, spec)| spec.job.tokens.len()).sum();
     let answer = Answer {
         object: "list",
         data: receipts.iter().enumerate().map(item).collect(),
@@ -256,10 +118,9 @@ fn answer(prepared: &Prepared, receipts: &[Arc<Receipt>], kept: KeptJobs) -> Res
         usage: Usage { prompt_tokens: tokens, total_tokens: tokens },
         lockstep: Extra {
             model_id: model.id(),
-            jobs: kept.jobs,
-            request_nonces: kept.request_nonces,
-            access: kept.access,
-            receipts: receipts.iter().map(|receipt| &**receipt).collect(),
+            kept,
+            prompt: None,
+            receipts: Some(receipts.iter().map(|receipt| &**receipt).collect()),
         },
     };
     serde_json::to_vec(&answer).map_err(|error| ApiError::internal(error.to_string()))

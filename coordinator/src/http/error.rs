@@ -76,6 +76,11 @@ impl ApiError {
         Self::unavailable("shutting_down", "The coordinator is shutting down.")
     }
 
+    /// Whether it only says that the jobs have not ended.
+    pub fn is_no_answer_yet(&self) -> bool {
+        self.error.code == Some("no_answer_yet")
+    }
+
     /// The coordinator failed.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
@@ -85,6 +90,13 @@ impl ApiError {
     #[must_use]
     pub fn with_param(mut self, param: &'static str) -> Self {
         self.error.param = Some(param);
+        self
+    }
+
+    /// Names the kind of error, for programs.
+    #[must_use]
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.error.code = Some(code);
         self
     }
 

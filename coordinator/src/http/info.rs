@@ -43,10 +43,21 @@ fn model_json(app: &App, model: &Arc<Model>) -> Value {
             "family": manifest.family,
             "weights": manifest.weights.to_string(),
             "spec_version": manifest.spec_version,
-            "dimensions": model.dimensions(),
+            "capabilities": capabilities(model),
+            "dimensions": (!model.is_decoder()).then(|| model.dimensions()),
             "max_tokens": model.max_tokens(),
+            "max_generated_tokens": model.is_decoder().then_some(app.caps.max_tokens),
         },
     })
+}
+
+/// At which addresses a model answers.
+fn capabilities(model: &Model) -> &'static [&'static str] {
+    match (model.is_decoder(), model.chat_template().is_some()) {
+        (false, _) => &["embeddings"],
+        (true, false) => &["completions"],
+        (true, true) => &["completions", "chat.completions"],
+    }
 }
 
 /// `GET /v1/workers`.

@@ -1,12 +1,14 @@
-//! HTTP for clients: OpenAI's embeddings with receipts beside the answer; disputes, challenges, the log and the ledger for
-//! everybody; and what can be looked at.
+//! HTTP for clients: OpenAI's completions, chats and embeddings with receipts beside the answer; disputes, challenges, the
+//! log and the ledger for everybody; and what can be looked at.
 
 mod access;
 mod challenges;
 mod disputes;
 mod embeddings;
 mod error;
+mod generation;
 mod info;
+mod jobs;
 mod ledger;
 mod log;
 mod prepare;
@@ -26,11 +28,12 @@ use axum::routing::{get, post};
 use lockstep_protocol::ids::{Millis, NodeId};
 use lockstep_protocol::limits::{HTTP_WORK_PER_CORE, MAX_HTTP_REQUESTS};
 use lockstep_protocol::machine::AuditPolicy;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use self::error::ApiError;
+use self::rate::{Client, ClientAddress, Measures};
 pub use self::serve::serve;
-use crate::config::ApiKey;
+use crate::config::{ApiKey, ClientCaps};
 use crate::engine::EngineHandle;
 use crate::models::Models;
 use crate::store::SharedStore;
@@ -44,12 +47,17 @@ pub struct App {
     store: SharedStore,
     audit: AuditPolicy,
     api_keys: Vec<ApiKey>,
+    caps: ClientCaps,
     http_wait: Duration,
     started: Millis,
+    /// Whether the coordinator goes down: then clients that are cut off have not gone away.
+    stopping: watch::Receiver<bool>,
     /// Moves of disputes by where they come from.
-    moves: rate::Moves,
+    moves: Measures,
+    /// Requests for work by who asks, where they are counted.
+    work: Option<Measures>,
     /// Requests that are being answered.
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     /// Tokenising, hashing and reading that runs at a time.
     blocking: Semaphore,
 }
@@ -69,8 +77,12 @@ pub struct AppParts {
     pub audit: AuditPolicy,
     /// Keys of clients; without any, all are served.
     pub api_keys: Vec<ApiKey>,
+    /// What one client may ask for.
+    pub caps: ClientCaps,
     /// How long clients wait.
     pub http_wait: Duration,
+    /// Turns true when the coordinator goes down.
+    pub stopping: watch::Receiver<bool>,
     /// When the coordinator started.
     pub started: Millis,
 }
@@ -86,10 +98,14 @@ impl App {
             store: parts.store,
             audit: parts.audit,
             api_keys: parts.api_keys,
+            work: (parts.caps.requests_per_second > 0)
+                .then(|| Measures::new(parts.caps.request_burst, parts.caps.requests_per_second)),
+            caps: parts.caps,
             http_wait: parts.http_wait,
             started: parts.started,
-            moves: rate::Moves::default(),
-            requests: Semaphore::new(MAX_HTTP_REQUESTS),
+            stopping: parts.stopping,
+            moves: Measures::of_moves(),
+            requests: Arc::new(Semaphore::new(MAX_HTTP_REQUESTS)),
             blocking: Semaphore::new(HTTP_WORK_PER_CORE * cores),
         })
     }
@@ -106,8 +122,12 @@ impl App {
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
+    let work = Router::new()
         .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/completions", post(generation::completions))
+        .route("/v1/chat/completions", post(generation::chat))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), measure));
+    let api = work
         .route("/v1/models", get(info::models))
         .route("/v1/models/{model}", get(info::model))
         .route("/v1/jobs/{id}", get(info::job))
@@ -134,27 +154,67 @@ pub fn router(app: Arc<App>) -> Router {
     api.merge(health).with_state(app)
 }
 
+/// The place that a request takes among those that are answered, for as long as its answer goes on.
+#[derive(Clone, Debug)]
+struct Place {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 /// Lets a request in: with a key where keys are asked for, and while there is room.
-async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !app.api_keys.is_empty() && !has_key(&app.api_keys, &request) {
+async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let key = key_of(&app.api_keys, &request);
+    if !app.api_keys.is_empty() && key.is_none() {
         let message = "No API key, or a wrong one: send one as \"Authorization: Bearer KEY\".";
         let kind = "invalid_request_error";
         return ApiError::new(StatusCode::UNAUTHORIZED, kind, Some("invalid_api_key"), message).into_response();
     }
-    let Ok(_permit) = app.requests.try_acquire() else {
-        let message = "Too many requests at a time: try again later.";
-        let kind = "rate_limit_error";
-        return ApiError::new(StatusCode::TOO_MANY_REQUESTS, kind, Some("too_many_requests"), message).into_response();
+    let Ok(permit) = Arc::clone(&app.requests).try_acquire_owned() else {
+        return too_many("too_many_requests", "Too many requests at a time: try again later.").into_response();
     };
-    next.run(request).await
+    let place = Place { _permit: Arc::new(permit) };
+    if let Some(client) = key.map(Client::Key).or_else(|| address_of(&request)) {
+        request.extensions_mut().insert(client);
+    }
+    request.extensions_mut().insert(place.clone());
+    let response = next.run(request).await;
+    drop(place);
+    response
 }
 
-fn has_key(keys: &[ApiKey], request: &Request) -> bool {
-    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some((scheme, secret)) = value.and_then(|value| value.split_once(' ')) else {
-        return false;
+/// Counts a request for work.
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get().copied();
+    let is_within = match (&app.work, client) {
+        (Some(measures), Some(client)) => measures.take(client),
+        _ => true,
     };
+    if is_within {
+        return next.run(request).await;
+    }
+    let ClientCaps { requests_per_second, request_burst, .. } = app.caps;
+    let message = format!(
+        "Too many requests: each client may send {request_burst} at once and {requests_per_second} a second from then on."
+    );
+    too_many("rate_limit_exceeded", &message).into_response()
+}
+
+fn too_many(code: &'static str, message: &str) -> ApiError {
+    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some(code), message)
+}
+
+fn address_of(request: &Request) -> Option<Client> {
+    request.extensions().get().map(|ClientAddress(address)| Client::Address(*address))
+}
+
+/// Which of the keys a request has.
+fn key_of(keys: &[ApiKey], request: &Request) -> Option<usize> {
+    let value = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let (scheme, secret) = value.and_then(|value| value.split_once(' '))?;
     // All keys are compared, whichever fits.
-    let fits = keys.iter().fold(false, |fits, key| fits | key.matches(secret.trim()));
-    fits && scheme.eq_ignore_ascii_case("bearer")
+    let compare = |found: Option<usize>, (index, key): (usize, &ApiKey)| {
+        let fits = key.matches(secret.trim());
+        found.or(fits.then_some(index))
+    };
+    let found = keys.iter().enumerate().fold(None, compare);
+    found.filter(|_| scheme.eq_ignore_ascii_case("bearer"))
 }

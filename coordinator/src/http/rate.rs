@@ -1,4 +1,4 @@
-//! How many moves of disputes may come from where.
+//! How much may come from where.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,25 +12,45 @@ use crate::sessions::bucket::Bucket;
 #[derive(Clone, Copy, Debug)]
 pub struct ClientAddress(pub IpAddr);
 
-/// The measures of all addresses. Where there are too many, the rest share one: nobody's is dropped, or an address could
-/// be made to start again by many others.
-#[derive(Debug, Default)]
-pub struct Moves {
-    measures: Mutex<BTreeMap<Option<IpAddr>, Bucket>>,
+/// Whom requests are counted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Client {
+    /// The holder of an API key, by the key's place in the list.
+    Key(usize),
+    /// Whoever uses an address, where no keys are asked for.
+    Address(IpAddr),
 }
 
-impl Moves {
-    /// Whether one more move may come from an address.
-    pub fn take(&self, address: IpAddr) -> bool {
+/// The measures of all clients. Where there are too many, the rest share one: nobody's is dropped, or a client could
+/// be made to start again by many others.
+#[derive(Debug)]
+pub struct Measures {
+    measures: Mutex<BTreeMap<Option<Client>, Bucket>>,
+    burst: u64,
+    per_second: u64,
+}
+
+impl Measures {
+    /// So many at once, and so many a second.
+    pub fn new(burst: u64, per_second: u64) -> Self {
+        Self { measures: Mutex::default(), burst, per_second }
+    }
+
+    /// Those of disputes' moves.
+    pub fn of_moves() -> Self {
+        Self::new(HTTP_MOVE_BURST, HTTP_MOVES_PER_SECOND)
+    }
+
+    /// Whether one more may come from a client.
+    pub fn take(&self, client: Client) -> bool {
         let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
         if measures.len() >= MAX_MOVE_ADDRESSES {
             // Who did not come for a while needs no measure.
             measures.retain(|_, bucket| !bucket.is_full());
         }
-        let is_known = measures.contains_key(&Some(address));
-        let whose = Some(address).filter(|_| is_known || measures.len() < MAX_MOVE_ADDRESSES);
-        let new = || Bucket::new(HTTP_MOVE_BURST, HTTP_MOVES_PER_SECOND);
-        measures.entry(whose).or_insert_with(new).take()
+        let is_known = measures.contains_key(&Some(client));
+        let whose = Some(client).filter(|_| is_known || measures.len() < MAX_MOVE_ADDRESSES);
+        measures.entry(whose).or_insert_with(|| Bucket::new(self.burst, self.per_second)).take()
     }
 }
 
@@ -41,12 +61,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_does_not_spend_what_others_may() {
-        let moves = Moves::default();
-        let address = |number: u32| IpAddr::V4(Ipv4Addr::from(number));
+    fn a_client_does_not_spend_what_others_may() {
+        let moves = Measures::of_moves();
+        let address = |number: u32| Client::Address(IpAddr::V4(Ipv4Addr::from(number)));
         let taken = (0..10 * HTTP_MOVE_BURST).filter(|_| moves.take(address(1))).count() as u64;
         assert!((HTTP_MOVE_BURST..10 * HTTP_MOVE_BURST).contains(&taken), "{taken}");
-        assert!(moves.take(address(2)));
+        assert!(moves.take(address(2)) && moves.take(Client::Key(1)));
         (0..2 * MAX_MOVE_ADDRESSES as u32).for_each(|number| {
             moves.take(address(number));
         });

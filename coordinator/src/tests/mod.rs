@@ -3,6 +3,7 @@
 mod access;
 mod challenges;
 mod disputes;
+mod generation;
 mod hostile;
 mod http;
 mod ledger;

@@ -182,6 +182,12 @@ impl Worker {
         let _ = stream.stopped().await;
     }
 
+    /// Waits until it is told to reveal a run.
+    pub async fn expect_reveal(&mut self, job: JobId, epoch: LeaseEpoch) {
+        let told = ToWorker::Reveal { job, epoch };
+        self.find(|message| (*message == told).then_some(())).await;
+    }
+
     /// Delivers a result as the protocol has it. What else comes meanwhile is kept for [`Worker::next`].
     pub async fn stream(&mut self, job: &Job, epoch: LeaseEpoch, result: JobResult) {
         self.commit(job, epoch, result).await;

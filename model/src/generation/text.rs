@@ -1,5 +1,6 @@
 //! Words to text, as they come.
 
+use std::fmt;
 use std::sync::Arc;
 
 use lockstep_kernels::program::{Op, ParamId, Program};
@@ -12,6 +13,12 @@ pub struct TokenText {
     params: Arc<dyn Params>,
     table: ParamId,
     width: usize,
+}
+
+impl fmt::Debug for TokenText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenText").field("table", &self.table).field("width", &self.width).finish_non_exhaustive()
+    }
 }
 
 impl TokenText {

@@ -134,6 +134,16 @@ impl Tokenizer {
         self.checked(TooLong::Refuse, || Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()))
     }
 
+    /// What the vocabulary calls a token.
+    pub fn name(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
+    }
+
+    /// The special token that is put before every text, where there is one.
+    pub fn before_text(&self) -> Option<u32> {
+        self.encode("", TooLong::Refuse).ok()?.first().copied()
+    }
+
     fn checked(
         &self,
         too_long: TooLong,
