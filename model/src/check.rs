@@ -67,7 +67,7 @@ fn lower(package: &Package, checkpoint: &Checkpoint, threads: NonZeroUsize) -> R
         Config::Bert(config, postprocessing) => lower_bert(checkpoint, config, *postprocessing, weights, threads),
         Config::Decoder(config) => {
             let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer, config.max_positions, config.vocab_size)?;
-            let mut decoder = Decoder::lower(checkpoint, config, &tokenizer.token_bytes()?, weights, threads)?;
+            let mut decoder = Decoder::lower(checkpoint, config, &tokenizer.token_bytes()?, weights, threads, None)?;
             let formats = decoder.residual_of(package.program()).ok_or_else(|| differs("it has fewer layers"))?;
             decoder.set_residual(&formats)?;
             decoder.finish()

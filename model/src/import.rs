@@ -80,11 +80,25 @@ pub fn import(
         Config::Bert(config, postprocessing) => work.encoder(config, *postprocessing)?,
         Config::Decoder(config) => work.decoder(config)?,
     };
+    let calibration = calibration_digest(config, options.weights);
+    write(file, &checkpoint, options, lowered, calibration, progress)
+}
+
+/// Proves a lowered model and writes its package.
+pub(crate) fn write(
+    file: &Path,
+    checkpoint: &Checkpoint,
+    options: &Options,
+    lowered: Lowered,
+    calibration: Option<Digest>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<ImportReport, ModelError> {
     let Lowered { program, params, output_frac, unused, .. } = lowered;
     let params = MemoryParams(params);
+    progress(Progress { stage: "proving", done: 0, total: 1 });
     bounds::prove(&program, &params)?;
-    (work.progress)(Progress { stage: "writing", done: 0, total: 1 });
-    let manifest = manifest(&checkpoint, options, program, output_frac, &params.0);
+    progress(Progress { stage: "writing", done: 0, total: 1 });
+    let manifest = manifest(checkpoint, options, program, output_frac, &params.0, calibration);
     let others = [Some(&checkpoint.tokenizer[..]), checkpoint.template.as_deref().map(str::as_bytes)];
     let model_id = package::write(file, &manifest, |i| match params.0.get(i) {
         Some(param) => param.bytes(),
@@ -100,6 +114,7 @@ fn manifest(
     program: Program,
     output_frac: u8,
     params: &[Arc<ParamValues>],
+    calibration: Option<Digest>,
 ) -> Manifest {
     let infos = parallel::map(params.len(), options.threads, |i| BlobInfo::of(&params[i].bytes()));
     Manifest {
@@ -114,7 +129,7 @@ fn manifest(
         template: checkpoint.template.as_ref().map(|t| BlobInfo::of(t.as_bytes())),
         stop_tokens: checkpoint.stop_tokens.clone(),
         sources: checkpoint.sources.clone(),
-        calibration: calibration_digest(&checkpoint.config, options.weights),
+        calibration,
     }
 }
 
@@ -161,7 +176,7 @@ impl Work<'_> {
 
     fn decoder(&mut self, config: &DecoderConfig) -> Result<Lowered, ModelError> {
         let bytes = self.tokenizer.token_bytes()?;
-        let lower = |weights| Decoder::lower(self.checkpoint, config, &bytes, weights, self.options.threads);
+        let lower = |weights| Decoder::lower(self.checkpoint, config, &bytes, weights, self.options.threads, None);
         let texts = tokens(DECODER_TEXT, &self.tokenizer)?;
         let mut wide = lower(WeightMode::W16)?;
         let progress = &mut *self.progress;

@@ -30,6 +30,7 @@ pub mod embed;
 mod error;
 mod exact;
 pub mod generation;
+mod gguf;
 pub mod import;
 pub mod lower;
 pub mod package;
@@ -38,6 +39,7 @@ pub mod quantize;
 pub mod rerun;
 mod residual;
 pub mod rope;
+pub mod synth;
 pub mod template;
 pub mod tokenizer;
 

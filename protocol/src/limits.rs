@@ -55,6 +55,12 @@ pub const MAX_SAFETENSORS_HEADER_BYTES: u64 = 16 << 20;
 pub const MAX_SAFETENSORS_TENSORS: usize = 65_536;
 /// Most safetensors files of one checkpoint.
 pub const MAX_SAFETENSORS_SHARDS: usize = 256;
+/// Longest header of a GGUF file: keys with the vocabulary, and the list of tensors.
+pub const MAX_GGUF_HEADER_BYTES: u64 = 64 << 20;
+/// Most keys of a GGUF file.
+pub const MAX_GGUF_KEYS: usize = 4_096;
+/// Longest name of a key or tensor in a GGUF file.
+pub const MAX_GGUF_NAME_BYTES: usize = 256;
 /// Most rows or columns of a matrix, as a checkpoint's configuration gives them: products of two fit `u64`. The limits
 /// of programs are tighter and checked later.
 pub const MAX_CHECKPOINT_DIMENSION: u32 = 1 << 24;

@@ -18,11 +18,12 @@ use crate::{backend, progress};
 #[derive(Args)]
 #[command(
     after_help = "Supported: decoders of the Llama family (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,\n\
-    Qwen3ForCausalLM), and BERT-style encoders (BertModel) with mean or first-token pooling.\n\
+    Qwen3ForCausalLM), also from GGUF files in F32, F16, BF16 or Q8_0; and BERT-style encoders (BertModel) with mean or\n\
+    first-token pooling.\n\
     The package, and so the model id, is the same on every machine and at every thread count."
 )]
 pub struct ImportArgs {
-    /// Folder with config.json, model.safetensors and tokenizer.json.
+    /// Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file.
     dir: PathBuf,
     /// Width of the codes: w16 is faithful, w8 takes half the memory.
     #[arg(long, default_value = "w16", conflicts_with = "check")]
@@ -110,7 +111,8 @@ fn run_check(package: &Path, dir: &Path, threads: NonZeroUsize, json: bool) -> O
 
 fn folder_name(dir: &Path) -> anyhow::Result<String> {
     let full = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
-    let name = full.file_name().and_then(|n| n.to_str()).map(str::to_owned);
+    let name = if full.is_file() { full.file_stem() } else { full.file_name() };
+    let name = name.and_then(|n| n.to_str()).map(str::to_owned);
     name.ok_or_else(|| anyhow!("{} has no name to give the model: use --name", dir.display()))
 }
 

@@ -21,6 +21,7 @@ mod ledger;
 mod log;
 mod perplexity;
 mod sim;
+mod synth;
 mod verify;
 mod worker;
 
@@ -47,6 +48,8 @@ enum Command {
     Demo(crate::demo::DemoArgs),
     /// Turn a Hugging Face folder into a package, or check a package against one.
     Import(import::ImportArgs),
+    /// Make up a package with random weights at a known shape, to measure with.
+    Synth(synth::SynthArgs),
     /// Print what a package holds.
     Inspect(inspect::InspectArgs),
     /// Compute embeddings here, with the root of every layer.
@@ -85,6 +88,7 @@ impl Cli {
         match self.command {
             Command::Demo(args) => crate::demo::run(&args),
             Command::Import(args) => import::run(&args),
+            Command::Synth(args) => synth::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Embed(args) => embed::run(&args),
             Command::Generate(args) => generate::run(&args),

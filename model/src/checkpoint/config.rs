@@ -70,7 +70,7 @@ pub(super) fn read(folder: &mut Folder<'_>, cap: Option<u32>) -> Result<(Config,
     let json: Map<String, Value> = folder.json(CONFIG)?;
     let kind = json.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let config = match Family::of(kind) {
-        Some(family) => Config::Decoder(decoder::read(folder, &json, family, cap)?),
+        Some(family) => Config::Decoder(decoder::read(&folder.path(CONFIG), &json, family, cap)?),
         None if kind == "bert" && cap.is_some() => {
             return Err(ModelError::Unsupported("a cap of an encoder's positions".into()));
         }

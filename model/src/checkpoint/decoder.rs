@@ -6,7 +6,6 @@ use lockstep_protocol::limits::{MAX_CHECKPOINT_DIMENSION, MAX_CHECKPOINT_LAYERS}
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::Folder;
 use super::config::{CONFIG, within};
 use super::rope::{self, RopeConfig};
 use crate::error::ModelError;
@@ -83,6 +82,16 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// Reads a `config.json` that does not come from a folder; `path` is for messages, `cap` limits the positions.
+    ///
+    /// # Errors
+    /// What is malformed or not lowered.
+    pub(crate) fn parse(path: &Path, json: &Map<String, Value>, cap: Option<u32>) -> Result<Self, ModelError> {
+        let family = json.get("model_type").and_then(Value::as_str).and_then(Family::of);
+        let family = family.ok_or_else(|| ModelError::checkpoint(path, "has no known model_type"))?;
+        read(path, json, family, cap)
+    }
+
     /// Whether queries and keys are normalised, head by head.
     pub fn has_head_norms(&self) -> bool {
         self.family == Family::Qwen3
@@ -138,33 +147,32 @@ const FOREIGN: [&str; 22] = [
     "text_config",
 ];
 
-/// Reads the configuration of a decoder; `cap` is the caller's limit of positions.
+/// Reads the configuration of a decoder; `path` is for messages, `cap` is the caller's limit of positions.
 pub(super) fn read(
-    folder: &Folder<'_>,
+    path: &Path,
     json: &Map<String, Value>,
     family: Family,
     cap: Option<u32>,
 ) -> Result<DecoderConfig, ModelError> {
-    let path = folder.path(CONFIG);
     refuse_foreign(json)?;
-    let raw: Raw = serde_json::from_value(Value::Object(json.clone()))
-        .map_err(|e| ModelError::checkpoint(&path, e.to_string()))?;
+    let raw: Raw =
+        serde_json::from_value(Value::Object(json.clone())).map_err(|e| ModelError::checkpoint(path, e.to_string()))?;
     refuse_variants(&raw, family)?;
-    check_sizes(&raw, &path)?;
+    check_sizes(&raw, path)?;
     let heads = raw.num_attention_heads;
-    let head_dim = head_dim(&raw, family, &path)?;
+    let head_dim = head_dim(&raw, family, path)?;
     let kv_heads = match (raw.num_key_value_heads, family) {
         (Some(n), _) => n,
         (None, Family::Llama) => heads,
-        (None, _) => return Err(ModelError::checkpoint(&path, "num_key_value_heads is missing")),
+        (None, _) => return Err(ModelError::checkpoint(path, "num_key_value_heads is missing")),
     };
-    within(&path, "num_key_value_heads", kv_heads, heads)?;
+    within(path, "num_key_value_heads", kv_heads, heads)?;
     if !heads.is_multiple_of(kv_heads) {
-        return Err(ModelError::checkpoint(&path, "num_key_value_heads does not divide num_attention_heads"));
+        return Err(ModelError::checkpoint(path, "num_key_value_heads does not divide num_attention_heads"));
     }
     let epsilon = raw.rms_norm_eps.unwrap_or(1e-6);
     if !(epsilon >= 0.0 && epsilon < 1.0) {
-        return Err(ModelError::checkpoint(&path, format!("rms_norm_eps is {epsilon}")));
+        return Err(ModelError::checkpoint(path, format!("rms_norm_eps is {epsilon}")));
     }
     let own = raw.max_position_embeddings;
     let max_positions = positions(own, cap)?;
@@ -190,7 +198,7 @@ pub(super) fn read(
         qkv_bias,
         output_bias,
         mlp_bias: family == Family::Llama && raw.mlp_bias == Some(true),
-        rope: rope::read(json, &path, own)?,
+        rope: rope::read(json, path, own)?,
     })
 }
 

@@ -1,5 +1,5 @@
-//! A model as a Hugging Face folder: configuration, weights and tokenizer; a sentence encoder's pooling; a decoder's stop
-//! tokens and chat template.
+//! A model as a Hugging Face folder, or as a GGUF file: configuration, weights and tokenizer; a sentence encoder's
+//! pooling; a decoder's stop tokens and chat template.
 
 mod chat;
 mod config;
@@ -20,8 +20,10 @@ pub use decoder::{DecoderConfig, Family};
 pub use pooling::{Pooling, Postprocessing};
 pub use rope::{AttentionFactor, RopeConfig, RopeScaling};
 pub use weights::Weights;
+pub(crate) use weights::{TensorSource, f16_to_f32};
 
 use crate::error::ModelError;
+use crate::gguf::{self, Gguf};
 use crate::package::SourceFile;
 
 /// An opened folder. Weights stay in their file until they are read.
@@ -83,11 +85,25 @@ struct Folder<'a> {
 }
 
 impl Checkpoint {
-    /// Opens a folder. `max_positions` caps the context of a decoder below its own limit.
+    /// Opens a folder, or a GGUF file. `max_positions` caps the context of a decoder below its own limit.
     ///
     /// # Errors
     /// The first file that is missing, malformed or describes a model that is not supported.
-    pub fn open(dir: &Path, max_positions: Option<u32>) -> Result<Self, ModelError> {
+    pub fn open(path: &Path, max_positions: Option<u32>) -> Result<Self, ModelError> {
+        if path.is_file() { Self::open_gguf(path, max_positions) } else { Self::open_folder(path, max_positions) }
+    }
+
+    fn open_gguf(path: &Path, max_positions: Option<u32>) -> Result<Self, ModelError> {
+        let bad = |what: &str| ModelError::checkpoint(path, what);
+        let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| bad("has no name"))?;
+        let mut folder = Folder { dir: path.parent().unwrap_or(Path::new("")), sources: Vec::new() };
+        let map = weights::map(&mut folder, name)?;
+        let Gguf { config, weights, tokenizer, template, stop_tokens } = gguf::open(path, map)?;
+        let config = Config::Decoder(DecoderConfig::parse(path, &config, max_positions)?);
+        Ok(Self { config, weights, tokenizer, template, stop_tokens, sources: folder.sources })
+    }
+
+    fn open_folder(dir: &Path, max_positions: Option<u32>) -> Result<Self, ModelError> {
         let mut folder = Folder { dir, sources: Vec::new() };
         let (config, json) = config::read(&mut folder, max_positions)?;
         let (mut template, mut stop_tokens) = (None, Vec::new());

@@ -17,9 +17,28 @@ use crate::error::ModelError;
 const FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Where the tensors of a checkpoint come from.
+pub(crate) trait TensorSource: std::fmt::Debug + Send + Sync {
+    /// Names of all tensors, ascending.
+    fn names(&self) -> Vec<&str>;
+
+    /// A tensor's shape, rows first.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+
+    /// A tensor's elements, row-major; finite or not.
+    ///
+    /// # Errors
+    /// When it is missing or in a type that is not read.
+    fn values(&self, name: &str) -> Result<Vec<f32>, ModelError>;
+}
+
 /// The tensors of a checkpoint.
 #[derive(Debug)]
-pub struct Weights {
+pub struct Weights(Box<dyn TensorSource>);
+
+/// Mapped safetensors files.
+#[derive(Debug, Default)]
+struct Safetensors {
     /// One for each file.
     maps: Vec<Mmap>,
     tensors: BTreeMap<String, Entry>,
@@ -42,7 +61,11 @@ struct Index {
 }
 
 pub(super) fn open(folder: &mut Folder<'_>) -> Result<Weights, ModelError> {
-    let mut weights = Weights { maps: Vec::new(), tensors: BTreeMap::new() };
+    open_files(folder).map(|files| Weights(Box::new(files)))
+}
+
+fn open_files(folder: &mut Folder<'_>) -> Result<Safetensors, ModelError> {
+    let mut weights = Safetensors::default();
     if folder.has(FILE)? || !folder.has(INDEX)? {
         weights.add(folder, FILE)?;
         return Ok(weights);
@@ -83,7 +106,8 @@ fn is_plain(name: &str) -> bool {
         && name.chars().all(plain)
 }
 
-fn map(folder: &mut Folder<'_>, name: &str) -> Result<Mmap, ModelError> {
+/// Maps a file and remembers it as a source.
+pub(super) fn map(folder: &mut Folder<'_>, name: &str) -> Result<Mmap, ModelError> {
     let path = folder.path(name);
     let (file, length) = folder.open(name)?;
     if length < 8 {
@@ -120,7 +144,7 @@ fn parse(map: &[u8], number: usize) -> Result<BTreeMap<String, Entry>, String> {
     Ok(file.iter().map(|(name, view)| (name.to_string(), entry(view))).collect())
 }
 
-impl Weights {
+impl Safetensors {
     /// Adds the tensors of a file; a name that is there already is an error.
     fn add(&mut self, folder: &mut Folder<'_>, file: &str) -> Result<(), ModelError> {
         let map = map(folder, file)?;
@@ -132,24 +156,21 @@ impl Weights {
         self.maps.push(map);
         Ok(())
     }
+}
 
-    /// Names of all tensors, ascending.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+impl TensorSource for Safetensors {
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
     }
 
-    /// A tensor's elements, row-major.
-    ///
-    /// # Errors
-    /// When it is missing, has another shape or type, or holds a NaN or an infinity: the element is named.
-    pub fn read(&self, name: &str, shape: &[u32]) -> Result<Vec<f32>, ModelError> {
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let entry = self.tensors.get(name).ok_or_else(|| ModelError::tensor(name, "is missing"))?;
-        if !entry.shape.iter().map(|n| *n as u64).eq(shape.iter().map(|n| u64::from(*n))) {
-            let reason = format!("has shape {:?}; the configuration asks for {shape:?}", entry.shape);
-            return Err(ModelError::tensor(name, reason));
-        }
         let bytes = &self.maps[entry.map][entry.bytes.clone()];
-        let values: Vec<f32> = match entry.dtype {
+        Ok(match entry.dtype {
             Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => bytes.chunks_exact(2).map(|b| f16_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect(),
             Dtype::BF16 => bytes
@@ -157,7 +178,32 @@ impl Weights {
                 .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
                 .collect(),
             other => return Err(ModelError::tensor(name, format!("is {other:?}; F32, F16 and BF16 are read"))),
-        };
+        })
+    }
+}
+
+impl Weights {
+    /// Tensors from somewhere else.
+    pub(crate) fn new(source: Box<dyn TensorSource>) -> Self {
+        Self(source)
+    }
+
+    /// Names of all tensors, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.names().into_iter()
+    }
+
+    /// A tensor's elements, row-major.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or type, or holds a NaN or an infinity: the element is named.
+    pub fn read(&self, name: &str, shape: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let found = self.0.shape(name).ok_or_else(|| ModelError::tensor(name, "is missing"))?;
+        if !found.iter().map(|n| *n as u64).eq(shape.iter().map(|n| u64::from(*n))) {
+            let reason = format!("has shape {found:?}; the configuration asks for {shape:?}");
+            return Err(ModelError::tensor(name, reason));
+        }
+        let values = self.0.values(name)?;
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok(values),
             Some(at) => {
@@ -170,7 +216,7 @@ impl Weights {
 }
 
 /// IEEE half precision, exactly.
-fn f16_to_f32(h: u16) -> f32 {
+pub(crate) fn f16_to_f32(h: u16) -> f32 {
     let (sign, exponent, fraction) = (u32::from(h >> 15) << 31, u32::from(h >> 10 & 31), u32::from(h & 1023));
     match exponent {
         // Subnormal halves are multiples of 2^-24, which are normal floats.

@@ -91,7 +91,7 @@ pub fn lower_bert(
     let peak = largest(&input.peaks());
     let last = formats::wide_row("the last layer's output", peak, peak, i32::MAX)?;
     let output_frac = lowering.emit(&layers, last)?;
-    let Builder { tensors, params, values, layers } = lowering.builder;
+    let Builder { tensors, params, values, layers, .. } = lowering.builder;
     let program = Program {
         vocab_size: config.vocab_size,
         max_positions: config.max_position_embeddings,

@@ -7,9 +7,9 @@ use lockstep_kernels::program::{
     DType, Layer, Norm, Op, Param, ParamId, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
 
-use super::ParamValues;
 use super::formats::NormRow;
 use super::matrix::RealMatrix;
+use super::{ParamValues, Spill};
 use crate::error::ModelError;
 use crate::exact::{exp2, log2_floor, round_half_up};
 use crate::quantize::{RowScale, Width};
@@ -21,6 +21,8 @@ pub struct Builder {
     pub params: Vec<Param>,
     pub values: Vec<Arc<ParamValues>>,
     pub layers: Vec<Layer>,
+    /// Where large parameters go; otherwise they stay in memory.
+    pub spill: Option<Spill>,
 }
 
 impl Builder {
@@ -42,7 +44,11 @@ impl Builder {
             .map_err(|_| ModelError::Unsupported("a model with more than 65,535 parameters".into()))?;
         let cols = data.len() as u32 / rows.max(1);
         self.params.push(Param { name, dtype, rows, cols });
-        self.values.push(Arc::new(values));
+        let kept = match &self.spill {
+            Some(spill) => spill.keep(values, dtype)?,
+            None => values,
+        };
+        self.values.push(Arc::new(kept));
         Ok(ParamId(id))
     }
 
@@ -147,6 +153,7 @@ fn dtype(values: &ParamValues) -> DType {
         ParamValues::I16(_) => DType::I16,
         ParamValues::U16(_) => DType::U16,
         ParamValues::I32(_) => DType::I32,
+        ParamValues::Spilled(spilled) => spilled.dtype(),
     }
 }
 

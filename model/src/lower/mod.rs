@@ -5,6 +5,7 @@ mod build;
 mod formats;
 mod llama;
 mod matrix;
+mod spill;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use lockstep_kernels::value::{ParamData, Params};
 pub use bert::lower_bert;
 pub use llama::{Decoder, RESIDUAL_FRAC_CAP};
 pub use matrix::RealMatrix;
+pub use spill::{Spill, Spilled};
 
 use crate::package::WeightMode;
 
@@ -28,6 +30,8 @@ pub enum ParamValues {
     U16(Vec<u16>),
     /// Biases and norm vectors.
     I32(Vec<i32>),
+    /// Any of these, in a file.
+    Spilled(Spilled),
 }
 
 impl ParamValues {
@@ -38,6 +42,7 @@ impl ParamValues {
             Self::I16(v) => ParamData::I16(v),
             Self::U16(v) => ParamData::U16(v),
             Self::I32(v) => ParamData::I32(v),
+            Self::Spilled(spilled) => spilled.data(),
         }
     }
 

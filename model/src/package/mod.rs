@@ -14,4 +14,5 @@ pub use assembler::{Needed, PackageAssembler};
 pub use layout::{Layout, PAGE};
 pub use manifest::{BlobInfo, MAX_OUTPUT_FRAC, Manifest, SPEC_VERSION, SourceFile, WeightMode};
 pub use view::Package;
+pub(crate) use view::typed;
 pub use writer::write;

@@ -193,14 +193,14 @@ impl Params for Mapped {
 }
 
 /// Integers for which every bit pattern is a value.
-trait Plain: Copy {}
+pub(crate) trait Plain: Copy {}
 impl Plain for i8 {}
 impl Plain for i16 {}
 impl Plain for u16 {}
 impl Plain for i32 {}
 
 /// Bytes as little-endian integers; the crate does not build on big-endian hosts.
-fn typed<T: Plain>(bytes: &[u8]) -> &[T] {
+pub(crate) fn typed<T: Plain>(bytes: &[u8]) -> &[T] {
     // SAFETY: every bit pattern is a value of `T`, and the result borrows the same bytes for the same time.
     let (head, body, tail) = unsafe { bytes.align_to::<T>() };
     assert!(head.is_empty() && tail.is_empty(), "blobs start at pages and hold whole elements");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use lockstep_kernels::program::{Norm, ParamId, Program, ScaledRows, TensorId};
 
 use super::build::{Builder, fixed, row_shift};
-use super::{Lowered, MatrixSite, MemoryParams, ParamValues};
+use super::{Lowered, MatrixSite, MemoryParams, ParamValues, Spill};
 use crate::checkpoint::{Checkpoint, DecoderConfig};
 use crate::error::ModelError;
 use crate::package::WeightMode;
@@ -119,7 +119,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Lowers a decoder, with nearest codes, and the residual stream in the embedding's format throughout.
+    /// Lowers a decoder, with nearest codes, and the residual stream in the embedding's format throughout. Large
+    /// parameters go to files where `spill` says so.
     ///
     /// # Errors
     /// Tensors that are missing, unknown, ill-shaped or not finite, and models that can't be bounded.
@@ -129,8 +130,9 @@ impl Decoder {
         bytes: &TokenBytes,
         weights: WeightMode,
         threads: NonZeroUsize,
+        spill: Option<Spill>,
     ) -> Result<Self, ModelError> {
-        parts::lower(checkpoint, config, bytes, weights, threads)
+        parts::lower(checkpoint, config, bytes, weights, threads, spill)
     }
 
     /// Fractional bits of the residual stream: of the embedding, then of each layer.

@@ -11,7 +11,7 @@ use crate::error::ModelError;
 use crate::lower::build::{Builder, width};
 use crate::lower::formats::{self, NormRow, gated_peaks, largest, read_vector};
 use crate::lower::matrix::RealMatrix;
-use crate::lower::{MatrixSite, ParamValues};
+use crate::lower::{MatrixSite, ParamValues, Spill};
 use crate::package::WeightMode;
 use crate::quantize::Width;
 use crate::rope;
@@ -61,9 +61,10 @@ pub fn lower(
     bytes: &TokenBytes,
     mode: WeightMode,
     threads: NonZeroUsize,
+    spill: Option<Spill>,
 ) -> Result<Decoder, ModelError> {
     let unused = names::check(checkpoint, config)?;
-    let mut builder = Builder::default();
+    let mut builder = Builder { spill, ..Builder::default() };
     let tensors = Tensors::declare(&mut builder, config);
     let (dependents, matrices) = (Vec::new(), Vec::new());
     let mut lowering =
