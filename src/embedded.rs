@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use lockstep_model::import::{Options, import};
 use lockstep_model::package::{Package, WeightMode};
-use lockstep_protocol::ids::ModelId;
 
 use crate::cli::Stages;
 use crate::{backend, paths};
@@ -26,8 +25,8 @@ const FILES: [(&str, &[u8]); 5] = [
 
 /// What an import of these files gives: the id under which the cache is searched. A test holds them.
 const MODEL_IDS: [(WeightMode, &str); 2] = [
-    (WeightMode::W16, "0000000000000000000000000000000000000000000000000000000000000000"),
-    (WeightMode::W8, "0000000000000000000000000000000000000000000000000000000000000000"),
+    (WeightMode::W16, "f45b54d30e023f9903dd787a0e9b9a8bcbf98d21dffdb22bc838db43c3fc397a"),
+    (WeightMode::W8, "605d891898e059fa692d77f40eed32c16f16c5285178efcbce96d874811793a2"),
 ];
 
 /// The shipped model as a package file in the cache, verified and proven; imported if it isn't there or is damaged.
@@ -78,13 +77,9 @@ fn make(folder: &Path, weights: WeightMode) -> Result<PathBuf> {
     let mut stages = Stages::default();
     let report = import(&checkpoint, &made, &options, &*cpu, &mut |at| stages.show(at))?;
     stages.finish();
-    let file = place(folder, report.model_id);
+    let file = file_of(folder, &report.model_id.to_string());
     fs::rename(&made, &file).with_context(|| format!("cannot rename to {}", file.display()))?;
     Ok(file)
-}
-
-fn place(folder: &Path, id: ModelId) -> PathBuf {
-    file_of(folder, &id.to_string())
 }
 
 /// Writes the files into a new folder.
@@ -95,4 +90,26 @@ fn write_checkpoint(folder: &Path) -> Result<()> {
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_are_what_an_import_gives_and_damage_is_repaired() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (weights, id) in MODEL_IDS {
+            let file = package_in(folder.path(), weights).expect("imported");
+            assert_eq!(Package::open(&file).expect("a package").model_id().to_string(), id, "{weights}");
+            let mut bytes = fs::read(&file).expect("read");
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            fs::write(&file, &bytes).expect("written");
+            assert!(!is_sound(&file, weights));
+            assert_eq!(package_in(folder.path(), weights).expect("again"), file);
+            assert!(is_sound(&file, weights));
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), MODEL_IDS.len(), "nothing else is left");
+    }
 }

@@ -4,7 +4,6 @@ mod backend;
 mod cli;
 mod config;
 mod demo;
-#[allow(dead_code, reason = "the commands that use the shipped model land after it")]
 mod embedded;
 mod exit;
 mod paths;
