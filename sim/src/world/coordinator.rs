@@ -265,7 +265,7 @@ impl Coordinator {
             | Action::SetAside { node, .. }
             | Action::Rejected { node, .. }
             | Action::Disconnect { node } => Effect::Send(node, Down::Close),
-            Action::Assign { node, epoch, job, hint } => Effect::Send(node, Down::Assign(epoch, job, hint)),
+            Action::Assign { node, epoch, job, .. } => Effect::Send(node, Down::Assign(epoch, job)),
             Action::Cancel { node, job, epoch } => Effect::Send(node, Down::Cancel(job, epoch)),
             Action::Reveal { node, job, epoch } => Effect::Send(node, Down::Reveal(job, epoch)),
             Action::Accepted { node, job, epoch } => Effect::Send(node, Down::Accepted(job, epoch)),

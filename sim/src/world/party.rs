@@ -26,7 +26,7 @@ use crate::random::Random;
 #[derive(Clone, Debug)]
 pub enum Down {
     /// Run a job.
-    Assign(LeaseEpoch, Arc<Job>, Vec<u32>),
+    Assign(LeaseEpoch, Arc<Job>),
     /// An assignment is over.
     Cancel(JobId, LeaseEpoch),
     /// Show the run.

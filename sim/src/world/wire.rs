@@ -100,7 +100,7 @@ impl World {
     /// Something reached a party.
     pub(super) fn tell(&mut self, party: usize, down: Down) -> Held {
         match down {
-            Down::Assign(epoch, job, _) => {
+            Down::Assign(epoch, job) => {
                 let up = self.parties[party].assigned(&job, epoch, &self.jobs);
                 let runs = self.random.within(5..=3_000);
                 self.send_up(party, runs, up)?;

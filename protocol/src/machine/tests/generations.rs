@@ -10,22 +10,22 @@ use crate::limits::{HALT_MS, MAX_RUN_ROOTS};
 use crate::machine::credits::bond;
 use crate::testing::{STOP, generated, generation, roots_of_words, work_of};
 
-const MAX: u32 = 4;
+pub(super) const MAX: u32 = 4;
 /// What the model draws.
-const WORDS: [u32; 3] = [5, 6, STOP];
+pub(super) const WORDS: [u32; 3] = [5, 6, STOP];
 /// What somebody says who draws another token at the second point.
 const OTHER: [u32; 4] = [5, 7, 8, 3 << 24 | 9];
 
-fn text(number: u8) -> crate::job::Job {
+pub(super) fn text(number: u8) -> crate::job::Job {
     generation(number, MAX)
 }
 
-fn spec_of(number: u8, policy: AuditPolicy) -> JobSpec {
+pub(super) fn spec_of(number: u8, policy: AuditPolicy) -> JobSpec {
     let work = Work::of_points([1, 2, 3].map(work_of));
     JobSpec { job: Arc::new(text(number)), layers: LAYERS, output_count: MAX, work, policy, planted: None }
 }
 
-fn lockstep() -> AuditPolicy {
+pub(super) fn lockstep() -> AuditPolicy {
     AuditPolicy { lockstep: true, ..always(1, false) }
 }
 
@@ -37,12 +37,12 @@ fn shell(workers: u8, policy: AuditPolicy) -> Shell {
     shell
 }
 
-fn number_of(node: NodeId) -> u8 {
+pub(super) fn number_of(node: NodeId) -> u8 {
     (1..=9).find(|number| keys(*number).id() == node).unwrap()
 }
 
 /// Streams so many of the roots of a run, with the words where they are due.
-fn stream_some(shell: &mut Shell, index: usize, words: &[u32], roots: &[Root], from: usize) -> Vec<Action> {
+pub(super) fn stream_some(shell: &mut Shell, index: usize, words: &[u32], roots: &[Root], from: usize) -> Vec<Action> {
     let (node, epoch, job) = shell.assigned[index].clone();
     let (id, geometry, before) = (job.id(), geometry(&job), shell.actions.len());
     if from == 0 {
@@ -59,7 +59,7 @@ fn stream_some(shell: &mut Shell, index: usize, words: &[u32], roots: &[Root], f
 }
 
 /// Commits to a run that was streamed, and reveals it when it is told to.
-fn commit(shell: &mut Shell, index: usize, words: &[u32], roots: Vec<Root>) -> Vec<Action> {
+pub(super) fn commit(shell: &mut Shell, index: usize, words: &[u32], roots: Vec<Root>) -> Vec<Action> {
     let (node, epoch, job) = shell.assigned.remove(index);
     let (number, before) = (number_of(node), shell.actions.len());
     let head = geometry(&job).head(job.id(), epoch, &roots).unwrap();

@@ -6,6 +6,7 @@ mod credits;
 mod disputes;
 mod fairness;
 mod faults;
+mod generation_worlds;
 mod generations;
 mod lockstep;
 mod random;
