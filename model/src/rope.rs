@@ -195,7 +195,7 @@ fn wave(turn: u128) -> (i64, i64) {
     let half = 1 << (FRAC - 3);
     // Up to an eighth of a turn; beyond it the other function of what is left of the quarter.
     let folded = if rest > half { 2 * half - rest } else { rest };
-    let x = ((folded >> (FRAC - 2 - WAVE_FRAC)) * u128::from(QUARTER) >> WAVE_FRAC) as u64;
+    let x = (((folded >> (FRAC - 2 - WAVE_FRAC)) * u128::from(QUARTER)) >> WAVE_FRAC) as u64;
     let square = times(x, x);
     let one = 1_u64 << WAVE_FRAC;
     let series =

@@ -171,7 +171,7 @@ pub(super) fn read(
         return Err(ModelError::checkpoint(path, "num_key_value_heads does not divide num_attention_heads"));
     }
     let epsilon = raw.rms_norm_eps.unwrap_or(1e-6);
-    if !(epsilon >= 0.0 && epsilon < 1.0) {
+    if !(0.0..1.0).contains(&epsilon) {
         return Err(ModelError::checkpoint(path, format!("rms_norm_eps is {epsilon}")));
     }
     let own = raw.max_position_embeddings;

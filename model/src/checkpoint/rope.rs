@@ -78,7 +78,7 @@ pub(super) fn read(json: &Map<String, Value>, path: &Path, max_positions: u32) -
         Some(theta) => theta.as_f64().unwrap_or(f64::NAN),
         None => 10_000.0,
     };
-    if !(theta >= 2.0 && theta < 2_147_483_648.0) {
+    if !(2.0..2_147_483_648.0).contains(&theta) {
         return Err(ModelError::checkpoint(path, format!("rope_theta is {theta}; 2 to below 2^31 is possible")));
     }
     Ok(RopeConfig { theta, scaling: fields.scaling(max_positions)? })

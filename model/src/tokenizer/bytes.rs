@@ -41,7 +41,8 @@ fn byte(c: char) -> Option<u8> {
 
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+    let plain = digits.len() == 2 && digits.bytes().all(|d| d.is_ascii_hexdigit());
+    plain.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// The bytes of every token that a tokenizer has. Special tokens have none: they are no text.

@@ -104,3 +104,102 @@ fn panics_become_errors() {
         "the tokenizers library panicked"
     );
 }
+
+/// A vocabulary of the 256 bytes and some merged pieces, after `special`.
+fn byte_vocabulary(special: &[&str], merges: &[[&str; 2]]) -> Value {
+    let printable = |b: u8| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 0x100_u32..;
+    let bytes = (0..=255_u8).map(|b| match printable(b) {
+        true => char::from(b).to_string(),
+        false => others.next().and_then(char::from_u32).unwrap().to_string(),
+    });
+    let pieces = merges.iter().map(|[a, b]| format!("{a}{b}"));
+    let tokens = special.iter().map(|t| t.to_string()).chain(bytes).chain(pieces);
+    json!(tokens.enumerate().map(|(id, token)| (token, json!(id))).collect::<serde_json::Map<_, _>>())
+}
+
+fn added(id: usize, content: &str) -> Value {
+    json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true })
+}
+
+/// As Llama 3 has it: a pattern of its own, byte-level pieces, a token in front of the text.
+#[test]
+fn byte_level_tokens_are_the_bytes_of_the_text() {
+    let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let byte = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let split = json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+    let begin = json!({ "id": "<begin>", "ids": [0], "tokens": ["<begin>"] });
+    let template = json!({
+        "type": "TemplateProcessing",
+        "single": [{ "SpecialToken": { "id": "<begin>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+        "pair": [], "special_tokens": { "<begin>": begin },
+    });
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [added(0, "<begin>"), added(1, "<end>")],
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [split, byte] }, "decoder": byte,
+        "post_processor": { "type": "Sequence", "processors": [byte, template] },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": true, "merges": [["Ġ", "a"], ["1", "2"]],
+            "vocab": byte_vocabulary(&["<begin>", "<end>"], &[["Ġ", "a"], ["1", "2"]]),
+        },
+    });
+    let tokenizer = Tokenizer::from_json(&serde_json::to_vec(&file).unwrap(), 200, 262).unwrap();
+    let bytes = tokenizer.token_bytes().unwrap();
+    for text in ["a cat, a hat: 12 345", "naïve\r\n\tΩ 日本語 🙂🙃", " "] {
+        let ids = tokenizer.encode(text, TooLong::Refuse).unwrap();
+        assert_eq!(ids[0], 0);
+        let read: Vec<u8> = ids.iter().flat_map(|id| bytes.get(*id)).copied().collect();
+        assert_eq!(String::from_utf8(read).unwrap(), text);
+    }
+    assert_eq!(tokenizer.encode_rendered(" a<end>12").unwrap(), [258, 1, 259]);
+    assert_eq!((bytes.get(258), bytes.get(259), bytes.get(1)), (&b" a"[..], &b"12"[..], &b""[..]));
+}
+
+/// As Llama 2 has it: sentencepiece pieces, `▁` for spaces, bytes where there is no piece.
+#[test]
+fn sentencepiece_tokens_are_the_bytes_of_the_text() {
+    let mut vocab = serde_json::Map::new();
+    for (id, token) in ["<unk>", "<s>", "</s>"].into_iter().enumerate() {
+        vocab.insert(token.into(), json!(id));
+    }
+    for b in 0..=255 {
+        vocab.insert(format!("<0x{b:02X}>"), json!(3 + b));
+    }
+    for (i, piece) in ["\u{2581}", "a", "b", "\u{2581}a", "ab"].into_iter().enumerate() {
+        vocab.insert(piece.into(), json!(259 + i));
+    }
+    let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let file = json!({
+        "version": "1.0", "truncation": null, "padding": null, "pre_tokenizer": null, "post_processor": null,
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{ "type": "Prepend", "prepend": "\u{2581}" }, replace(" ", "\u{2581}")],
+        },
+        "decoder": { "type": "Sequence", "decoders": [
+            replace("\u{2581}", " "), { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+            "vocab": vocab, "merges": ["\u{2581} a", "a b"],
+        },
+    });
+    let tokenizer = Tokenizer::from_json(&serde_json::to_vec(&file).unwrap(), 200, 264).unwrap();
+    let bytes = tokenizer.token_bytes().unwrap();
+    for text in ["a b ab", "bé 日\n🙂"] {
+        let ids = tokenizer.encode(text, TooLong::Refuse).unwrap();
+        let read: Vec<u8> = ids.iter().flat_map(|id| bytes.get(*id)).copied().collect();
+        assert_eq!(String::from_utf8(read).unwrap(), format!(" {text}"), "a word begins with its space");
+    }
+    assert_eq!(tokenizer.encode("ab", TooLong::Refuse).unwrap(), [262, 261]);
+}
+
+#[test]
+fn tokens_without_a_decoder_of_bytes_have_none() {
+    let error = load(&sample()).unwrap().token_bytes().unwrap_err().to_string();
+    assert!(error.contains("no decoder of bytes"), "{error}");
+}

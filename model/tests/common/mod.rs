@@ -2,6 +2,8 @@
 #![allow(clippy::disallowed_methods, reason = "the float model is a yardstick: it is never written into a package")]
 #![allow(dead_code, reason = "each test file uses another part")]
 
+pub mod decoder;
+
 use std::collections::BTreeMap;
 use std::f64::consts::PI;
 use std::num::NonZeroUsize;

@@ -45,7 +45,7 @@ impl Lowering<'_> {
         let value = self.product(l, &value, normed_rows, frac_in, |n| value_frac[n / head_dim])?;
         let output = self.read(l, "self_attn.o_proj", [d, queries], c.output_bias, 1.0)?;
         let (value_shift, context_frac) = value_shifts(&place, &value_frac, query_frac.len())?;
-        let output = self.into_stream(l, &output, context_rows, context_frac)?;
+        let output = self.stream_product(l, &output, context_rows, context_frac)?;
         let score_shift = score_shifts(&place, &query_frac, &key_frac)?;
         Ok(AttentionPlan { norm, query, key, value, score_shift, value_shift, output })
     }

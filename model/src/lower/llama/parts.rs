@@ -140,7 +140,7 @@ impl Lowering<'_> {
         let gate = self.product(l, &gate, feed_rows, frac_in, |_| gate_frac)?;
         let up = self.product(l, &up, feed_rows, frac_in, |_| up_frac)?;
         let down = self.read(l, DOWN, [d, inner], bias, 1.0)?;
-        let down = self.into_stream(l, &down, gated_rows, gated_frac)?;
+        let down = self.stream_product(l, &down, gated_rows, gated_frac)?;
         let product_shift = (gate_frac + up_frac - gated_frac) as u8;
         Ok(FeedPlan { norm, gate, gate_frac: gate_frac as u8, up, product_shift, down })
     }
@@ -184,7 +184,7 @@ impl Lowering<'_> {
     }
 
     /// The same for a product that is added to the residual stream.
-    pub(super) fn into_stream(
+    pub(super) fn stream_product(
         &mut self,
         l: u32,
         real: &Real,
