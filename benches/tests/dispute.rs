@@ -13,7 +13,7 @@ use lockstep_sim::models;
 #[test]
 fn a_liar_about_any_op_loses_at_that_very_op() {
     let mut ops = BTreeSet::new();
-    for package in models::all() {
+    for package in models::all().iter().chain([models::decoder()]) {
         let positions = package.program().max_positions.min(70) as usize;
         let workload = Workload::new(package, positions).unwrap();
         let liar = |lie| Arc::new(LyingBackend::new("liar".into(), Reference, &[lie])) as Arc<_>;

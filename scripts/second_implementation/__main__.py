@@ -21,9 +21,10 @@ from types import SimpleNamespace as Struct
 import numpy as np
 
 from inference import (GAUSS, LOGISTIC, Package, Refused, add, attention, embed, exp2neg, gate, l2_normalize, matmul,
-                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt, sample,
+                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt,
                        softmax_weight)
 from receipts import check_receipt
+from sampling import sample
 
 
 # ---- Known answers and the command line ---------------------------------------------------------------------------

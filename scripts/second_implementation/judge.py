@@ -269,6 +269,16 @@ class Game:
         self.phase = "descend"
         self.narrowed()
 
+    def sampling(self):
+        """5.17: settings and draw of the point, in a generation."""
+        job = self.terms.job
+        if not job.generation:
+            return None
+        draw = derive("sample", job.seed + (self.positions - 1).to_bytes(4, "little"))[:8]
+        stops = [bytes.fromhex(text) for text in job.generation["stop_strings"]]
+        settings = {**job.generation, "stop_strings": stops, "prompt_tokens": job.token_count}
+        return Struct(**settings), int.from_bytes(draw, "little")
+
     def narrowed(self):
         """25.5: what follows when the disputed block is what it is now."""
         if self.end - self.first > 1:
@@ -278,7 +288,7 @@ class Game:
             if self.chunk < self.prefix[0]:
                 self.phase = "reveal"
                 return
-            self.view = View(self.manifest, self.layer, self.row, self.positions)
+            self.view = View(self.manifest, self.layer, self.row, self.positions, self.sampling())
             self.phase = "ops"
             if len(self.view.steps) == 1:
                 self.dispute_last()

@@ -5,8 +5,9 @@ from types import SimpleNamespace as Struct
 import numpy as np
 
 from inference import DTYPES, GAUSS, LOGISTIC, I64, gate, recip, require, rsqrt, softmax_weight
+from sampling_steps import COLUMN_BLOCK, block, lower_sample
 
-COLUMN_BLOCK, POSITION_BLOCK, POOL_BLOCK = 8192, 256, 56  # 24.8, 24.12, 24.13
+POSITION_BLOCK, POOL_BLOCK = 256, 56  # 24.12, 24.13
 NORMS = ("layer_norm", "rms_norm", "l2_normalize")
 
 
@@ -120,10 +121,14 @@ def nothing(value):
 
 
 class View:
-    """The steps of layer l for row s, in a job of so many tokens. `steps` is the list."""
+    """The steps of layer l for row s, over so many positions. `steps` is the list. Of a generation, `sampling` has the
+    settings and the point's draw."""
 
-    def __init__(self, manifest, layer, s, tokens):
+    def __init__(self, manifest, layer, s, tokens, sampling=None):
         self.program, self.s, self.positions, self.steps = manifest.program, s, tokens, []
+        self.sampling, self.prompt = sampling, sampling[0].prompt_tokens if sampling else tokens
+        if manifest.program.tensors[manifest.program.layers[layer].output].rows == "point":
+            self.s = tokens - 1
         p = self.program
         listed = [(number, i, op) for number in ((0, 1) if layer == 1 else (layer,))
                   for i, op in enumerate(p.layers[number].ops)]
@@ -137,7 +142,8 @@ class View:
         if layer > 1:
             before = p.layers[layer - 1].output
             self.made[before] = [Array(("previous",), "<i4", tokens, p.tensors[before].cols)]
-        self.tokens = Array(("tokens",), "<u4", tokens, 1, padded=False)
+        self.ids = [Array((kind,), "<u4", 1, n, padded=False)
+                    for kind, n in (("tokens", self.prompt), ("words", tokens - self.prompt))]
         self.params = [Array(("param", i), DTYPES[d.dtype], d.rows, d.cols, padded=False)
                        for i, d in enumerate(p.params)]
         for number, i, op in listed:
@@ -160,6 +166,15 @@ class View:
             wanted[op.input] = self.positions
         for index, n in wanted.items():
             self.need[index] = max(self.need.get(index, 0), n)
+
+    def read_ids(self, first, end):
+        """24.4: the ids of positions, those of the prompt and then those that were generated."""
+        ids = []
+        for array, start, low, high in ((self.ids[0], 0, first, min(end, self.prompt)),
+                                        (self.ids[1], self.prompt, max(first, self.prompt), end)):
+            if low < high:
+                ids += (yield from array.read(0, low - start, high - start))
+        return [v & 0xffffff if t >= self.prompt else v for t, v in enumerate(ids, first)]
 
     def add(self, op, name, dtype, rows, cols, element):
         step = Step(len(self.steps), name, self.op, dtype, rows, cols, element)
@@ -187,11 +202,6 @@ class View:
         return array.read(row, first, end)
 
 
-def block(b, size, total):
-    """24.8: where block b of so many columns begins and ends."""
-    return size * b, min(size * (b + 1), total)
-
-
 # ---- 24.7 to 24.14 ------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +219,7 @@ def lower_embed(view, op):
         position, total, token = view.position(op, row), 0, None
         by_token = [t for t in op.tables if t.index == "token"]
         if by_token:
-            token = yield from view.tokens.read(position, 0)
+            token, = yield from view.read_ids(position, position + 1)
         for t in op.tables:
             if t.index != "token":
                 total += yield from triple(t, position if t.index == "position" else t.row, col)
@@ -220,13 +230,19 @@ def lower_embed(view, op):
     view.add(op, "out", "<i4", view.rows(op), view.program.tensors[op.out].cols, element)
 
 
-def add_maxima(view, op, d):
+def add_maxima(view, op, d, groups=1):
     """24.8 and 24.11."""
     def element(row, b):
-        xs = yield from view.read(op.input, view.position(op, row), *block(b, COLUMN_BLOCK, d))
+        xs = yield from view.read(op.input, view.position(op, row), *group_block(b, d))
         return max(map(abs, xs))
 
-    return view.add(op, "maxima", "<i8", view.rows(op), -(-d // COLUMN_BLOCK), element)
+    return view.add(op, "maxima", "<i8", view.rows(op), groups * -(-d // COLUMN_BLOCK), element)
+
+
+def group_block(b, d):
+    """24.14: columns of block b of rows whose groups have d columns."""
+    group, b = divmod(b, -(-d // COLUMN_BLOCK))
+    return tuple(group * d + end for end in block(b, COLUMN_BLOCK, d))
 
 
 def lower_quantize(view, op):
@@ -274,6 +290,12 @@ def lower_pointwise(view, op):
             values.append((yield from view.read(index, position, col)))
         if op.op == "add":
             return sat32(sum(values))
+        if op.op == "multiply":
+            return sat32(rshift(values[0] * values[1], op.shift))
+        if op.op == "shift":
+            return rshift(values[0], op.shift)
+        if op.op == "gather":
+            return values[0]
         return int(gate(GAUSS if op.op == "gelu" else LOGISTIC, np.array(values, I64), op.frac)[0][0])
 
     view.add(op, "out", "<i4", view.rows(op), view.program.tensors[op.out].cols, element)
@@ -281,20 +303,24 @@ def lower_pointwise(view, op):
 
 def lower_norm(view, op):
     """24.11."""
-    d, is_layer = view.program.tensors[op.input].cols, op.op == "layer_norm"
+    cols, groups, is_layer = view.program.tensors[op.input].cols, getattr(op, "groups", 1), op.op == "layer_norm"
+    d = cols // groups
     blocks = -(-d // COLUMN_BLOCK)
-    maxima, sums = add_maxima(view, op, d), None
+    maxima, sums = add_maxima(view, op, d, groups), None
 
-    def centred(row):
+    def of_group(array, row, group):
+        return array.read(row, group * blocks, (group + 1) * blocks)
+
+    def centred(row, group):
         """k, and c as a function of x."""
-        k, z = magnify((yield from maxima.all(row)))
+        k, z = magnify((yield from of_group(maxima, row, group)))
         if not is_layer:
             return k, z
         mean = rounded_mean(sum64((yield from sums.all(row))), d)
         return k, lambda x: cut(z(x) - mean)
 
     def read_block(row, b):
-        return view.read(op.input, view.position(op, row), *block(b, COLUMN_BLOCK, d))
+        return view.read(op.input, view.position(op, row), *group_block(b, d))
 
     def sum_of(row, b):
         xs = yield from read_block(row, b)
@@ -303,26 +329,26 @@ def lower_norm(view, op):
 
     def squares_of(row, b):
         xs = yield from read_block(row, b)
-        _, c = yield from centred(row)
+        _, c = yield from centred(row, b // blocks)
         return sum64(rshift(c(x), 8) ** 2 for x in xs)
 
     def element(row, col):
         x = yield from view.read(op.input, view.position(op, row), col)
-        k, c = yield from centred(row)
-        v = sum64((yield from squares.all(row)))
+        k, c = yield from centred(row, col // d)
+        v = sum64((yield from of_group(squares, row, col // d)))
         e = epsilon(k, op.norm) if op.op != "l2_normalize" else 0
         r, p = rsqrt((v + e) % 2**64)
         u = rshift(cut(c(x) * r), 24 + p)
         if op.op == "l2_normalize":
             return u
-        scale = yield from view.params[op.norm.scale].read(0, col)
+        scale = yield from view.params[op.norm.scale].read(0, col % d)
         bias = (yield from view.params[op.bias].read(0, col)) if is_layer else 0
         return sat32(cut(rshift(cut(u * scale), op.norm.shift) + bias))
 
     if is_layer:
         sums = view.add(op, "sums", "<i8", view.rows(op), blocks, sum_of)
-    squares = view.add(op, "squares", "<i8", view.rows(op), blocks, squares_of)
-    view.add(op, "out", "<i4", view.rows(op), d, element)
+    squares = view.add(op, "squares", "<i8", view.rows(op), groups * blocks, squares_of)
+    view.add(op, "out", "<i4", view.rows(op), cols, element)
 
 
 def lower_attention(view, op):
@@ -402,9 +428,27 @@ def lower_first_pool(view, op):
     view.add(op, "out", "<i4", 1, view.program.tensors[op.input].cols, lambda _, i: view.read(op.input, 0, i))
 
 
+def lower_rope(view, op):
+    """24.16."""
+    table = view.params[op.table]
+    half = table.cols // 2
+
+    def element(row, col):
+        position, (h, c) = view.position(op, row), divmod(col, op.size)
+        if c >= 2 * half:
+            return clamp(rshift((yield from view.read(op.input, position, col)), op.shifts[h]), -32639, 32639)
+        a = yield from view.read(op.input, position, h * op.size + c % half)
+        b = yield from view.read(op.input, position, h * op.size + c % half + half)
+        cos, sin = yield from table.read(position, 2 * (c % half), 2 * (c % half) + 2)
+        x = a * cos - b * sin if c < half else min(a * sin + b * cos, 2**63 - 1)
+        return clamp(rshift(x, 30 + op.shifts[h]), -32639, 32639)
+
+    view.add(op, "out", "<i2", view.rows(op), view.program.tensors[op.out].cols, element)
+
+
 LOWER = {"embed": lower_embed, "quantize": lower_quantize, "matmul": lower_matmul, "attention": lower_attention,
-         "mean_pool": lower_mean_pool, "first_pool": lower_first_pool,
-         **dict.fromkeys(("add", "gelu", "silu"), lower_pointwise), **dict.fromkeys(NORMS, lower_norm)}
+         "mean_pool": lower_mean_pool, "rope": lower_rope, "sample": lower_sample, "first_pool": lower_first_pool,
+         **dict.fromkeys(("add", "gelu", "silu", "multiply", "shift", "gather"), lower_pointwise), **dict.fromkeys(NORMS, lower_norm)}
 
 
 # ---- 24.6: the bound ----------------------------------------------------------------------------------------------
@@ -417,13 +461,21 @@ def chunks_touched(read):
     return touched if array.row_bytes % 1024 else min(touched, array.row_bytes // 1024)
 
 
+def is_decoder(p):
+    return p.tensors[p.layers[-1].output].rows == "point"
+
+
 def check_reads(manifest):
     """24.6. No element of a step reads more than the first, which is sent zeros here: every block is full for it."""
     p = manifest.program
     for layer in range(1, len(p.layers)):
-        last = p.tensors[p.layers[layer].output].rows == "sequence"
-        view = View(manifest, layer, 0 if last else p.max_positions - 1, p.max_positions)
-        for step in view.steps:
+        rows = p.tensors[p.layers[layer].output].rows
+        every = Struct(prompt_tokens=1, max_tokens=1, temperature=10**4, top_k=1, top_p=0, min_p=0, repetition_penalty=0,
+                       presence_penalty=0, frequency_penalty=0, logit_bias=[], stop_tokens=[], stop_strings=[b"x"])
+        greedy = Struct(**{**vars(every), "temperature": 0})
+        views = [View(manifest, layer, 0 if rows == "sequence" else p.max_positions - 1, p.max_positions, sampling)
+                 for sampling in ([(every, 0), (greedy, 0)] if is_decoder(p) else [None])]
+        for step in (step for view in views for step in view.steps):
             require(step.length <= 2**40, "24.6", f"a tensor of {step.op.kind} is too long")
             element, data, chunks = step.element(0), None, 0
             try:

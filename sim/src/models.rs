@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
 use anyhow::Context;
-use lockstep_kernels::conformance::{Builder, Case, ParamValue, SplitMix, encoder};
+use lockstep_kernels::conformance::{self, Builder, Case, DecoderShape, ParamValue, SplitMix, encoder};
 use lockstep_kernels::program::{EmbedIndex, Heads, Norm, Op, Rows, ScaledRows, TensorId, TensorKind};
 use lockstep_model::package::{BlobInfo, Manifest, Package, WeightMode, write};
 use lockstep_protocol::ids::Digest;
@@ -19,6 +19,15 @@ pub const MAX_POSITIONS: usize = 300;
 pub fn all() -> &'static [Package] {
     static MODELS: OnceLock<Vec<Package>> = OnceLock::new();
     MODELS.get_or_init(|| make(|_| {}).expect("the models of the simulation are constants, and every test makes them"))
+}
+
+/// A decoder, for what is no simulation of whole networks.
+pub fn decoder() -> &'static Package {
+    static DECODER: OnceLock<Vec<Package>> = OnceLock::new();
+    let shape = DecoderShape { head_norms: true, ..DecoderShape::SMALL };
+    let case = || ("decoder", false, conformance::decoder(shape, &[1]));
+    &DECODER.get_or_init(|| write_all(&[case()], |_| {}).expect("the decoder is a constant, and every test makes it"))
+        [0]
 }
 
 /// For each model another one of the same shape: its matrices are turned by one element, so that nothing fits.
@@ -43,6 +52,11 @@ fn make(change: impl Fn(&mut ParamValue)) -> anyhow::Result<Vec<Package>> {
         ("wide", false, encoder(264, 4, 40, 1, false, &[WIDE_POSITIONS])),
         ("causal", false, causal(2)),
     ];
+    write_all(&cases, change)
+}
+
+/// Packages of cases, each with its name and whether its weights are wide.
+fn write_all(cases: &[(&str, bool, Case)], change: impl Fn(&mut ParamValue)) -> anyhow::Result<Vec<Package>> {
     let folder = tempfile::tempdir().context("a temporary folder for the simulation's packages")?;
     let package = |(name, wide, case): &(&str, bool, Case)| {
         let path = folder.path().join(name);
@@ -196,7 +210,7 @@ mod tests {
     #[test]
     fn the_models_have_every_op_and_can_be_disputed() {
         let mut ops = BTreeSet::new();
-        for model in all() {
+        for model in all().iter().chain([decoder()]) {
             ops.extend(model.program().layers.iter().flat_map(|layer| &layer.ops).map(Op::name));
             lockstep_kernels::steps::check_reads(model.program()).unwrap();
         }

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::program::{Program, Rows, TensorKind};
 use lockstep_model::package::Package;
-use lockstep_model::rerun::{Rerun, rerun};
+use lockstep_model::rerun::{Rerun, rerun_job};
+use lockstep_protocol::job::Job;
 use lockstep_sim::adversary::{Change, Lie, Target};
 
 /// An op to lie about.
@@ -39,7 +40,7 @@ const BITS: [u32; 8] = [14, 20, 26, 30, 12, 8, 4, 1];
 /// A lie about the middle element of what an op puts out, and the run of a worker that tells it.
 pub(super) fn tell(
     package: &Package,
-    tokens: &[u32],
+    job: &Job,
     place: Place,
     honest: &Rerun,
     liar: &dyn Fn(Lie) -> std::sync::Arc<dyn Backend>,
@@ -47,12 +48,17 @@ pub(super) fn tell(
     let program = package.program();
     let op = &program.layers[place.layer].ops[place.op];
     let tensor = program.tensor(op.out());
-    let rows = if tensor.rows == Rows::Position { tokens.len() } else { 1 };
-    let target = Target::Element { row: rows / 2, col: tensor.cols as usize / 2 };
+    let row = match tensor.rows {
+        Rows::Position if !program.is_decoder() => job.tokens.len() / 2,
+        Rows::Sequence => 0,
+        // The position of the first token that was generated, which is the last point.
+        Rows::Position | Rows::Point => job.tokens.len(),
+    };
+    let target = Target::Element { row, col: tensor.cols as usize / 2 };
     let widths = |bit: &&u32| tensor.kind == TensorKind::I32 || **bit < 15;
     for bit in BITS.iter().filter(widths) {
         let lie = Lie { layer: place.layer, op: place.op, target, change: Change::Xor(1 << bit) };
-        let lied = rerun(package, &*liar(lie), tokens)?;
+        let lied = rerun_job(package, &*liar(lie), job, &[])?;
         if lied.roots != honest.roots {
             return Ok((lie, lied));
         }

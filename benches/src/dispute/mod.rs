@@ -9,8 +9,9 @@ use anyhow::{Result, bail};
 use lockstep_kernels::backend::Backend;
 use lockstep_model::dispute::LayerCase;
 use lockstep_model::package::Package;
-use lockstep_model::rerun::rerun;
+use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::dispute::{Side, VerdictKind};
+use lockstep_protocol::job::Job;
 use lockstep_sim::adversary::Lie;
 
 use self::claims::Keys;
@@ -33,7 +34,7 @@ pub struct Workload<'a> {
 
 impl<'a> Workload<'a> {
     /// A job of so many positions on the model, with token ids that count up from 1,000, and one op of each kind to lie
-    /// about.
+    /// about. Of a decoder the last position is that of a generated token, and the lie is told there.
     ///
     /// # Errors
     /// The model has not so many positions.
@@ -42,7 +43,11 @@ impl<'a> Workload<'a> {
         if positions == 0 || positions > program.max_positions as usize {
             bail!("the model takes 1 to {} positions, not {positions}", program.max_positions);
         }
-        let tokens = (0..positions).map(|t| ((1_000 + t) % program.vocab_size as usize) as u32).collect();
+        if program.is_decoder() && (positions < 2 || positions == program.max_positions as usize) {
+            bail!("a generation takes 2 to {} positions here, not {positions}", program.max_positions - 1);
+        }
+        let prompt = positions - usize::from(program.is_decoder());
+        let tokens = (0..prompt).map(|t| ((1_000 + t) % program.vocab_size as usize) as u32).collect();
         Ok(Self { package, tokens, places: lies::places(program) })
     }
 
@@ -121,11 +126,12 @@ pub fn measure(
     liar: &Liar<'_>,
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Measured>> {
-    let truth = rerun(workload.package, honest, &workload.tokens)?;
+    let job = claims::job(workload.package, workload.tokens.clone());
+    let truth = rerun_job(workload.package, honest, &job, &[])?;
     let mut all = Vec::with_capacity(workload.places.len());
     for place in &workload.places {
-        let (lie, lied) = lies::tell(workload.package, &workload.tokens, *place, &truth, liar)?;
-        all.push(one(workload, lie, [&lied, &truth], [&*liar(lie), honest])?);
+        let (lie, lied) = lies::tell(workload.package, &job, *place, &truth, liar)?;
+        all.push(one(workload, &job, lie, [&lied, &truth], [&*liar(lie), honest])?);
         done(all.len());
     }
     Ok(all)
@@ -134,22 +140,22 @@ pub fn measure(
 /// One dispute: the liar's run is challenged by the honest one.
 fn one(
     workload: &Workload<'_>,
+    job: &Job,
     lie: Lie,
     runs: [&lockstep_model::rerun::Rerun; 2],
     backends: [&dyn Backend; 2],
 ) -> Result<Measured> {
     let (package, keys) = (workload.package, Keys::new());
-    let job = claims::job(package, workload.tokens.clone());
-    let terms = claims::terms(package, &job, &keys, runs)?;
+    let terms = claims::terms(package, job, &keys, runs)?;
     let place = terms.check()?.place;
     let case = || Ok(LayerCase::new(package.manifest(), &terms.job, place)?);
     let party = |side: Side| {
         let (backend, keys) = (backends[side.index()], &keys.sides[side.index()]);
-        Party::prepare(package, backend, (&terms, &job), (side, keys))
+        Party::prepare(package, backend, (&terms, job), (side, keys))
     };
     let mut parties = [party(Side::Claimant)?, party(Side::Challenger)?];
     let referee_case = case()?;
-    let played = play::play(&terms, &job, &keys, &referee_case, &mut parties)?;
+    let played = play::play(&terms, job, &keys, &referee_case, &mut parties)?;
     let referee_seconds = play::referee_seconds(&terms, &keys, case, &played)?;
     let Played { verdict, rounds, bytes, .. } = played;
     let step = verdict.chunk.zip(verdict.step).and_then(|(chunk, step)| {

@@ -43,20 +43,24 @@ impl Party {
         (terms, job): (&Terms, &Job),
         (side, keys): (Side, &Keypair),
     ) -> Result<Self> {
-        let place = terms.check()?.place;
+        let ground = terms.check()?;
+        let place = ground.place;
         let case = LayerCase::new(package.manifest(), &terms.job, place)?;
         let mut executor = backend.load(Arc::clone(package.program()), package.params())?;
-        let kept = rows_below(&mut *executor, package, job, place)?;
         let (program, params) = (package.program(), package.params());
         let start = Instant::now();
-        let whole = Trace::run(&mut *executor, program, Arc::clone(&params), &job.tokens, place)?;
+        let whole = Trace::of_job(&mut *executor, program, Arc::clone(&params), job, &ground.words, place)?;
         let prefill = start.elapsed();
-        let signed = terms.claim(side).last_roots();
-        let start = Instant::now();
-        let below = Below { rows: &kept, signed };
-        let resumed = Trace::resume(&mut *executor, program, params, &job.tokens, place, below)?;
-        let layer = if resumed.is_some() { start.elapsed() } else { prefill };
-        let trace = resumed.unwrap_or(whole);
+        let (mut trace, mut layer) = (whole, prefill);
+        // A worker keeps rows of embeddings only.
+        if !program.is_decoder() {
+            let kept = rows_below(&mut *executor, package, job, place)?;
+            let below = Below { rows: &kept, signed: terms.claim(side).last_roots() };
+            let start = Instant::now();
+            if let Some(resumed) = Trace::resume(&mut *executor, program, params, &job.tokens, place, below)? {
+                (trace, layer) = (resumed, start.elapsed());
+            }
+        }
         Ok(Self { side, keys: keys.clone(), case, trace, layer, prefill, game: Duration::ZERO })
     }
 

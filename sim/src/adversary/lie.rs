@@ -10,7 +10,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
-use lockstep_kernels::program::{Program, TensorId};
+use lockstep_kernels::program::{Program, Rows, TensorId};
 use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
 
 /// What becomes of an element.
@@ -27,14 +27,14 @@ pub enum Change {
 pub enum Target {
     /// The element at row and column; of block floating point rows, its code.
     Element {
-        /// Over all rows of the batch.
+        /// Over all rows of the batch; where one sequence is alone, the position or point, whatever passes it is cut into.
         row: usize,
         /// Below the tensor's width.
         col: usize,
     },
     /// The exponent of a row, where the op puts out block floating point rows.
     Exponent {
-        /// Over all rows of the batch.
+        /// As of an element.
         row: usize,
     },
 }
@@ -88,6 +88,9 @@ impl<K: HostOps + Clone + 'static> Backend for LyingBackend<K> {
 struct Cursor {
     layer: AtomicUsize,
     op: AtomicUsize,
+    /// First position and first point of a pass of one sequence.
+    position: AtomicUsize,
+    point: AtomicUsize,
 }
 
 struct LyingExecutor<K: HostOps> {
@@ -97,6 +100,12 @@ struct LyingExecutor<K: HostOps> {
 
 impl<K: HostOps> Executor for LyingExecutor<K> {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        let (position, point) = match &batch.sequences[..] {
+            [sequence] => (sequence.start, sequence.points().start),
+            _ => (0, 0),
+        };
+        self.at.position.store(position, Ordering::Relaxed);
+        self.at.point.store(point, Ordering::Relaxed);
         self.host.begin(batch)
     }
 
@@ -150,14 +159,20 @@ impl<K: HostOps> LyingOps<K> {
     fn lie(&self, mut results: Results<'_>) {
         let layer = self.at.layer.load(Ordering::Relaxed);
         let op = self.at.op.fetch_add(1, Ordering::Relaxed);
-        let cols = self.program.tensor(self.program.layers[layer].ops[op].out()).cols as usize;
+        let tensor = self.program.tensor(self.program.layers[layer].ops[op].out());
+        let first = match tensor.rows {
+            Rows::Position => self.at.position.load(Ordering::Relaxed),
+            Rows::Point => self.at.point.load(Ordering::Relaxed),
+            Rows::Sequence => 0,
+        };
         for lie in self.lies.iter().filter(|lie| (lie.layer, lie.op) == (layer, op)) {
-            alter(&mut results, cols, lie);
+            alter(&mut results, [first, tensor.cols as usize], lie);
         }
     }
 }
 
-fn alter(results: &mut Results<'_>, cols: usize, lie: &Lie) {
+/// `first` is the number of the first row among the results.
+fn alter(results: &mut Results<'_>, [first, cols]: [usize; 2], lie: &Lie) {
     let narrow = |element: Option<&mut i16>| {
         if let Some(element) = element {
             *element = changed(i32::from(*element), lie.change) as i16;
@@ -168,14 +183,16 @@ fn alter(results: &mut Results<'_>, cols: usize, lie: &Lie) {
             *element = changed(*element, lie.change);
         }
     };
-    let flat =
-        |row: usize, col: usize| if col < cols { row.saturating_mul(cols).saturating_add(col) } else { usize::MAX };
+    let flat = |row: usize, col: usize| match row.checked_sub(first) {
+        Some(row) if col < cols => row.saturating_mul(cols).saturating_add(col),
+        _ => usize::MAX,
+    };
     match (results, lie.target) {
         (Results::I32(values), Target::Element { row, col }) => wide(values.get_mut(flat(row, col))),
         (Results::I16(values) | Results::Bfp { codes: values, .. }, Target::Element { row, col }) => {
             narrow(values.get_mut(flat(row, col)));
         }
-        (Results::Bfp { exponents, .. }, Target::Exponent { row }) => wide(exponents.get_mut(row)),
+        (Results::Bfp { exponents, .. }, Target::Exponent { row }) => wide(exponents.get_mut(row.wrapping_sub(first))),
         (Results::I32(_) | Results::I16(_), Target::Exponent { .. }) => {}
     }
 }

@@ -142,7 +142,7 @@ impl Hand {
         let signed = ask.terms.claim(side).roots_at(question.ground.index).unwrap_or_default();
         // The last word is not had from memory.
         let from = if is_last_word { From::Tokens } else { From::KeptRuns { signed } };
-        let trace = self.traces.get(model, &ask.job, place, from).map_err(Trouble::Passing)?;
+        let trace = self.traces.get(model, &ask.job, &question.ground, from).map_err(Trouble::Passing)?;
         let next = if trace.agrees_with(signed) {
             player.next(trace, &case)
         } else {

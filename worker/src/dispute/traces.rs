@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lockstep_kernels::backend::Backend;
 use lockstep_model::dispute::{Below, Trace};
+use lockstep_protocol::dispute::Ground;
 use lockstep_protocol::ids::{JobId, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::{WORKER_TRACE_BYTES, WORKER_TRACES};
@@ -42,12 +43,13 @@ impl Traces {
         Self { backend, runs, kept: Vec::new() }
     }
 
-    /// The trace of a place of a job; makes it where it is not there, on an executor of its own, so that assignments go on
+    /// The trace of the place of a job that a dispute begins at; makes it where it is not there, on an executor of its own, so that assignments go on
     /// beside it.
     ///
     /// # Errors
     /// Why it can't be had, for people.
-    pub fn get(&mut self, model: &Model, job: &Job, place: Place, from: From<'_>) -> Result<&mut Trace, String> {
+    pub fn get(&mut self, model: &Model, job: &Job, ground: &Ground, from: From<'_>) -> Result<&mut Trace, String> {
+        let place = ground.place;
         let subject = (job.id(), place);
         let kept = match self.kept.iter().position(|(of, ..)| *of == subject) {
             Some(at) => self.kept.remove(at),
@@ -55,7 +57,7 @@ impl Traces {
                 let program = model.package.program();
                 let bytes = program.activation_bytes(u64::from(place.point) + 1, 1);
                 self.make_room(bytes);
-                (subject, self.make(model, job, place, from)?, bytes)
+                (subject, self.make(model, job, ground, from)?, bytes)
             }
         };
         self.kept.push(kept);
@@ -82,20 +84,22 @@ impl Traces {
         }
     }
 
-    fn make(&self, model: &Model, job: &Job, place: Place, from: From<'_>) -> Result<Trace, String> {
+    fn make(&self, model: &Model, job: &Job, ground: &Ground, from: From<'_>) -> Result<Trace, String> {
+        let place = ground.place;
         let (program, params) = (model.package.program(), model.package.params());
         let below = place.layer.checked_sub(1).and_then(|below| self.runs.output(&job.id(), below));
         let made = catch_unwind(AssertUnwindSafe(|| {
             let loaded = self.backend.load(Arc::clone(program), Arc::clone(&params));
             let mut executor = loaded.map_err(|error| error.to_string())?;
-            if let (From::KeptRuns { signed }, Some(rows)) = (from, &below) {
+            if let (From::KeptRuns { signed }, Some(rows), None) = (from, &below, job.kind.generation()) {
                 let below = Below { rows, signed };
                 let resumed = Trace::resume(&mut *executor, program, Arc::clone(&params), &job.tokens, place, below);
                 if let Some(trace) = resumed.map_err(|error| error.to_string())? {
                     return Ok(trace);
                 }
             }
-            Trace::run(&mut *executor, program, params, &job.tokens, place).map_err(|error| error.to_string())
+            let made = Trace::of_job(&mut *executor, program, params, job, &ground.words, place);
+            made.map_err(|error| error.to_string())
         }));
         made.unwrap_or_else(|_| Err("the backend panicked".into()))
     }

@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::conformance::{SplitMix, encoder};
+use crate::conformance::{SplitMix, encoder, random_sampling};
 use crate::program::{OP_NAMES, Op, Rows, TensorKind};
 use crate::reference;
+use crate::sampling::Sampling;
 use fill::{Run, chunks};
 use programs::{LARGEST, LONG, Maker, SMALL, Sizes, WIDE, params};
 
@@ -222,8 +223,49 @@ fn a_tensor_that_can_not_be_opened_is_refused_by_name() {
 /// What a step of a plan reads at an element, whatever the tokens are.
 fn read_chunks(plan: &Plan, step: usize, element: u64, token: u32) -> u64 {
     let reads = plan.reads(step, element);
-    let more = plan.follow(step, element, &[&token.to_le_bytes()]);
+    let data: Vec<Vec<u8>> =
+        reads.iter().map(|r| token.to_le_bytes().repeat((r.bytes.end - r.bytes.start) as usize / 2)).collect();
+    let data: Vec<&[u8]> = data.iter().zip(&reads).map(|(d, r)| &d[..(r.bytes.end - r.bytes.start) as usize]).collect();
+    let more = plan.follow(step, element, &data);
     reads.iter().chain(&more).map(chunks).sum()
+}
+
+/// Settings of a generation for decoders, from the second position on; nothing for other programs.
+fn settings(program: &Program, rng: &mut SplitMix) -> Option<Sampling> {
+    let random =
+        |rng: &mut SplitMix| Sampling { prompt_tokens: 1, ..random_sampling(rng, program.vocab_size as usize) };
+    program.is_decoder().then(|| random(rng))
+}
+
+/// The largest vocabulary over the longest context, with texts of any length.
+#[test]
+fn the_largest_decoders_can_be_disputed() {
+    for width in [2, 12, 999, 1_000, 1_023, 1_024] {
+        let mut maker = Maker::new("largest decoder", LARGEST);
+        maker.program.vocab_size = 1 << 18;
+        let mut program = maker.decoder();
+        for param in &mut program.params {
+            if param.name == "token bytes" {
+                param.cols = width;
+            }
+        }
+        program.validate().expect("a valid program");
+        check_reads(&program).unwrap_or_else(|e| panic!("rows of {width} bytes: {e}"));
+    }
+}
+
+#[test]
+fn a_layer_that_samples_needs_settings_and_a_point() {
+    let program = Maker::new("settings", SMALL).decoder();
+    let last = program.layers.len() - 1;
+    let plan =
+        |positions, settings: Option<&Sampling>| Plan::new(&program, last, positions, 0, settings.map(|s| (s, 0)));
+    assert!(matches!(plan(3, None), Err(PlanError::Sampling { .. })));
+    let mut settings = Sampling::greedy(3, 5);
+    assert!(matches!(plan(2, Some(&settings)), Err(PlanError::Place { .. })));
+    plan(3, Some(&settings)).expect("the first point");
+    settings.stop_strings = vec![vec![]];
+    assert!(matches!(plan(3, Some(&settings)), Err(PlanError::Sampling { .. })));
 }
 
 proptest! {
@@ -232,14 +274,21 @@ proptest! {
     /// The proof looks at the longest sequence alone; no element of any row of any sequence reads more.
     #[test]
     fn the_bound_holds_for_every_element(seed: u64, draws: [u64; 4], token in 0_u32..11) {
-        let program = Maker::new(&format!("bound {seed}"), LARGEST).random();
+        let mut maker = Maker::new(&format!("bound {seed}"), LARGEST);
+        let mut rng = maker.rng.clone();
+        maker.program.vocab_size = 1 << 18;
+        let program = if seed.is_multiple_of(2) { maker.random() } else { maker.decoder() };
+        let settings = settings(&program, &mut rng);
+        let sampling = settings.as_ref().map(|settings| (settings, draws[3]));
         check_reads(&program).unwrap();
         let max = program.max_positions;
         let layer = 1 + (draws[0] % (program.layers.len() as u64 - 1)) as usize;
         let positions = 1 + ((draws[1] % u64::from(max)) >> (draws[0] % 17)) as u32;
+        // A first point has no tail; then steps could not be compared with those of a later one.
+        let positions = if sampling.is_some() { positions.max(2) } else { positions };
         let row = (draws[2] % u64::from(rows(&program, layer, positions))) as u32;
-        let plan = Plan::new(&program, layer, positions, row, None).unwrap();
-        let longest = Plan::new(&program, layer, max, rows(&program, layer, max) - 1, None).unwrap();
+        let plan = Plan::new(&program, layer, positions, row, sampling).unwrap();
+        let longest = Plan::new(&program, layer, max, rows(&program, layer, max) - 1, sampling).unwrap();
         for (s, step) in plan.steps().iter().enumerate() {
             let bound = longest.ops[s].0.chunks(step.part);
             prop_assert!(bound * CHUNK_BYTES <= MAX_READ_BYTES);
@@ -262,12 +311,15 @@ proptest! {
     #[test]
     fn no_bytes_make_an_evaluation_fail(seed: u64, fill in 0_u8..6, draw: u64, cut in 0_usize..9) {
         let sizes = [SMALL, LONG, WIDE][(seed % 3) as usize];
-        let program = Maker::new(&format!("hostile {}", seed % 64), sizes).random();
+        let maker = Maker::new(&format!("hostile {}", seed % 64), sizes);
+        let program = if cut.is_multiple_of(2) { maker.random() } else { maker.decoder() };
         let mut rng = SplitMix::named(&seed.to_string());
+        let settings = settings(&program, &mut rng);
         for layer in 1..program.layers.len() {
             let positions = program.max_positions;
             let row = (draw % u64::from(rows(&program, layer, positions))) as u32;
-            let plan = Plan::new(&program, layer, positions, row, None).unwrap();
+            let sampling = settings.as_ref().map(|settings| (settings, draw));
+            let plan = Plan::new(&program, layer, positions, row, sampling).unwrap();
             for (s, step) in plan.steps().iter().enumerate() {
                 let stride = step.row_bytes() / step.width.bytes();
                 let element = (draw % step.rows) * stride + draw / step.rows % step.cols;

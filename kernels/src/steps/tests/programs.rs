@@ -212,6 +212,9 @@ impl Maker {
     /// Two to four layers, the last of which samples.
     pub fn decoder(mut self) -> Program {
         self.decoder = true;
+        // The logits are a product of whatever comes last.
+        let narrow = self.sizes.widths.iter().take_while(|width| **width <= 8_192).count();
+        self.sizes.widths = &self.sizes.widths[..narrow];
         let width = self.pick(self.sizes.widths);
         let (embed, mut x) = self.embed(width);
         self.layer(vec![embed], x);
