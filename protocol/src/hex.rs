@@ -50,7 +50,7 @@ pub fn parse<const N: usize>(text: &str) -> Result<[u8; N], HexError> {
 /// [`HexError`].
 pub fn parse_bytes(text: &str) -> Result<Vec<u8>, HexError> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return Err(HexError::Length { expected: digits.len() + 1, found: digits.len() });
     }
     let byte = |(index, pair): (usize, &[u8])| {

@@ -32,7 +32,6 @@ impl Canonical for JobResult {
 /// before the last `Layer` of each point), then `Commit`; and, once the worker was
 /// told to reveal ([`super::ToWorker::Reveal`]), `Result`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "the small variants are never stored in number")]
 pub enum JobMessage {
     /// Which assignment the stream is about.
     Begin {
