@@ -15,6 +15,7 @@ use lockstep_protocol::commitment::PointDigest;
 use lockstep_protocol::generation::{Generation, WordFinish, word_finish, word_token};
 use lockstep_protocol::ids::{Root, Seed};
 use lockstep_protocol::limits::MAX_TEXT_BYTES;
+use lockstep_worker::{generation_bytes, machine_memory};
 use serde_json::{Value, json};
 
 use crate::cli::files;
@@ -155,7 +156,7 @@ pub fn run(args: &GenerateArgs) -> Outcome {
     let tokens = tokenize(&args.prompt, &package)?;
     let generation = args.settings.generation(&package.manifest().stop_tokens).or_exit(Exit::Configuration)?;
     let request = Request::new(tokens, &generation, args.settings.seed, Vec::new());
-    let limits = Limits::within(lockstep_worker::machine_memory() / 2);
+    let limits = Limits::within(generation_bytes(machine_memory()));
     let mut generator = Generator::new(Arc::clone(package.program()), package.params(), &*backend, limits)
         .map_err(|refused| Failure { exit: exit_of(&refused), error: refused.into() })?;
     let prompt_tokens = request.prompt.len();

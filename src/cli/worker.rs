@@ -60,6 +60,10 @@ struct Options {
     /// keeps none [default: 536870912, which is 512 MiB].
     #[arg(long, env = "LOCKSTEP_KEPT_RUNS_BYTES", value_name = "BYTES")]
     kept_runs_bytes: Option<u64>,
+    /// Memory that each loaded model may take to generate text: keys and values of all that runs, kept prefixes and
+    /// passes [default: a quarter of the machine's].
+    #[arg(long, env = "LOCKSTEP_GENERATION_BYTES", value_name = "BYTES")]
+    generation_bytes: Option<u64>,
 }
 
 impl Options {
@@ -73,6 +77,7 @@ impl Options {
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
             max_package_bytes: self.max_package_bytes.or(file.max_package_bytes),
             kept_runs_bytes: self.kept_runs_bytes.or(file.kept_runs_bytes),
+            generation_bytes: self.generation_bytes.or(file.generation_bytes),
         }
     }
 }
@@ -102,6 +107,7 @@ impl Options {
         if let Some(bytes) = self.kept_runs_bytes {
             config.kept_runs_bytes = bytes;
         }
+        config.generation_bytes = self.generation_bytes;
         Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
     }
 }

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockstep_link::{LinkError, send};
 use lockstep_protocol::commitment::RunCommitment;
+use lockstep_protocol::generation;
 use lockstep_protocol::ids::{ModelId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
+use lockstep_protocol::receipt::FinishReason;
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
 
@@ -21,17 +23,19 @@ use crate::supervisor::Shared;
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub result: JobResult,
+    /// All roots in stream order.
+    roots: Vec<Root>,
     /// Hides the run in its commitment until it is revealed.
     salt: Salt,
 }
 
 impl Kept {
     /// Draws the salt. Nobody may guess it: the commitment would show the roots to whoever tries.
-    fn new(result: JobResult) -> Result<Self, Failure> {
+    fn new(result: JobResult, roots: Vec<Root>) -> Result<Self, Failure> {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt)
             .map_err(|error| Failure::new(FailureCode::Internal, format!("no randomness for a salt: {error}")))?;
-        Ok(Self { result, salt: Salt::from_bytes(salt) })
+        Ok(Self { result, roots, salt: Salt::from_bytes(salt) })
     }
 
     fn commitment(&self) -> RunCommitment {
@@ -74,7 +78,7 @@ pub(crate) async fn run(
     outbox: mpsc::Sender<ToCoordinator>,
     (seat, orders): (Seat, mpsc::UnboundedReceiver<Order>),
     key: Key,
-    job: Job,
+    (job, hint): (Job, Vec<u32>),
 ) -> Result<(), Failure> {
     job.check().map_err(|error| refused(error.to_string()))?;
     let model = ensure(&shared, &connection, &outbox, job.model).await?;
@@ -84,7 +88,7 @@ pub(crate) async fn run(
     let (steps, said) = mpsc::unbounded_channel();
     let header = job.header();
     shared.streams.begin(key, header.clone(), model.layers);
-    shared.engine.submit(Task { key, header, tokens: job.tokens, model, steps, cancelled });
+    shared.engine.submit(Task { key, header, tokens: job.tokens, hint, model, steps, cancelled });
     match relay(&shared, &connection, key, said, (seat, orders)).await {
         Ok(()) | Err(Broken::Link) => Ok(()),
         Err(Broken::Failure(failure)) => Err(failure),
@@ -117,9 +121,15 @@ async fn relay(
                 stream.layer(place, root).await?;
                 shared.events.emit(Event::LayerRoot { job, epoch, place, root });
             }
-            (Step::Done { result, elapsed }, Some(stream)) => {
+            (Step::Word { word }, Some(stream)) => {
+                if !shared.streams.push_word(&key, word) {
+                    return Ok(());
+                }
+                stream.word(word).await?;
+            }
+            (Step::Done { result, roots, elapsed }, Some(stream)) => {
                 let work_units = result.receipt.receipt.work_units;
-                let kept = Kept::new(*result).map_err(Broken::Failure)?;
+                let kept = Kept::new(*result, roots).map_err(Broken::Failure)?;
                 // Kept before anything of it is sent: the connection may break in between.
                 shared.keep_result(key, kept.clone());
                 // What waits takes nothing of the device.
@@ -128,7 +138,7 @@ async fn relay(
                 return Ok(stream.commit_and_reveal(kept, orders).await?);
             }
             // The engine starts each task once, before anything else.
-            (Step::Started { .. } | Step::Layer { .. } | Step::Done { .. }, _) => break,
+            (Step::Started { .. } | Step::Layer { .. } | Step::Word { .. } | Step::Done { .. }, _) => break,
         }
     }
     Err(Broken::Failure(Failure::new(FailureCode::Internal, "the engine stopped")))
@@ -158,9 +168,16 @@ pub(crate) async fn send_again(
 ) -> Result<(), LinkError> {
     let mut stream = JobStream::open(&connection, key).await?;
     let receipt = &kept.result.receipt.receipt;
-    let point = receipt.token_count.saturating_sub(1);
-    for (layer, root) in (1..).zip(&receipt.roots) {
-        stream.layer(Place { point, layer }, *root).await?;
+    let mut words = generation::words_of(&kept.result.output).into_iter();
+    let first = receipt.token_count.saturating_sub(1);
+    for (point, roots) in (first..).zip(kept.roots.chunks(usize::from(receipt.layers) + 1)) {
+        for (layer, root) in (1..).zip(roots) {
+            // Of an embedding no words are streamed.
+            if layer > receipt.layers && receipt.finish != FinishReason::Complete {
+                stream.word(words.next().unwrap_or_default()).await?;
+            }
+            stream.layer(Place { point, layer }, *root).await?;
+        }
     }
     stream.commit_and_reveal(kept, orders).await
 }
@@ -168,6 +185,9 @@ pub(crate) async fn send_again(
 /// What a backend would refuse must not reach a batch that others share.
 fn check_tokens(model: &Model, job: &Job) -> Result<(), Failure> {
     let program = model.package.program();
+    if program.is_decoder() != job.kind.generation().is_some() {
+        return Err(refused("the model is not for this kind of job".into()));
+    }
     if job.tokens.len() > program.max_positions as usize {
         let (found, most) = (job.tokens.len(), program.max_positions);
         return Err(refused(format!("{found} tokens; the model takes {most}")));
@@ -206,6 +226,10 @@ impl JobStream {
 
     async fn layer(&mut self, place: Place, root: Root) -> Result<(), LinkError> {
         send(&mut self.stream, &JobMessage::Layer { place, root }).await
+    }
+
+    async fn word(&mut self, word: u32) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Token { word }).await
     }
 
     /// Commits to the run, waits for the order to reveal it, and sends it. A run that nobody wants any more waits until

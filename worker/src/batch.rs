@@ -35,19 +35,23 @@ pub(crate) enum Step {
     Started { batch: usize },
     /// The root of one more place.
     Layer { place: Place, root: Root },
-    /// The end, with the time since the start.
-    Done { result: Box<JobResult>, elapsed: Duration },
+    /// The word of a point, just before the root of its last layer.
+    Word { word: u32 },
+    /// The end, with all roots in stream order and the time since the start.
+    Done { result: Box<JobResult>, roots: Vec<Root>, elapsed: Duration },
     /// Another end.
     Failed(Failure),
 }
 
-/// One assignment as the engine sees it. Steps are few and small: as many as there are layers.
+/// One assignment as the engine sees it. Steps are few and small: as many as there are roots and words.
 #[derive(Debug)]
 pub(crate) struct Task {
     pub key: Key,
     pub header: JobHeader,
     /// Checked against the model's program.
     pub tokens: Vec<u32>,
+    /// The words that somebody claims come out.
+    pub hint: Vec<u32>,
     pub model: Arc<Model>,
     pub steps: UnboundedSender<Step>,
     pub cancelled: Arc<AtomicBool>,
@@ -62,6 +66,15 @@ impl Task {
     pub fn say(&self, step: Step) {
         let _ = self.steps.send(step);
     }
+}
+
+/// What the engine is to do next.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// Embeddings of one model that run together.
+    pub batch: Vec<Task>,
+    /// Generations that came.
+    pub generations: Vec<Task>,
 }
 
 /// Tasks in order of arrival.
@@ -83,22 +96,23 @@ impl Queue {
         self.changed.notify_one();
     }
 
-    /// Lets [`Queue::next_batch`] return `None`.
+    /// Lets [`Queue::next`] return `None`.
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
     }
 
-    /// Waits for work: the first task, and the later ones of its model up to `budget` tokens in all.
-    pub fn next_batch(&self, budget: usize) -> Option<Vec<Task>> {
+    /// All generations that came, and of the embeddings the first task with the later ones of its model up to `budget`
+    /// tokens in all. Where there is none of either, it waits if it may.
+    pub fn next(&self, budget: usize, may_wait: bool) -> Option<Work> {
         let mut state = self.state();
         loop {
             if state.closed {
                 return None;
             }
             state.waiting.retain(|task| !task.is_cancelled());
-            if !state.waiting.is_empty() {
-                return Some(take_batch(&mut state.waiting, budget));
+            if !state.waiting.is_empty() || !may_wait {
+                return Some(take_work(&mut state.waiting, budget));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -109,14 +123,21 @@ impl Queue {
     }
 }
 
+fn take_work(waiting: &mut VecDeque<Task>, budget: usize) -> Work {
+    let (generations, embeddings): (Vec<Task>, Vec<Task>) =
+        std::mem::take(waiting).into_iter().partition(|task| task.header.kind.generation().is_some());
+    *waiting = embeddings.into();
+    Work { batch: take_batch(waiting, budget), generations }
+}
+
 fn take_batch(waiting: &mut VecDeque<Task>, budget: usize) -> Vec<Task> {
     let mut batch: Vec<Task> = waiting.pop_front().into_iter().collect();
     let mut tokens = batch.iter().map(|task| task.tokens.len()).sum::<usize>();
     let mut index = 0;
     while let Some(task) = waiting.get(index) {
         // A package that was pulled again is another one under the same id.
-        let fits = Arc::ptr_eq(&task.model, &batch[0].model) && tokens + task.tokens.len() <= budget;
-        if !fits {
+        let is_same = batch.first().is_some_and(|first| Arc::ptr_eq(&task.model, &first.model));
+        if !is_same || tokens + task.tokens.len() > budget {
             index += 1;
             continue;
         }

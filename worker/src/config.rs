@@ -30,6 +30,9 @@ pub struct Config {
     /// Most bytes of memory for the layer outputs of recent runs. A dispute about a run that is still kept costs one layer,
     /// about another one the run up to the disputed layer. 0 keeps none.
     pub kept_runs_bytes: u64,
+    /// Memory in bytes that each loaded model may take to generate text: keys and values of what runs, kept prefixes, and
+    /// passes. `None` takes a quarter of the memory that the worker may use.
+    pub generation_bytes: Option<u64>,
     /// Whether to pull the models that the coordinator serves before they are needed.
     pub prefetch: bool,
     /// Most bytes that packages may take on disk, all together, pulls under way included. A model that would go beyond
@@ -61,6 +64,7 @@ impl Config {
             max_in_flight: NonZeroU32::MIN.saturating_add(15),
             batch_tokens: 4_096,
             kept_runs_bytes: WORKER_KEPT_RUNS_BYTES,
+            generation_bytes: None,
             prefetch: true,
             max_package_bytes: 64 << 30,
             recheck: Duration::from_secs(3_600),

@@ -11,6 +11,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::Batch;
 use lockstep_model::embed::{EmbedError, LayerRows, embed};
+use lockstep_model::generation::Limits;
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::Root;
@@ -20,6 +21,7 @@ use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
+use crate::generation::Generations;
 use crate::kept::{KeptRuns, Layers};
 use crate::store::Model;
 
@@ -36,13 +38,20 @@ impl Engine {
         keys: Keypair,
         batch_tokens: usize,
         kept: Arc<KeptRuns>,
+        limits: Limits,
     ) -> std::io::Result<Self> {
         let queue = Arc::new(Queue::default());
         let waiting = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
+            let mut generations = Generations::new(Arc::clone(&backend), keys.clone(), limits);
             let mut runner = Runner { backend, keys, kept, loaded: Vec::new() };
-            while let Some(tasks) = waiting.next_batch(batch_tokens) {
-                runner.run(&tasks);
+            // Batches and passes take turns.
+            while let Some(work) = waiting.next(batch_tokens, generations.is_idle()) {
+                if !work.batch.is_empty() {
+                    runner.run(&work.batch);
+                }
+                work.generations.into_iter().for_each(|task| generations.submit(task));
+                generations.step();
             }
         })?;
         Ok(Self { queue, thread: Mutex::new(Some(thread)) })
@@ -52,7 +61,8 @@ impl Engine {
         self.queue.push(task);
     }
 
-    /// Waits for the thread's end. Blocks for as long as a layer takes, when its tasks are cancelled.
+    /// Waits for the thread's end. Blocks for as long as a layer takes, or a pass of generations, when its tasks are
+    /// cancelled.
     pub fn stop(&self) {
         self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -141,37 +151,55 @@ impl Runner {
             if task.is_cancelled() {
                 continue;
             }
-            task.say(match self.sign(task, roots, output, saturations) {
-                Some(result) => Step::Done { result: Box::new(result), elapsed },
-                None => Step::Failed(Failure::new(FailureCode::Internal, "the run has another shape than its job")),
-            });
+            let finished = Finished { roots, words: Vec::new(), output, saturations };
+            task.say(sign(task, finished, &self.keys, elapsed));
         }
-    }
-
-    fn sign(&self, task: &Task, roots: Vec<Root>, output: Vec<i32>, saturations: u64) -> Option<JobResult> {
-        let header = &task.header;
-        let run = Run {
-            epoch: task.key.1,
-            layers: task.model.layers,
-            roots,
-            words: Vec::new(),
-            output_count: u32::try_from(output.len()).ok()?,
-            work_units: task.model.package.program().macs(header.token_count.into(), 0),
-            saturations,
-        };
-        let receipt = WorkerReceipt::of_run(header, run, self.keys.id()).ok()?;
-        Some(JobResult { receipt: receipt.sign(&self.keys), output })
     }
 }
 
+/// A run that came to its end.
+pub(crate) struct Finished {
+    pub roots: Vec<Root>,
+    /// Of an embedding none.
+    pub words: Vec<u32>,
+    pub output: Vec<i32>,
+    pub saturations: u64,
+}
+
+/// The end of a task, with a receipt for it.
+pub(crate) fn sign(task: &Task, finished: Finished, keys: &Keypair, elapsed: Duration) -> Step {
+    match result_of(task, &finished, keys) {
+        Some(result) => Step::Done { result: Box::new(result), roots: finished.roots, elapsed },
+        None => Step::Failed(Failure::new(FailureCode::Internal, "the run has another shape than its job")),
+    }
+}
+
+fn result_of(task: &Task, finished: &Finished, keys: &Keypair) -> Option<JobResult> {
+    let header = &task.header;
+    let points = finished.words.len() as u64;
+    // The last word is no input.
+    let positions = u64::from(header.token_count) + points.saturating_sub(1);
+    let run = Run {
+        epoch: task.key.1,
+        layers: task.model.layers,
+        roots: finished.roots.clone(),
+        words: finished.words.clone(),
+        output_count: u32::try_from(finished.output.len()).ok()?,
+        work_units: task.model.package.program().macs(positions, points),
+        saturations: finished.saturations,
+    };
+    let receipt = WorkerReceipt::of_run(header, run, keys.id()).ok()?;
+    Some(JobResult { receipt: receipt.sign(keys), output: finished.output.clone() })
+}
+
 /// A finished layer on its way to be hashed.
-struct Finished {
+struct FinishedLayer {
     rows: Vec<i32>,
     cols: usize,
     spans: Vec<std::ops::Range<usize>>,
 }
 
-impl Finished {
+impl FinishedLayer {
     fn copy_of(layer: LayerRows<'_>) -> Self {
         Self { rows: layer.rows.to_vec(), cols: layer.cols, spans: layer.spans.to_vec() }
     }
@@ -199,14 +227,14 @@ fn run_layers(
     program: &Program,
     batch: &Batch,
     tasks: &[Task],
-    finished: SyncSender<Finished>,
+    finished: SyncSender<FinishedLayer>,
 ) -> Result<(Vec<Vec<i32>>, u64), EmbedError> {
     let embeddings = embed(executor, program, batch, |layer| {
         if tasks.iter().all(Task::is_cancelled) {
             return ControlFlow::Break(());
         }
         // Layer 0 follows from the tokens and is not committed.
-        if layer.layer > 0 && finished.send(Finished::copy_of(layer)).is_err() {
+        if layer.layer > 0 && finished.send(FinishedLayer::copy_of(layer)).is_err() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -216,7 +244,11 @@ fn run_layers(
 
 /// Hashes each layer of each task, and sends the root at once. Returns the roots of every task, and the rows of those that
 /// are to be kept.
-fn hash_layers(layers: Receiver<Finished>, tasks: &[Task], kept: &KeptRuns) -> (Vec<Vec<Root>>, Vec<Option<Layers>>) {
+fn hash_layers(
+    layers: Receiver<FinishedLayer>,
+    tasks: &[Task],
+    kept: &KeptRuns,
+) -> (Vec<Vec<Root>>, Vec<Option<Layers>>) {
     let geometries: Vec<Option<Geometry>> = tasks.iter().map(|task| task.model.geometry(&task.header).ok()).collect();
     let mut roots = vec![Vec::new(); tasks.len()];
     let keeps = |task: &Task| kept.fits(kept_bytes(task)).then(Layers::new);

@@ -10,6 +10,7 @@
 //! - `streams`: the roots that were sent of each run, to be signed where the coordinator halts it.
 //! - `engine`: the thread that computes. It runs waiting assignments of one model as one batch, which changes no byte,
 //!   and hashes each layer while the next one runs.
+//! - `generation`: the generations of that thread, many at once, between its batches.
 //! - `store`, `pull`: packages on disk, verified before use, fetched range by range and resumed after a crash.
 //!   A package in use is hashed again before its first use after [`Config::recheck`], an hour by default, and once more
 //!   when the coordinator found the worker wrong. In between, a file that is changed under its mapping goes unnoticed,
@@ -33,6 +34,7 @@ mod durable;
 mod engine;
 mod error;
 mod event;
+mod generation;
 mod handle;
 mod heads;
 mod kept;
@@ -49,4 +51,4 @@ pub use data_dir::KEY_FILE;
 pub use error::{ErrorKind, WorkerError};
 pub use event::Event;
 pub use handle::{Handle, Worker};
-pub use preflight::machine_memory;
+pub use preflight::{generation_bytes, machine_memory};

@@ -187,9 +187,9 @@ impl Session {
     /// Returns an end when the connection is over.
     async fn handle(&mut self, message: ToWorker) -> Result<Option<End>, WorkerError> {
         match message {
-            ToWorker::Assign { epoch, job, .. } => {
+            ToWorker::Assign { epoch, job, hint } => {
                 let key = (job.id(), epoch);
-                self.assign(key, job).await;
+                self.assign(key, job, hint).await;
             }
             ToWorker::Accepted { job, epoch } => {
                 self.shared.forget(&(job, epoch));
@@ -221,7 +221,7 @@ impl Session {
         Ok(None)
     }
 
-    async fn assign(&mut self, key: Key, job: Job) {
+    async fn assign(&mut self, key: Key, job: Job, hint: Vec<u32>) {
         if self.running.contains(&key) {
             return;
         }
@@ -241,7 +241,9 @@ impl Session {
         let tasks = &mut self.tasks;
         self.running.start(key, |seat, orders| {
             let at = (seat, orders);
-            tasks.spawn(async move { (Some(key), assignment::run(shared, connection, outbox, at, key, job).await) })
+            tasks.spawn(
+                async move { (Some(key), assignment::run(shared, connection, outbox, at, key, (job, hint)).await) },
+            )
         });
     }
 

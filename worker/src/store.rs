@@ -35,7 +35,8 @@ impl Model {
         job.geometry(self.layers)
     }
 
-    /// Takes a package whose digests were verified: proves its bounds, and checks that it is an encoder.
+    /// Takes a package whose digests were verified: proves its bounds, and checks that it makes one vector
+    /// for each sequence or one word for each point.
     fn admit(package: Package) -> Result<Self, Failure> {
         let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
         package.prove().map_err(|error| refused(error.to_string()))?;
@@ -46,7 +47,8 @@ impl Model {
         let output = program.layers.last().map(|layer| program.tensor(layer.output));
         match output {
             Some(t) if t.rows == Rows::Sequence && t.cols as usize <= MAX_OUTPUT_VALUES => Ok(Self { package, layers }),
-            _ => Err(refused("its output is not one vector for each sequence".into())),
+            Some(t) if t.rows == Rows::Point && t.cols == 1 => Ok(Self { package, layers }),
+            _ => Err(refused("its output is neither one vector for each sequence nor one word for each point".into())),
         }
     }
 }

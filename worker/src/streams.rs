@@ -12,7 +12,7 @@ use lockstep_protocol::limits::WORKER_STREAMS;
 
 use crate::batch::Key;
 
-/// The roots of one run, in stream order.
+/// The roots and words of one run, in stream order.
 #[derive(Debug)]
 struct Streamed {
     header: JobHeader,
@@ -48,9 +48,18 @@ impl Streams {
 
     /// Remembers a root that is about to be sent. Says whether it may be: not where the run was halted.
     pub fn push(&self, key: &Key, root: Root) -> bool {
+        self.add(key, |run| run.roots.push(root))
+    }
+
+    /// The same for a word.
+    pub fn push_word(&self, key: &Key, word: u32) -> bool {
+        self.add(key, |run| run.words.push(word))
+    }
+
+    fn add(&self, key: &Key, add: impl FnOnce(&mut Streamed)) -> bool {
         match self.runs().get_mut(key) {
             Some(run) if !run.is_halted => {
-                run.roots.push(root);
+                add(run);
                 true
             }
             Some(_) => false,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::Backend;
 use lockstep_link::{Client, Close, LinkError, close};
+use lockstep_model::generation::Limits;
 use lockstep_protocol::limits::{MAX_NAME_BYTES, WORKER_KEPT_RESULTS, WORKER_KEPT_RUNS_MS};
 use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode};
 use quinn::Connection;
@@ -104,7 +105,10 @@ impl Supervisor {
         };
         let kept = KeptRuns::new(config.kept_runs_bytes, Duration::from_millis(WORKER_KEPT_RUNS_MS));
         let kept = Arc::new(kept);
-        let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), config.batch_tokens, Arc::clone(&kept));
+        let limits =
+            Limits::within(config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(hello.memory_bytes)));
+        let tokens = config.batch_tokens;
+        let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
         let store = Store::new(dir.packages.clone(), &config, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);

@@ -9,16 +9,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lockstep_kernels::backend::Backend;
-use lockstep_kernels::conformance::{OwnedParams, encoder};
+use lockstep_kernels::conformance::{Case, DecoderShape, OwnedParams, decoder, encoder};
 use lockstep_kernels::program::ParamId;
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, ParamData, Params};
 use lockstep_link::{Frames, send, server};
 use lockstep_model::embed::embed;
 use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
+use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::commitment::RunCommitment;
+use lockstep_protocol::generation::words_of;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Salt, Seed};
+use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Salt, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::messages::{
     Hello, JobMessage, JobResult, PROTOCOL_VERSION, PackageReply, PackageRequest, ToCoordinator, ToWorker, Welcome,
@@ -58,8 +60,19 @@ pub fn unbounded(dir: &Path) -> Package {
     package
 }
 
+/// A small decoder as a package.
+pub fn decoder_package(dir: &Path) -> Package {
+    let package = write_case(dir, &decoder(DecoderShape::SMALL, &[1]), "decoder", 1, |_, _| {});
+    package.prove().unwrap();
+    package
+}
+
 fn write_package(dir: &Path, width: usize, filler: usize, alter: impl Fn(&str, &mut [u8])) -> Package {
     let case = encoder(width, 4, 2 * width, LAYERS.into(), false, &[POSITIONS]);
+    write_case(dir, &case, &format!("small-{width}"), filler, alter)
+}
+
+fn write_case(dir: &Path, case: &Case, name: &str, filler: usize, alter: impl Fn(&str, &mut [u8])) -> Package {
     let mut blobs: Vec<Vec<u8>> = (0..case.program.params.len()).map(|i| bytes_of(&case.params, i)).collect();
     for (param, blob) in case.program.params.iter().zip(&mut blobs) {
         alter(&param.name, blob);
@@ -67,7 +80,7 @@ fn write_package(dir: &Path, width: usize, filler: usize, alter: impl Fn(&str, &
     let last: Vec<u8> = (0..filler).map(|i| (i * 7 + i / 253) as u8).collect();
     let manifest = Manifest {
         spec_version: SPEC_VERSION,
-        name: format!("small-{width}"),
+        name: name.into(),
         family: "bert".into(),
         weights: WeightMode::W16,
         program: Arc::clone(&case.program),
@@ -77,9 +90,9 @@ fn write_package(dir: &Path, width: usize, filler: usize, alter: impl Fn(&str, &
         template: None,
         stop_tokens: Vec::new(),
         sources: vec![],
-        calibration: None,
+        calibration: case.program.is_decoder().then(|| Digest::from_bytes([0; 32])),
     };
-    let path = dir.join(format!("small-{width}-{filler}.lsp"));
+    let path = dir.join(format!("{name}-{filler}.lsp"));
     write(&path, &manifest, |i| blobs.get(i).unwrap_or(&last).clone()).unwrap();
     let package = Package::open(&path).unwrap();
     package.verify(NonZeroUsize::MIN).unwrap();
@@ -184,7 +197,11 @@ impl Peer {
     }
 
     pub async fn assign(&mut self, job: &Job, epoch: u64) {
-        self.say(ToWorker::Assign { epoch: LeaseEpoch(epoch), job: job.clone(), hint: Vec::new() }).await;
+        self.assign_with(job, epoch, Vec::new()).await;
+    }
+
+    pub async fn assign_with(&mut self, job: &Job, epoch: u64, hint: Vec<u32>) {
+        self.say(ToWorker::Assign { epoch: LeaseEpoch(epoch), job: job.clone(), hint }).await;
     }
 
     /// The next control message that is no heartbeat.
@@ -311,7 +328,9 @@ impl RunStream {
                 assert!(self.run.commitment.is_some(), "a result without a commitment");
                 (self.run.result, self.run.salt) = (Some(result), Some(salt));
             }
-            Ok(Some(JobMessage::Token { .. })) => panic!("an embedding has no words"),
+            Ok(Some(JobMessage::Token { word })) => {
+                self.run.words.push((self.run.layers.len(), word));
+            }
             Ok(Some(JobMessage::Move(_) | JobMessage::Partial(_))) => panic!("what has a stream of its own"),
             Ok(None) => return false,
             Err(_) => {
@@ -328,6 +347,8 @@ impl RunStream {
 pub struct Run {
     pub begun: Vec<(JobId, LeaseEpoch)>,
     pub layers: Vec<(Place, Root)>,
+    /// Each word of a generation, and how many roots came before it.
+    pub words: Vec<(usize, u32)>,
     pub commitment: Option<RunCommitment>,
     pub result: Option<JobResult>,
     pub salt: Option<Salt>,
@@ -338,17 +359,34 @@ impl Run {
     /// Checks that the stream is exactly what an honest run of the job gives.
     pub fn is_honest(&self, package: &Package, job: &Job, epoch: u64, worker: NodeId) {
         let (roots, output) = expected(package, job);
-        let geometry = job.header().geometry(LAYERS).unwrap();
+        assert!(self.words.is_empty(), "an embedding has no words");
+        let work = package.program().macs(job.tokens.len() as u64, 0);
+        self.shows(job, epoch, worker, LAYERS, (&roots, &output, work));
+    }
+
+    /// The same for a generation of [`decoder_package`].
+    pub fn is_honest_generation(&self, package: &Package, job: &Job, epoch: u64, worker: NodeId) {
+        let expected = rerun_job(package, &Reference, job, &[]).unwrap();
+        let words: Vec<(usize, u32)> = (0..).map(|point| 3 * point + 2).zip(words_of(&expected.output)).collect();
+        assert_eq!(self.words, words, "a word comes before the root of the last layer");
+        self.shows(job, epoch, worker, 2, (&expected.roots, &expected.output, expected.work_units));
+    }
+
+    /// Checks what was streamed and what was signed against roots, output and work.
+    fn shows(&self, job: &Job, epoch: u64, worker: NodeId, layers: u16, run: (&[Root], &[i32], u64)) {
+        let (roots, output, work) = run;
+        let geometry = job.header().geometry(layers).unwrap();
         assert_eq!(self.begun, [(job.id(), LeaseEpoch(epoch))]);
         assert_eq!(self.layers, geometry.places().zip(roots.iter().copied()).collect::<Vec<_>>());
         let result = self.result.as_ref().unwrap();
         result.receipt.check(&job.header(), Some(&result.output)).unwrap();
         let receipt = &result.receipt.receipt;
-        assert_eq!((&receipt.roots, &result.output), (&roots, &output));
-        assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, LAYERS));
+        let trail = geometry.trail(roots).unwrap();
+        assert_eq!((&receipt.points, &receipt.roots, &*result.output), (&trail.points, &trail.roots, output));
+        assert_eq!((receipt.epoch, receipt.worker, receipt.layers), (LeaseEpoch(epoch), worker, layers));
         let (id, salt) = (job.id(), self.salt.unwrap());
         assert_eq!(self.commitment, Some(RunCommitment::of(id, receipt.epoch, worker, &salt, &receipt.head)));
-        assert_eq!(receipt.work_units, package.program().macs(job.tokens.len() as u64, 0));
+        assert_eq!(receipt.work_units, work);
         assert!(!self.broken);
     }
 }

@@ -11,8 +11,6 @@ use proptest::prelude::*;
 use self::fixture::{Expected, Model, VOCAB, decoder, expected};
 use super::*;
 
-const MAX_POSITIONS: usize = 700;
-
 fn roomy() -> Limits {
     Limits { pass_tokens: 64, ..Limits::within(1 << 30) }
 }
@@ -80,7 +78,7 @@ fn assert_is(heard: &Heard, request: &Request, expected: &Expected) {
 
 #[test]
 fn oracle_and_fast_twin_say_what_comes_out_by_the_plainest_means() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let requests: Vec<Request> = (1..6).map(|n| request(3 * usize::from(n), 9, n)).collect();
     let plain: Vec<Expected> = requests.iter().map(|request| expected(&model, &Reference, request)).collect();
     assert!(plain.iter().any(|run| run.words.windows(2).any(|pair| pair[0] != pair[1])), "tokens differ");
@@ -96,7 +94,7 @@ fn oracle_and_fast_twin_say_what_comes_out_by_the_plainest_means() {
 
 #[test]
 fn an_audit_of_an_honest_run_is_one_pass() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let mut request = request(40, 20, 1);
     let cpu = Cpu::new(None, 1).unwrap();
     let plain = expected(&model, &cpu, &request);
@@ -109,7 +107,7 @@ fn an_audit_of_an_honest_run_is_one_pass() {
 
 #[test]
 fn a_hint_that_is_wrong_anywhere_changes_nothing() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let plain_request = request(250, 12, 3);
     let cpu = Cpu::new(None, 1).unwrap();
     let plain = expected(&model, &cpu, &plain_request);
@@ -138,7 +136,7 @@ fn a_hint_that_is_wrong_anywhere_changes_nothing() {
 
 #[test]
 fn a_prefix_that_was_computed_before_is_not_computed_again() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let cpu = Cpu::new(None, 1).unwrap();
     let first = request(600, 3, 1);
     let shared = |len: usize, tail: u32| {
@@ -163,7 +161,7 @@ fn a_prefix_that_was_computed_before_is_not_computed_again() {
 
 #[test]
 fn kept_prefixes_stay_within_their_bytes() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let cpu = Cpu::new(None, 1).unwrap();
     let entry = memory::prefix_entry_bytes(&model.program);
     for entries in [0, 1, 3] {
@@ -180,7 +178,7 @@ fn kept_prefixes_stay_within_their_bytes() {
 
 #[test]
 fn memory_is_set_aside_before_a_request_starts() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let page = model.program.cache_bytes(1);
     // Two pages for each of them.
     let requests: Vec<Request> = (0..4).map(|seed| request(250, 8, seed)).collect();
@@ -198,7 +196,7 @@ fn memory_is_set_aside_before_a_request_starts() {
 
 #[test]
 fn what_can_never_run_is_refused_with_a_reason() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let cpu = Cpu::new(None, 1).unwrap();
     let mut generator = generator(&model, &cpu, Limits { cache_bytes: model.program.cache_bytes(256), ..roomy() });
     let empty = Request { prompt: Vec::new(), ..request(0, 3, 1) };
@@ -225,7 +223,7 @@ fn what_can_never_run_is_refused_with_a_reason() {
 
 #[test]
 fn a_request_that_is_cancelled_leaves_nothing_and_disturbs_nobody() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let cpu = Cpu::new(None, 1).unwrap();
     let mut generator = generator(&model, &cpu, Limits { prefix_bytes: 0, ..roomy() });
     let stays = request(20, 30, 1);
@@ -246,15 +244,17 @@ fn a_request_that_is_cancelled_leaves_nothing_and_disturbs_nobody() {
 
 #[test]
 fn settings_that_end_a_run_early_end_it() {
-    let model = decoder(MAX_POSITIONS, false);
+    let model = decoder(false);
     let cpu = Cpu::new(None, 1).unwrap();
     let base = request(17, 40, 9);
     let free = expected(&model, &cpu, &base);
     let token = |index: usize| split_word(free.words[index]).0;
     let mut stop = base.clone();
     stop.sampling.stop_tokens = vec![token(6)];
+    let said = TokenText::of(&model.program, Arc::clone(&model.params)).unwrap();
+    let bytes: Vec<u8> = (0..5).flat_map(|index| said.bytes(token(index))).collect();
     let mut text = base.clone();
-    text.sampling.stop_strings = vec![vec![b'A' + token(3) as u8, b'A' + token(4) as u8]];
+    text.sampling.stop_strings = vec![bytes[bytes.len().saturating_sub(6)..].to_vec()];
     let requests = [base, stop, text];
     let mut generator = generator(&model, &cpu, roomy());
     let heard = run_all(&mut generator, &requests);
@@ -268,7 +268,7 @@ fn settings_that_end_a_run_early_end_it() {
 
 #[test]
 fn what_clamped_is_counted_for_each_run_alone() {
-    let model = decoder(MAX_POSITIONS, true);
+    let model = decoder(true);
     let cpu = Cpu::new(None, 1).unwrap();
     let mut requests: Vec<Request> = (0..5).map(|n| request(30 + 60 * usize::from(n), 6, n)).collect();
     let plain: Vec<Expected> = requests.iter().map(|request| expected(&model, &cpu, request)).collect();
@@ -320,7 +320,7 @@ proptest! {
         threads in 0_usize..3,
         is_loud: bool,
     ) {
-        let model = decoder(MAX_POSITIONS, is_loud);
+        let model = decoder(is_loud);
         let oracle = Cpu::new(None, 1).unwrap();
         let backend: Box<dyn Backend> = match threads {
             0 => Box::new(Reference),
