@@ -35,7 +35,7 @@ pub(super) fn places(program: &Program) -> Vec<Place> {
 
 /// Bits to flip, one after the other until the difference shows: rounding may swallow a low one, and high ones lie
 /// beyond 16-bit elements.
-const BITS: [u32; 8] = [14, 20, 26, 30, 12, 8, 4, 1];
+const BITS: [u32; 9] = [14, 20, 26, 30, 31, 12, 8, 4, 1];
 
 /// A lie about the middle element of what an op puts out, and the run of a worker that tells it.
 pub(super) fn tell(
