@@ -99,9 +99,12 @@ fn against(
     let mut claimant = Claim { words: words_of(&kept.output), ..claimant.into() };
     // Where they do not differ, the machine says so.
     let point = claimant.first_difference(&challenger).unwrap_or_default();
-    let roots_at = |point: usize| kept.before.chunks(usize::from(layers) + 1).nth(point).unwrap_or_default().to_vec();
-    claimant.at = roots_at(point);
-    let before = point.checked_sub(1).map(roots_at).unwrap_or_default();
+    let roots_at = |point: Option<usize>| {
+        let roots = point.and_then(|point| kept.before.chunks(usize::from(layers) + 1).nth(point));
+        roots.unwrap_or_default().to_vec()
+    };
+    let before = roots_at(point.checked_sub(1));
+    claimant.at = roots_at(Some(point));
     Challenge { job: receipt.job.header(), layers, work_units, ended, claimant, challenger, before }
 }
 

@@ -140,7 +140,7 @@ fn polite(_: &Job) -> Vec<u32> {
 
 /// Goes on until it is stopped.
 fn endless(job: &Job) -> Vec<u32> {
-    (1..=most(job) as u32).map(|at| 10 + at % 10 | if at as usize == most(job) { LENGTH } else { 0 }).collect()
+    (1..=most(job) as u32).map(|at| (10 + at % 10) | if at as usize == most(job) { LENGTH } else { 0 }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

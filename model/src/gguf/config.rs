@@ -172,7 +172,7 @@ fn rope_scaling(keys: &Keys<'_>, contents: &Contents<'_>) -> Result<Option<Json>
     match (kind, factor) {
         ("none", _) => match keys.real("rope.scale_linear")? {
             None => Ok(None),
-            Some(scale) if scale == 1.0 => Ok(None),
+            Some(1.0) => Ok(None),
             Some(scale) => Ok(Some(json!({"rope_type": "linear", "factor": scale}))),
         },
         ("linear", Some(factor)) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),

@@ -107,7 +107,7 @@ struct Claim {
 }
 
 /// Tensors lie inside the file and do not overlap.
-fn place<'a>(claims: BTreeMap<&'a str, Claim>, start: u64, length: u64) -> Result<BTreeMap<&'a str, Tensor>, String> {
+fn place(claims: BTreeMap<&str, Claim>, start: u64, length: u64) -> Result<BTreeMap<&str, Tensor>, String> {
     let mut ranges = BTreeSet::new();
     let mut tensors = BTreeMap::new();
     for (name, claim) in claims {

@@ -19,8 +19,8 @@ pub fn tokenizer_json(tokens: u32) -> Result<Vec<u8>, String> {
         vocabulary.len() < tokens as usize
     };
     add(END.into());
-    let bytes = (0..=u8::MAX).map(|byte| character(byte).to_string());
-    let mut room = bytes.map(&mut add).all(|room| room);
+    let mut bytes = (0..=u8::MAX).map(|byte| character(byte).to_string());
+    let mut room = bytes.all(&mut add);
     let letters: Vec<String> = LETTERS.chars().map(String::from).collect();
     let mut merges = Vec::new();
     let mut parts = letters;
