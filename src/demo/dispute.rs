@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use lockstep_model::dispute::judge;
 use lockstep_protocol::limits::MAX_DISPUTE_FILE_BYTES;
 
-use super::network::{Answer, Network};
-use super::verdict::Dispute;
+use super::network::Network;
+use super::verdict::{Asked, Dispute};
 use crate::cli::verdict_line;
 
 /// What became of the file.
@@ -23,9 +23,9 @@ pub struct Checked {
 }
 
 /// Fetches the dispute's file with the access token of its job, and judges it offline.
-pub async fn check(network: &Network, dispute: &Dispute, answers: &[Answer]) -> Result<Checked> {
-    let of_job = |answer: &&Answer| answer.receipts.iter().any(|receipt| receipt.job.id() == dispute.job);
-    let answer = answers.iter().find(of_job).context("nobody asked for the disputed job")?;
+pub async fn check(network: &Network, dispute: &Dispute, asked: &[Asked]) -> Result<Checked> {
+    let of_job = |asked: &&Asked| asked.receipts.iter().any(|receipt| receipt.job.id() == dispute.job);
+    let answer = asked.iter().find(of_job).context("nobody asked for the disputed job")?;
     let path = format!("disputes/{}/file", dispute.id);
     let bytes = network.get(&path, &answer.access, MAX_DISPUTE_FILE_BYTES).await?;
     let report = judge(&bytes)?;

@@ -4,18 +4,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use lockstep_coordinator::{Config, Coordinator, Event, Handle};
 use lockstep_protocol::ids::{ModelId, NodeId};
 use lockstep_protocol::machine::AuditPolicy;
-use lockstep_protocol::receipt::Receipt;
 use lockstep_sim::adversary::Lie;
 use lockstep_worker::Worker;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::fetch::NAME;
 use super::story::Story;
 use crate::backend::Local;
 
@@ -35,14 +33,14 @@ pub struct Member {
     handle: lockstep_worker::Handle,
 }
 
-/// An answer as a client gets it.
-pub struct Answer {
-    /// One vector for each input.
-    pub embeddings: Vec<Vec<f64>>,
-    /// One receipt for each input.
-    pub receipts: Vec<Receipt>,
-    /// What opens its jobs.
-    pub access: String,
+/// What a network is started with.
+pub struct Setup<'a> {
+    /// The package that is served.
+    pub package: &'a Path,
+    /// What the cheat does.
+    pub lie: Lie,
+    /// How jobs are audited.
+    pub policy: AuditPolicy,
 }
 
 /// Everything that runs.
@@ -61,13 +59,12 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts a coordinator that audits every job before it answers, two honest workers and one that tells the lie.
-    pub async fn start(package: &Path, lie: Lie, story: &Story) -> Result<Self> {
+    /// Starts a coordinator, two honest workers and one that tells the lie.
+    pub async fn start(setup: &Setup<'_>, story: &Story) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder for the demo")?;
         let mut config = Config::local(folder.path().join("coordinator"));
-        config.packages = vec![package.to_path_buf()];
-        config.audit =
-            AuditPolicy { per_mille: 1_000, auditors: 1, hold: true, distinct_operators: false, lockstep: false };
+        config.packages = vec![setup.package.to_path_buf()];
+        config.audit = setup.policy;
         let coordinator = Coordinator::start(config).await?;
         let (model, _) = coordinator.models().first().context("the coordinator serves nothing")?.clone();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -82,9 +79,9 @@ impl Network {
             _folder: folder,
         };
         for (name, honest) in [("Ada", true), ("Mallory", false), ("Emmy", true)] {
-            network.join(name, honest, lie)?;
+            network.join(name, honest, setup.lie)?;
         }
-        story.cast(&model.to_string(), &network.workers, lie.layer);
+        story.cast(&model.to_string(), &network.workers, setup.lie.layer);
         story.say("each checks its kernels against the reference and fetches the model by its id ...");
         network.wait_until_ready().await?;
         Ok(network)
@@ -121,14 +118,16 @@ impl Network {
         wait.unwrap_or_else(|_| bail!("the workers did not join within {} s", JOIN_TIME.as_secs()))
     }
 
-    /// Asks for embeddings over HTTP, as any client does.
-    pub async fn ask(&self, inputs: &[&str]) -> Result<Answer> {
-        let url = format!("http://{}/v1/embeddings", self.coordinator.http_addr());
-        let body = json!({ "model": NAME, "input": inputs });
+    /// Where clients ask for something.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}/v1/{path}", self.coordinator.http_addr())
+    }
+
+    /// POST of JSON below `/v1`, as any client does.
+    pub async fn post(&self, path: &str, body: Value) -> Result<Value> {
+        let url = self.url(path);
         let post = move || -> Result<Value> {
-            let agent: ureq::Agent =
-                ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).http_status_as_error(false).build().into();
-            let mut response = agent.post(&url).send_json(&body)?;
+            let mut response = agent().post(&url).send_json(&body)?;
             let status = response.status();
             let answer: Value = response.body_mut().with_config().limit(64 << 20).read_json()?;
             if !status.is_success() {
@@ -136,17 +135,17 @@ impl Network {
             }
             Ok(answer)
         };
-        let answer = tokio::task::spawn_blocking(post).await??;
-        Answer::read(&answer).context("the answer is not in the API's shape")
+        tokio::task::spawn_blocking(post).await?
     }
 
     /// GET below `/v1`, as whoever holds the access token.
     pub async fn get(&self, path: &str, access: &str, limit: usize) -> Result<Vec<u8>> {
-        let url = format!("http://{}/v1/{path}", self.coordinator.http_addr());
+        let url = self.url(path);
         let access = access.to_owned();
         let get = move || -> Result<Vec<u8>> {
-            let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).build().into();
-            let mut response = agent.get(&url).header("lockstep-access", access).call().context(url)?;
+            let mut response = agent().get(&url).header("lockstep-access", access).call()?;
+            let status = response.status();
+            ensure!(status.is_success(), "{url} answered {status}");
             Ok(response.body_mut().with_config().limit(limit as u64 + 1).read_to_vec()?)
         };
         tokio::task::spawn_blocking(get).await?
@@ -195,16 +194,7 @@ fn collect(mut events: tokio::sync::broadcast::Receiver<Event>, seen: Arc<Mutex<
     });
 }
 
-impl Answer {
-    fn read(answer: &Value) -> Result<Self> {
-        let list = |v: &Value| v.as_array().cloned().context("a list is missing");
-        let number = |v: &Value| v.as_f64().context("a number is missing");
-        let vector = |item: &Value| list(&item["embedding"])?.iter().map(number).collect();
-        let receipt = |v: &Value| Ok(Receipt::from_json(&v.to_string())?);
-        Ok(Self {
-            embeddings: list(&answer["data"])?.iter().map(vector).collect::<Result<_>>()?,
-            receipts: list(&answer["lockstep"]["receipts"])?.iter().map(receipt).collect::<Result<_>>()?,
-            access: answer["lockstep"]["access"].as_str().context("the access token is missing")?.to_owned(),
-        })
-    }
+/// A client that waits long, and takes errors as answers.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(ASK_TIME)).http_status_as_error(false).build().into()
 }

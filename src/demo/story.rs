@@ -1,10 +1,11 @@
 //! What a person reads while the demo runs.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lockstep_coordinator::Event;
-use lockstep_protocol::ids::{JobId, NodeId, Root};
+use lockstep_protocol::ids::{JobId, NodeId, Place, Root};
 
 use super::dispute::Checked;
 use super::network::Member;
@@ -22,12 +23,14 @@ pub struct Story {
 struct Told {
     /// Who made the first run of each job.
     first: BTreeMap<JobId, NodeId>,
-    /// The roots that each worker streamed for each job, by layer.
-    streams: BTreeMap<(JobId, NodeId), BTreeMap<u16, Root>>,
+    /// The roots that each worker streamed for each job.
+    streams: BTreeMap<(JobId, NodeId), BTreeMap<Place, Root>>,
     /// Whether a difference was shown in full.
     shown: bool,
     /// The disputes.
     rounds: Rounds,
+    /// Whether the last thing printed is a part of a text.
+    is_in_text: bool,
 }
 
 impl Story {
@@ -69,21 +72,66 @@ impl Story {
     }
 
     /// A request goes out.
-    pub fn asking(&self, round: usize, inputs: usize) {
-        self.heading(if round == 0 { "The jobs" } else { "The jobs, once more: the cheat was not drawn yet" });
-        self.say(&format!(
-            "{inputs} texts go to POST /v1/embeddings; every job is run by one worker and audited by another"
-        ));
+    pub fn asking(&self, round: usize, what: &str) {
+        if round == 0 {
+            self.heading("The jobs");
+            self.say(what);
+        } else {
+            self.heading("The jobs, once more");
+        }
+    }
+
+    /// A text begins.
+    pub fn prompt(&self, prompt: &str) {
+        if self.loud {
+            print!("\n  {prompt}");
+            self.flush();
+        }
+        self.lock().is_in_text = self.loud;
+    }
+
+    /// More of the text that is being written.
+    pub fn piece(&self, text: &str) {
+        let mut told = self.lock();
+        if self.loud {
+            // After something else was told, the text goes on in a line of its own.
+            let mark = if std::mem::replace(&mut told.is_in_text, true) { "" } else { "  ... " };
+            print!("{mark}{}", text.replace('\n', "\n  "));
+            self.flush();
+        }
+    }
+
+    /// The text has ended.
+    pub fn piece_end(&self) {
+        self.leave_text();
+    }
+
+    fn leave_text(&self) {
+        if std::mem::take(&mut self.lock().is_in_text) {
+            println!();
+        }
+    }
+
+    fn flush(&self) {
+        // Who does not read has no hurry.
+        let _ = std::io::stdout().flush();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the coordinator saw.
     pub fn follow(&self, events: Vec<Event>, members: &[Member]) {
         let name = |node: &NodeId| members.iter().find(|m| m.node == *node).map_or("?", |m| m.name);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.iter().any(is_news) {
+            self.leave_text();
+        }
+        let mut told = self.lock();
         for event in events {
             match event {
                 Event::Committed { job, node, place, root, .. } => {
-                    told.streams.entry((job, node)).or_default().insert(place.layer, root);
+                    told.streams.entry((job, node)).or_default().insert(place, root);
                 }
                 Event::Accepted { job, node, .. } => {
                     told.first.insert(job, node);
@@ -95,10 +143,18 @@ impl Story {
                 Event::Mismatch { job, place, first, auditor: auditor_node, .. } => {
                     let (by, auditor, layer) = (name(&first), name(&auditor_node), place.layer);
                     self.job(&job, &format!("run by {by:<8} audited by {auditor:<8} DIFFERENT from layer {layer} on"));
-                    if !std::mem::replace(&mut told.shown, true) {
-                        let streams = [first, auditor_node].map(|node| told.streams.get(&(job, node)));
-                        self.streams([by, auditor], streams, layer);
-                    }
+                    self.difference(&mut told, job, place, [first, auditor_node], [by, auditor]);
+                }
+                Event::Diverged { job, place, nodes } => {
+                    let names = [name(&nodes[0]), name(&nodes[1])];
+                    self.job(
+                        &job,
+                        &format!(
+                            "{} and {} DIFFER at position {}, from layer {} on: both stop in the middle of the text",
+                            names[0], names[1], place.point, place.layer
+                        ),
+                    );
+                    self.difference(&mut told, job, place, nodes, names);
                 }
                 Event::DisputeOpened { dispute, place, claimant, challenger, .. } => {
                     let sides = [name(&claimant), name(&challenger)];
@@ -138,14 +194,17 @@ impl Story {
         }
     }
 
-    /// Two streams of roots, side by side.
-    fn streams(&self, names: [&str; 2], streams: [Option<&BTreeMap<u16, Root>>; 2], differs: u16) {
-        let [Some(a), Some(b)] = streams else { return };
+    /// Shows two streams of roots up to where they differ, the first time that any do.
+    fn difference(&self, told: &mut Told, job: JobId, place: Place, nodes: [NodeId; 2], names: [&str; 2]) {
+        if std::mem::replace(&mut told.shown, true) {
+            return;
+        }
+        let [Some(a), Some(b)] = nodes.map(|node| told.streams.get(&(job, node))) else { return };
         self.say(&format!("      roots as streamed:  {:<18}{}", names[0], names[1]));
-        for (layer, root) in a {
-            let other = b.get(layer).map(short).unwrap_or_default();
-            let mark = if *layer == differs { "  <- the first difference" } else { "" };
-            self.say(&format!("      layer {layer}             {:<18}{other}{mark}", short(root)));
+        for (at, root) in a.iter().filter(|(at, _)| at.point == place.point) {
+            let other = b.get(at).map(short).unwrap_or_default();
+            let mark = if *at == place { "  <- the first difference" } else { "" };
+            self.say(&format!("      layer {:<2}            {:<18}{other}{mark}", at.layer, short(root)));
         }
     }
 
@@ -206,6 +265,21 @@ impl Story {
             "THE CHEAT WAS NOT FOUND"
         });
     }
+}
+
+/// Whether an event is told of.
+fn is_news(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Audited { .. }
+            | Event::Mismatch { .. }
+            | Event::Diverged { .. }
+            | Event::DisputeOpened { .. }
+            | Event::DisputeMoved { .. }
+            | Event::DisputeJudged { .. }
+            | Event::Quarantined { .. }
+            | Event::Failed { .. }
+    )
 }
 
 /// The first digits of an id.

@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lockstep_coordinator::Event;
 use lockstep_coordinator::events::DisputedElement;
-use lockstep_model::embed::to_real;
+use lockstep_kernels::backend::Backend;
 use lockstep_model::package::Package;
-use lockstep_model::rerun::rerun;
+use lockstep_model::rerun::rerun_job;
+use lockstep_protocol::generation::words_of;
 use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Place, VerdictKind};
 use lockstep_protocol::receipt::Receipt;
 
-use super::network::{Answer, Network};
+use serde_json::Value;
+
+use super::network::Network;
 use crate::backend;
 
 /// What was found.
@@ -23,7 +26,7 @@ pub struct Verdict {
     pub roots_committed: usize,
     /// Audits that ended.
     pub audits: usize,
-    /// Audits that ended with a difference.
+    /// Audits that ended with a difference, at their end or before it.
     pub mismatches: usize,
     /// Receipts that hold and whose job gives the same here.
     pub receipts_verified: usize,
@@ -59,13 +62,28 @@ pub struct Dispute {
     pub element: Option<DisputedElement>,
 }
 
-/// Checks every receipt by running its job again, and compares what the coordinator found with who really cheated.
-pub async fn judge(network: &Network, package: &Path, answers: &[Answer], altered_layer: usize) -> Result<Verdict> {
-    let receipts: Vec<(Receipt, Vec<f64>)> =
-        answers.iter().flat_map(|a| a.receipts.iter().cloned().zip(a.embeddings.iter().cloned())).collect();
-    let jobs = receipts.len();
-    let package = package.to_path_buf();
-    let receipts_verified = tokio::task::spawn_blocking(move || verify_all(&package, &receipts)).await??;
+/// What a client has of a request.
+pub struct Asked {
+    /// One receipt for each job.
+    pub receipts: Vec<Receipt>,
+    /// What opens its jobs.
+    pub access: String,
+}
+
+impl Asked {
+    /// From the `lockstep` object of an answer.
+    pub fn read(ours: &Value) -> Result<Self> {
+        let receipt = |v: &Value| Ok(Receipt::from_json(&v.to_string())?);
+        let receipts = ours["receipts"].as_array().context("the receipts are missing")?;
+        Ok(Self {
+            receipts: receipts.iter().map(receipt).collect::<Result<_>>()?,
+            access: ours["access"].as_str().context("the access token is missing")?.to_owned(),
+        })
+    }
+}
+
+/// Compares what the coordinator found with who really cheated. `receipts_verified` of the answers' `jobs` hold.
+pub fn judge(network: &Network, jobs: usize, receipts_verified: usize, altered_layer: usize) -> Verdict {
     let events = network.events();
     let count = |wanted: fn(&Event) -> bool| events.iter().filter(|e| wanted(e)).count();
     let caught = events.iter().filter_map(|e| match e {
@@ -76,11 +94,11 @@ pub async fn judge(network: &Network, package: &Path, answers: &[Answer], altere
     let dispute = events.iter().find_map(judged);
     let cheats: BTreeSet<NodeId> = network.workers.iter().filter(|w| !w.honest).map(|w| w.node).collect();
     let blamed: BTreeSet<NodeId> = caught.iter().map(|(node, _)| *node).collect();
-    Ok(Verdict {
+    Verdict {
         jobs,
         roots_committed: count(|e| matches!(e, Event::Committed { .. })),
         audits: count(|e| matches!(e, Event::Audited { .. })),
-        mismatches: count(|e| matches!(e, Event::Mismatch { .. })),
+        mismatches: count(|e| matches!(e, Event::Mismatch { .. } | Event::Diverged { .. })),
         receipts_verified,
         first_difference: caught.first().map(|(_, place)| *place),
         honest_verified: jobs > 0 && receipts_verified == jobs && blamed.is_subset(&cheats),
@@ -89,7 +107,7 @@ pub async fn judge(network: &Network, package: &Path, answers: &[Answer], altere
             && dispute.as_ref().is_some_and(|d| d.losers.iter().all(|loser| cheats.contains(loser))),
         quarantined: blamed.into_iter().collect(),
         dispute,
-    })
+    }
 }
 
 fn judged(event: &Event) -> Option<Dispute> {
@@ -109,22 +127,32 @@ fn judged(event: &Event) -> Option<Dispute> {
     })
 }
 
-/// How many receipts hold. An answer counts only if the numbers that the client got are the receipt's.
-fn verify_all(package: &Path, receipts: &[(Receipt, Vec<f64>)]) -> Result<usize> {
-    let threads = backend::all_threads();
-    let package = Package::open_checked(package, threads)?;
-    let backend = backend::open("cpu", threads).map_err(|f| f.error)?;
-    let frac = package.manifest().output_frac;
-    let mut verified = 0;
-    for (receipt, embedding) in receipts {
-        ensure!(receipt.job.model == package.model_id(), "a receipt is about another model");
-        let standing = receipt.check()?;
-        let again = rerun(&package, &*backend, &receipt.job.tokens)?;
-        let told = to_real(&again.output, frac);
-        // The client got the nearest 32-bit floats.
-        let same_numbers = told.iter().map(|x| *x as f32).eq(embedding.iter().map(|x| *x as f32));
-        let same_roots = receipt.worker.receipt.roots == again.roots && receipt.output == again.output;
-        verified += usize::from(standing.refuted.is_none() && !standing.withdrawn && same_roots && same_numbers);
-    }
-    Ok(verified)
+/// How many answers hold, where `check` says it of each. It is given the package, verified and proven, and what runs the job
+/// of a receipt again from that receipt alone.
+pub async fn rerun_all(
+    package: &Path,
+    check: impl FnOnce(&Package, &dyn Fn(&Receipt) -> Result<bool>) -> Result<Vec<bool>> + Send + 'static,
+) -> Result<usize> {
+    let package = package.to_path_buf();
+    let work = move || -> Result<usize> {
+        let threads = backend::all_threads();
+        let package = Package::open_checked(&package, threads)?;
+        let backend = backend::open("cpu", threads).map_err(|f| f.error)?;
+        let again = |receipt: &Receipt| is_right(&package, &*backend, receipt);
+        Ok(check(&package, &again)?.into_iter().filter(|holds| *holds).count())
+    };
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// Whether a receipt holds, and its job gives the same here: every root and every number.
+fn is_right(package: &Package, backend: &dyn Backend, receipt: &Receipt) -> Result<bool> {
+    ensure!(receipt.job.model == package.model_id(), "a receipt is about another model");
+    let standing = receipt.check()?;
+    // Of a generation, the words that are claimed are checked in one pass.
+    let claimed = receipt.job.kind.generation().map(|_| words_of(&receipt.output)).unwrap_or_default();
+    let again = rerun_job(package, backend, &receipt.job, &claimed)?;
+    let signed = &receipt.worker.receipt;
+    let trail = receipt.job.header().geometry(signed.layers)?.trail(&again.roots);
+    let same_roots = trail.is_some_and(|trail| trail.points == signed.points && trail.roots == signed.roots);
+    Ok(standing.refuted.is_none() && !standing.withdrawn && same_roots && receipt.output == again.output)
 }
