@@ -1,6 +1,8 @@
 //! A second implementation, in Python and written from SPEC.md alone, gives the same roots and checks the same receipts.
 
 mod common;
+#[path = "../model/tests/dispute/decoder.rs"]
+mod decoder;
 #[path = "../model/tests/dispute/game.rs"]
 #[allow(dead_code, reason = "the model's own tests use more of it")]
 mod game;
@@ -24,6 +26,7 @@ use lockstep_model::package::Package;
 use lockstep_protocol::dispute::{
     Action, Entry, Input, MoveBody, Player, Reason, Referee, Side, SignedEntry, Terms, What,
 };
+use lockstep_protocol::generation::Generation;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, DisputeId, LeaseEpoch, Millis, ModelId, Nonce, Place, Root, Seed, VerdictKind};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
@@ -236,11 +239,30 @@ fn its_judge_gives_the_same_verdict_about_a_lie_in_every_op() {
             files.push(save(temp.path(), files.len(), world, &played.entries));
         }
     }
+    for generation in decoder::settings() {
+        files.extend(generation_files(temp.path(), files.len(), generation));
+    }
     let Some(steps) = same_verdicts(&files) else { return };
     let ops: BTreeSet<_> = steps.iter().filter_map(|step| step.split('.').next()).collect();
     for op in lockstep_kernels::program::OP_NAMES {
         assert!(ops.contains(op), "{op} was not disputed: {steps:?}");
     }
+}
+
+/// Disputes about a generation, a few for every op: one in three of the lies, where they show.
+fn generation_files(folder: &Path, first: usize, generation: Generation) -> Vec<std::path::PathBuf> {
+    let world = decoder::world(generation);
+    let mut files = Vec::new();
+    for (number, lie) in decoder::lies(&world).into_iter().enumerate().step_by(3) {
+        let (liar, honest) = (Liar(lie), &Reference as &dyn lockstep_kernels::backend::Backend);
+        let backends = if number % 2 == 0 { [&liar, honest] } else { [honest, &liar] };
+        let Some(terms) = decoder::terms(&world, backends) else { continue };
+        let ground = terms.check().expect("terms that check");
+        let [mut a, mut b] = backends.map(|backend| decoder::trace(&world, backend, &ground));
+        let played = play(&world, &terms, [&mut a, &mut b]);
+        files.push(save(folder, first + files.len(), &world, &played.entries));
+    }
+    files
 }
 
 /// How a side ends a dispute before an element is found.

@@ -3,81 +3,16 @@
 use std::collections::BTreeSet;
 
 use lockstep_kernels::backend::Backend;
-use lockstep_kernels::conformance::{DecoderShape, decoder};
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::TensorKind;
-use lockstep_model::dispute::{Trace, judge};
-use lockstep_protocol::dispute::{Ground, Held, Reason, Side, Signed, Terms, VerdictKind};
+use lockstep_model::dispute::judge;
+use lockstep_protocol::dispute::{Reason, Side, VerdictKind};
 use lockstep_protocol::generation::Generation;
-use lockstep_protocol::job::JobKind;
 
+use crate::decoder::{lies, settings, terms, trace, world};
 use crate::file;
-use crate::game::{keys, play};
+use crate::game::play;
 use crate::liar::{Liar, Lie};
 use crate::world::World;
-
-const PROMPT: usize = 5;
-
-fn world(generation: Generation) -> World {
-    let shape = DecoderShape { head_norms: true, ..DecoderShape::SMALL };
-    let mut case = decoder(shape, &[PROMPT]);
-    case.name = "decoder".into();
-    World::of_kind(&case, JobKind::Generation(Box::new(generation)))
-}
-
-/// Everything that may be asked of sampling, and the likeliest token with nothing besides.
-fn settings() -> [Generation; 2] {
-    let every = Generation {
-        temperature: 15_000,
-        top_k: 50,
-        top_p: 9_900,
-        min_p: 10,
-        repetition_penalty: 10_500,
-        frequency_penalty: 1_000,
-        logit_bias: vec![(3, 5_000)],
-        stop_strings: vec![b"bababababa".to_vec()],
-        ..Generation::greedy(6)
-    };
-    [every, Generation::greedy(6)]
-}
-
-/// The terms between two runs; none where they do not differ.
-fn terms(world: &World, backends: [&dyn Backend; 2]) -> Option<Terms> {
-    let runs = [0, 1].map(|i| world.generation(backends[i], &keys(i as u8 + 1), i as u64 + 1));
-    let runs = runs.map(|(receipt, roots, words)| (Signed::Receipt(receipt), roots, words));
-    let held = [0, 1].map(|i| Held { signed: &runs[i].0, roots: &runs[i].1, words: &runs[i].2 });
-    Terms::of_runs(keys(9).id(), world.job.header(), world.layers(), held, [600_000; 2]).ok()
-}
-
-fn trace(world: &World, backend: &dyn Backend, ground: &Ground) -> Trace {
-    let (program, params) = (world.package.program(), world.package.params());
-    let mut executor = backend.load(program.clone(), params.clone()).unwrap();
-    Trace::of_job(&mut *executor, program, params, &world.job, &ground.words, ground.place).unwrap()
-}
-
-/// Lies at positions of the prompt and of what was generated.
-fn lies(world: &World) -> Vec<Lie> {
-    let program = world.package.program();
-    let mut lies = Vec::new();
-    for (layer, declared) in program.layers.iter().enumerate() {
-        for (op, kind) in declared.ops.iter().enumerate() {
-            let tensor = program.tensor(kind.out());
-            let cols = tensor.cols as usize;
-            let is_last = layer + 1 == program.layers.len();
-            // In the last layer only a changed word shows.
-            let rows = if is_last { PROMPT - 1..PROMPT + 4 } else { PROMPT..PROMPT + 2 };
-            for row in rows {
-                for col in (0..cols).step_by(if is_last { cols.div_ceil(9) } else { cols }) {
-                    lies.push(Lie { layer, op, exponent: false, element: row * cols + (row + 3 * op + col) % cols });
-                }
-                if tensor.kind == TensorKind::Bfp {
-                    lies.push(Lie { layer, op, exponent: true, element: row });
-                }
-            }
-        }
-    }
-    lies
-}
 
 /// Plays a lie; none where it changed nothing that is committed.
 fn found(world: &World, honest: &dyn Backend, lie: Lie, liar_is: Side) -> Option<()> {

@@ -1,6 +1,7 @@
 //! Disputes over tiny models: whoever altered one element of one op is found at that op, and the file of the dispute
 //! proves it to anybody.
 
+mod decoder;
 mod game;
 mod generation;
 mod liar;
