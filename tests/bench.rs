@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{lockstep, run, run_json, small_packages};
+use common::{lockstep, run, run_json, save_package, small_packages};
 use lockstep_kernels::program::OP_NAMES;
 use serde_json::json;
 
@@ -12,7 +12,8 @@ use serde_json::json;
 fn a_liar_about_any_op_loses_its_dispute() {
     let temp = tempfile::tempdir().expect("a folder");
     let mut ops = BTreeSet::new();
-    for package in small_packages(temp.path()) {
+    let decoder = save_package(temp.path(), lockstep_sim::models::decoder());
+    for package in small_packages(temp.path()).into_iter().chain([decoder]) {
         // Few enough for the model with the shortest sequences.
         let mut command = lockstep();
         command.args(["bench", "dispute", "--json", "--threads", "1", "--positions", "6", "--package"]).arg(&package);

@@ -85,13 +85,14 @@ pub fn shipped_package() -> &'static Path {
 /// Small packages with made-up weights that have every op between them, in this folder. They run in no time, and have no
 /// tokenizer.
 pub fn small_packages(folder: &Path) -> Vec<PathBuf> {
-    let packages = lockstep_sim::models::all().iter();
-    let save = |package: &Package| {
-        let path = folder.join(format!("{}.lsp", package.manifest().name));
-        write(&path, package.manifest(), |index| package.blob(index).to_vec()).expect("a package");
-        path
-    };
-    packages.map(save).collect()
+    lockstep_sim::models::all().iter().map(|package| save_package(folder, package)).collect()
+}
+
+/// One of the simulation's models as a file.
+pub fn save_package(folder: &Path, package: &Package) -> PathBuf {
+    let path = folder.join(format!("{}.lsp", package.manifest().name));
+    write(&path, package.manifest(), |index| package.blob(index).to_vec()).expect("a package");
+    path
 }
 
 /// The second implementation in Python, or `None` with a loud line.
