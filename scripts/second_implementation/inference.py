@@ -365,6 +365,12 @@ def read_program(r):
         layers=r.seq(512, lambda r: Struct(name=r.string(256), ops=r.seq(256, read_op), output=r.u16())))
 
 
+def is_decoder(program):
+    """6.7: the last output has a row for each point."""
+    outputs = [layer.output for layer in program.layers[-1:]]
+    return any(output < len(program.tensors) and program.tensors[output].rows == "point" for output in outputs)
+
+
 def read_manifest(data):
     """20.5, without the rules about the program."""
     r = Reader(data)
@@ -383,28 +389,33 @@ def read_manifest(data):
     stops = m.stop_tokens
     require(all(a < b for a, b in zip(stops, stops[1:])), "20.5", "stop tokens are not ascending")
     require(all(stop < m.program.vocab_size for stop in stops[-1:]), "20.5", "a stop token is not in the vocabulary")
-    require((m.calibration is not None) == (m.weights == "w8"), "20.5", "calibration")
+    needs_calibration = m.weights == "w8" or is_decoder(m.program)
+    require((m.calibration is not None) == needs_calibration, "20.5", "calibration")
     return m
 
 
 def check_program(p):
     """6.1 to 6.4: limits, what ops may read and write, kinds and shapes."""
     require(1 <= p.max_positions <= 131072 and 2 <= len(p.layers) <= 512, "6.1", "limits")
-    previous = set()
+    previous, decoder = set(), is_decoder(p)
     for number, layer in enumerate(p.layers):
+        last = number == len(p.layers) - 1
         require(layer.ops, "6.1", "a layer without ops")
         known = set(previous)
         for op in layer.ops:
             *reads, out = [index for index, _ in op.tensors]
             require(known.issuperset(reads) and out not in known, "6.2", "what an op reads or writes")
             require(out < len(p.tensors), "6.1", "a tensor that is not declared")
-            require(p.tensors[out].rows != "point", "6.7", "points, which only a decoder has")
+            rows = p.tensors[out].rows
+            require(rows in ({"position", "point"} if last else {"position"}) if decoder else rows != "point", "6.7",
+                    "rows of a tensor")
+            require(not decoder or op.op != "attention" or op.heads.causal, "6.7", "attention of a decoder")
             require(op.op != "embed" or number == 0, "6.2", "embed outside of layer 0")
             check_op(p, op)
             known.add(out)
         require(layer.output in known - previous and p.tensors[layer.output].kind == "I32", "6.1", "a layer's output")
-        last = number == len(p.layers) - 1
-        require(p.tensors[layer.output].rows == ("sequence" if last else "position"), "6.3, 20.8", "rows of an output")
+        output_rows = {"point", "sequence"} if last else {"position"}
+        require(p.tensors[layer.output].rows in output_rows, "6.3, 20.8", "rows of an output")
         previous = {layer.output}
 
 
