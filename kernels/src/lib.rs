@@ -10,6 +10,7 @@
 //! - [`cpu`]: the fast twin of each op, with instruction-set paths chosen at run time.
 //! - [`steps`]: the dispute view of a layer, in which one element is recomputed from at most 64 KiB.
 //! - [`backend`], [`host`]: the trait that every backend implements, and the executor that both host backends share.
+//! - [`pass`]: a batch as every executor takes it up.
 //! - [`conformance`]: the suite that any backend is put through, byte for byte.
 //!
 //! One op has one basename everywhere: `layer_norm.rs` in `reference`, `cpu` and `steps`, `layer_norm.json` in
@@ -25,6 +26,7 @@ pub mod conformance;
 pub mod cpu;
 pub mod fixed;
 pub mod host;
+pub mod pass;
 pub mod program;
 pub mod reference;
 pub mod sampling;

@@ -1,6 +1,5 @@
 //! The executor that the host backends share: it owns the activations and hands slices to one function per op.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,10 +11,11 @@ use cache::Caches;
 pub use cache::Page;
 
 use crate::backend::{BackendError, Executor, LayerReport};
-use crate::program::{EmbedIndex, Heads, Norm, Op, ParamId, PassShape, Program, ScaledRows, TensorId};
+use crate::pass::{self, Pass};
+use crate::program::{Heads, Norm, Op, ParamId, Program, ScaledRows, TensorId};
 use crate::reference::attention::BLOCK;
 use crate::sampling::{Sampling, TokenBytes};
-use crate::value::{Batch, CacheId, ParamData, Params, Sequence, Value};
+use crate::value::{Batch, CacheId, ParamData, Params, Value};
 
 /// Row codes with their scales, resolved.
 #[derive(Clone, Copy, Debug)]
@@ -234,10 +234,6 @@ pub trait HostOps: Send + Sync {
     fn sample(&self, points: &[SampleArgs<'_>], out: &mut [i32]);
 }
 
-/// Most memory that the activations of one batch may need. A failed allocation would end the whole process, so a batch
-/// that might get there is refused before it begins.
-pub const MAX_ACTIVATION_BYTES: u128 = 4 << 30;
-
 /// A program loaded on the host.
 pub struct HostExecutor<K: HostOps> {
     kernels: K,
@@ -247,13 +243,7 @@ pub struct HostExecutor<K: HostOps> {
     matrices: Vec<Option<K::Matrix>>,
     values: Activations,
     caches: Caches,
-    batch: Batch,
-    /// Row range of each sequence.
-    spans: Vec<Range<usize>>,
-    /// Position of each row.
-    positions: Vec<u32>,
-    /// Row of each point.
-    points: Vec<usize>,
+    pass: Pass,
 }
 
 impl<K: HostOps> HostExecutor<K> {
@@ -270,8 +260,7 @@ impl<K: HostOps> HostExecutor<K> {
         }
         let values = Activations::new(Arc::clone(&program));
         let caches = Caches::new(&program);
-        let (batch, spans, positions, points) = Default::default();
-        Ok(Self { kernels, program, params, matrices, values, caches, batch, spans, positions, points })
+        Ok(Self { kernels, program, params, matrices, values, caches, pass: Pass::default() })
     }
 
     fn i32s(&self, id: TensorId) -> &[i32] {
@@ -313,47 +302,20 @@ impl<K: HostOps> HostExecutor<K> {
         NormArgs { scale: self.vector(norm.scale), norm: *norm }
     }
 
-    fn embed_index(&self, index: EmbedIndex) -> Vec<u32> {
-        let mut rows = Vec::with_capacity(self.batch.rows());
-        for sequence in &self.batch.sequences {
-            match index {
-                EmbedIndex::Token => rows.extend_from_slice(&sequence.tokens[sequence.start..]),
-                EmbedIndex::Position => rows.extend(sequence.start as u32..sequence.tokens.len() as u32),
-                EmbedIndex::Constant(row) => rows.extend(std::iter::repeat_n(row, sequence.rows())),
-            }
-        }
-        rows
-    }
-
     /// Attention over the keys and values of this pass, and those of earlier ones where there are caches.
     fn run_attention(&self, op: &Op, line: usize, out: &mut [i32]) -> u64 {
         let Op::Attention { q, k, v, heads, .. } = op else { unreachable!("only called for attention") };
         let (k, v) = (self.i16s(*k), self.i16s(*v));
-        let sequences = self.batch.sequences.iter().zip(&self.spans).map(|(sequence, span)| match sequence.cache {
-            None => AttentionRows::whole(span.clone(), k, v, heads),
-            Some(id) => {
-                let keys = KeyValues::Pages(self.caches.pages(id, line));
-                AttentionRows { rows: span.clone(), start: sequence.start, keys }
-            }
-        });
+        let sequences =
+            self.pass.batch.sequences.iter().zip(&self.pass.spans).map(|(sequence, span)| match sequence.cache {
+                None => AttentionRows::whole(span.clone(), k, v, heads),
+                Some(id) => {
+                    let keys = KeyValues::Pages(self.caches.pages(id, line));
+                    AttentionRows { rows: span.clone(), start: sequence.start, keys }
+                }
+            });
         let sequences: Vec<_> = sequences.collect();
         self.kernels.attention(AttentionArgs { q: self.i16s(*q), heads, sequences: &sequences }, out)
-    }
-
-    /// What each point is sampled from, in order.
-    fn sample_args(&self, logits: TensorId, frac: u8, token_bytes: ParamId) -> Vec<SampleArgs<'_>> {
-        let rows = self.params.param(token_bytes).as_i8().expect("validation fixed the type of every parameter");
-        let token_bytes = TokenBytes { rows, width: self.program.param(token_bytes).cols as usize };
-        let mut rows = self.i32s(logits).chunks_exact(self.program.tensor(logits).cols as usize);
-        let mut args = Vec::with_capacity(self.points.len());
-        for sequence in &self.batch.sequences {
-            let Some(sampler) = &sequence.sampler else { continue };
-            for ((point, draw), logits) in sequence.points().zip(&sampler.draws).zip(&mut rows) {
-                let (sampling, history) = (&*sampler.sampling, &sequence.tokens[..=point]);
-                args.push(SampleArgs { logits, frac: frac.into(), token_bytes, sampling, history, draw: *draw });
-            }
-        }
-        args
     }
 
     /// Keeps the keys and values that an attention is about to read, for later passes.
@@ -363,7 +325,7 @@ impl<K: HostOps> HostExecutor<K> {
         let (Value::I16(k), Value::I16(v)) = (self.values.slot(*k), self.values.slot(*v)) else {
             unreachable!("validation fixed the kind of every tensor")
         };
-        for (sequence, span) in self.batch.sequences.iter().zip(&self.spans) {
+        for (sequence, span) in self.pass.batch.sequences.iter().zip(&self.pass.spans) {
             let Some(id) = sequence.cache else { continue };
             let own = span.start * width..span.end * width;
             self.caches.append(id, line, sequence.start, &k[own.clone()], &v[own])?;
@@ -377,7 +339,7 @@ impl<K: HostOps> HostExecutor<K> {
         let cols = self.program.tensor(op.out()).cols as usize;
         match (op, out) {
             (Op::Embed { tables, .. }, Value::I32(out)) => {
-                let index: Vec<_> = tables.iter().map(|(_, i)| self.embed_index(*i)).collect();
+                let index: Vec<_> = tables.iter().map(|(_, i)| self.pass.embed_index(*i)).collect();
                 let tables: Vec<_> = tables.iter().map(|(rows, _)| self.scaled(rows)).collect();
                 k.embed(&tables, &index, out)
             }
@@ -411,11 +373,11 @@ impl<K: HostOps> HostExecutor<K> {
                 0
             }
             (Op::MeanPool { input, .. }, Value::I32(out)) => {
-                k.mean_pool(self.i32s(*input), cols, &self.spans, out);
+                k.mean_pool(self.i32s(*input), cols, &self.pass.spans, out);
                 0
             }
             (Op::FirstPool { input, .. }, Value::I32(out)) => {
-                k.first_pool(self.i32s(*input), cols, &self.spans, out);
+                k.first_pool(self.i32s(*input), cols, &self.pass.spans, out);
                 0
             }
             (Op::L2Normalize { input, .. }, Value::I32(out)) => {
@@ -426,7 +388,7 @@ impl<K: HostOps> HostExecutor<K> {
                 let rotary_dim = self.program.param(*table).cols as usize;
                 let (table, head_dim) = (self.vector(*table), usize::from(*head_dim));
                 let args = RopeArgs { table, rotary_dim, head_dim, shift };
-                k.rope(self.i32s(*input), args, &self.positions, out)
+                k.rope(self.i32s(*input), args, &self.pass.positions, out)
             }
             (Op::Multiply { a, b, shift, .. }, Value::I32(out)) => {
                 k.multiply(self.i32s(*a), self.i32s(*b), u32::from(*shift), out)
@@ -436,92 +398,33 @@ impl<K: HostOps> HostExecutor<K> {
                 0
             }
             (Op::Gather { input, .. }, Value::I32(out)) => {
-                k.gather(self.i32s(*input), cols, &self.points, out);
+                k.gather(self.i32s(*input), cols, &self.pass.points, out);
                 0
             }
             (Op::Sample { logits, frac, token_bytes, .. }, Value::I32(out)) => {
-                k.sample(&self.sample_args(*logits, *frac, *token_bytes), out);
+                let rows =
+                    self.params.param(*token_bytes).as_i8().expect("validation fixed the type of every parameter");
+                let token_bytes = TokenBytes { rows, width: self.program.param(*token_bytes).cols as usize };
+                let cols = self.program.tensor(*logits).cols as usize;
+                k.sample(&self.pass.sample_args(self.i32s(*logits), cols, u32::from(*frac), token_bytes), out);
                 0
             }
             _ => unreachable!("validation fixed the kind of every tensor"),
         }
     }
-
-    fn check_batch(&self, batch: &Batch) -> Result<(), BackendError> {
-        let mut caches = BTreeSet::new();
-        for (sequence, checked) in batch.sequences.iter().enumerate() {
-            let bad = |reason| Err(BackendError::Batch { sequence, reason });
-            if let Err(reason) = self.check_sequence(checked) {
-                return bad(reason);
-            }
-            let Some(id) = checked.cache else { continue };
-            if !caches.insert(id) {
-                return bad("another sequence of the batch has the same cache".into());
-            }
-            self.caches.check(id, checked.start).map_err(|reason| BackendError::Cache { cache: id, reason })?;
-        }
-        let bytes = self.program.pass_bytes(&shape(batch));
-        if bytes > MAX_ACTIVATION_BYTES {
-            let reason =
-                format!("the batch may need {bytes} bytes of memory; at most {MAX_ACTIVATION_BYTES} are allowed");
-            return Err(BackendError::Batch { sequence: 0, reason });
-        }
-        Ok(())
-    }
-
-    fn check_sequence(&self, sequence: &Sequence) -> Result<(), String> {
-        let ensure = |ok: bool, reason: &dyn Fn() -> String| if ok { Ok(()) } else { Err(reason()) };
-        let Sequence { tokens, start, cache, sampler } = sequence;
-        let program = &self.program;
-        ensure((1..=program.max_positions as usize).contains(&tokens.len()), &|| {
-            format!("{} tokens; 1 to {} are allowed", tokens.len(), program.max_positions)
-        })?;
-        if let Some(t) = tokens.iter().find(|t| **t >= program.vocab_size) {
-            return Err(format!("token {t} is outside the vocabulary of {}", program.vocab_size));
-        }
-        ensure(*start < tokens.len(), &|| format!("nothing of {} tokens is left from {start} on", tokens.len()))?;
-        ensure(*start == 0 || cache.is_some(), &|| format!("{start} positions are in no cache"))?;
-        ensure(program.is_decoder() || cache.is_none() && sampler.is_none(), &|| {
-            "the program is no decoder, and has neither caches nor samplers".into()
-        })?;
-        let Some(sampler) = sampler else { return Ok(()) };
-        ensure(sampler.sampling.prompt_tokens > 0, &|| "a prompt has at least one token".into())?;
-        sampler.sampling.check()?;
-        let (draws, points) = (sampler.draws.len(), sequence.points().len());
-        ensure(draws == points, &|| format!("{draws} draws for {points} points"))
-    }
-}
-
-/// What a batch takes.
-fn shape(batch: &Batch) -> PassShape {
-    PassShape {
-        positions: batch.rows() as u64,
-        sequences: batch.sequences.len() as u64,
-        points: batch.points() as u64,
-        cached: batch.sequences.iter().map(|s| s.start as u64).sum(),
-    }
-}
-
-/// Row of each point, in order.
-fn point_rows(batch: &Batch, spans: &[Range<usize>]) -> Vec<usize> {
-    let rows = batch.sequences.iter().zip(spans).map(|(s, span)| s.points().map(|p| span.start + p - s.start));
-    rows.flatten().collect()
 }
 
 impl<K: HostOps> Executor for HostExecutor<K> {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         // A batch that is refused leaves nothing behind either.
-        let checked = self.check_batch(batch);
-        self.batch = if checked.is_ok() { batch.clone() } else { Batch::default() };
-        self.spans = self.batch.spans();
-        self.positions = self.embed_index(EmbedIndex::Position);
-        self.points = point_rows(&self.batch, &self.spans);
+        let checked = pass::check(&self.program, batch, |id, start| self.caches.check(id, start));
+        self.pass = if checked.is_ok() { Pass::new(batch.clone()) } else { Pass::default() };
         self.values.begin(Extent {
-            positions: self.positions.len(),
-            sequences: self.batch.sequences.len(),
-            points: self.points.len(),
+            positions: self.pass.positions.len(),
+            sequences: self.pass.batch.sequences.len(),
+            points: self.pass.points.len(),
         });
-        for sequence in &self.batch.sequences {
+        for sequence in &self.pass.batch.sequences {
             if let Some(id) = sequence.cache {
                 self.caches.begin(id, sequence.start);
             }

@@ -1,7 +1,7 @@
 //! What a generator may take, and what it refuses.
 
 use lockstep_kernels::backend::BackendError;
-use lockstep_kernels::host::MAX_ACTIVATION_BYTES;
+use lockstep_kernels::pass::MAX_ACTIVATION_BYTES;
 use lockstep_kernels::program::{PassShape, Program};
 use lockstep_protocol::trace::RowTree;
 
