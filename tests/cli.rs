@@ -17,6 +17,7 @@ use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Millis, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
+use lockstep_protocol::limits::HTTP_GRACE_MS;
 use lockstep_protocol::receipt::{Receipt, Run, WorkerReceipt};
 use serde_json::json;
 
@@ -212,5 +213,6 @@ fn a_second_signal_cuts_the_shutdown_short() {
     signal(&child);
     let code = child.wait().expect("it ends").code();
     assert_eq!(code, Some(6));
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    let grace = Duration::from_millis(HTTP_GRACE_MS);
+    assert!(start.elapsed() < grace, "{:?}", start.elapsed());
 }

@@ -44,7 +44,7 @@ impl Kept {
     }
 }
 
-/// Tells the engine that nobody waits any more, once this is dropped: with the task that was aborted, or at its end.
+/// Tells the engine that nobody waits any more, once this is dropped: with the session, or at its end.
 struct CancelOnDrop(Arc<AtomicBool>);
 
 impl Drop for CancelOnDrop {
@@ -76,14 +76,13 @@ pub(crate) async fn run(
     shared: Arc<Shared>,
     connection: Connection,
     outbox: mpsc::Sender<ToCoordinator>,
-    (seat, orders): (Seat, mpsc::UnboundedReceiver<Order>),
+    (seat, orders, cancelled): (Seat, mpsc::UnboundedReceiver<Order>, Arc<AtomicBool>),
     key: Key,
     (job, hint): (Job, Vec<u32>),
 ) -> Result<(), Failure> {
     job.check().map_err(|error| refused(error.to_string()))?;
     let model = ensure(&shared, &connection, &outbox, job.model).await?;
     check_tokens(&model, &job)?;
-    let cancelled = Arc::new(AtomicBool::new(false));
     let _guard = CancelOnDrop(Arc::clone(&cancelled));
     let (steps, said) = mpsc::unbounded_channel();
     let header = job.header();
@@ -204,11 +203,21 @@ fn refused(reason: String) -> Failure {
 
 /// Sends one message on a stream of its own.
 pub(crate) async fn send_alone(connection: &Connection, message: &JobMessage) -> Result<(), LinkError> {
+    finish(write_alone(connection, message).await?);
+    Ok(())
+}
+
+/// Writes one message on a stream of its own. The other side takes it when the stream is finished.
+pub(crate) async fn write_alone(connection: &Connection, message: &JobMessage) -> Result<SendStream, LinkError> {
     let mut stream = connection.open_uni().await?;
     send(&mut stream, message).await?;
+    Ok(stream)
+}
+
+/// Ends a stream.
+pub(crate) fn finish(mut stream: SendStream) {
     // Only a stream that was reset can't be finished, and its connection is at its end.
     let _ = stream.finish();
-    Ok(())
 }
 
 /// A job stream. Dropped before its result, it is reset, so that what was sent never looks complete.

@@ -45,6 +45,8 @@ impl Seat {
 struct Run {
     task: AbortHandle,
     orders: UnboundedSender<Order>,
+    /// Read by the engine between layers. An aborted task is dropped some time later; this tells at once.
+    cancelled: Arc<AtomicBool>,
     /// None for a result of an earlier connection.
     seat: Option<Seat>,
 }
@@ -71,17 +73,22 @@ impl Running {
         self.runs.contains_key(key)
     }
 
-    /// Takes a seat and starts an assignment on it.
-    pub fn start(&mut self, key: Key, spawn: impl FnOnce(Seat, UnboundedReceiver<Order>) -> AbortHandle) {
+    /// Takes a seat and starts an assignment on it. What it computes stops when the flag is set.
+    pub fn start(
+        &mut self,
+        key: Key,
+        spawn: impl FnOnce(Seat, UnboundedReceiver<Order>, Arc<AtomicBool>) -> AbortHandle,
+    ) {
         let (orders, ordered) = unbounded_channel();
-        let seat = Seat::take(&self.in_flight);
-        self.runs.insert(key, Run { task: spawn(seat.clone(), ordered), orders, seat: Some(seat) });
+        let (seat, cancelled) = (Seat::take(&self.in_flight), Arc::default());
+        let task = spawn(seat.clone(), ordered, Arc::clone(&cancelled));
+        self.runs.insert(key, Run { task, orders, cancelled, seat: Some(seat) });
     }
 
     /// Starts what sends a kept result again.
     pub fn resume(&mut self, key: Key, spawn: impl FnOnce(UnboundedReceiver<Order>) -> AbortHandle) {
         let (orders, ordered) = unbounded_channel();
-        self.runs.insert(key, Run { task: spawn(ordered), orders, seat: None });
+        self.runs.insert(key, Run { task: spawn(ordered), orders, cancelled: Arc::default(), seat: None });
     }
 
     /// Tells an assignment something, if it is there.
@@ -92,9 +99,11 @@ impl Running {
         }
     }
 
-    /// Takes an assignment off the list; its seat is free at once. Says whether it was there.
+    /// Takes an assignment off the list; its seat is free and its computing told to stop at once. Says whether it was
+    /// there.
     pub fn remove(&mut self, key: &Key) -> Option<AbortHandle> {
         let run = self.runs.remove(key)?;
+        run.cancelled.store(true, Ordering::Relaxed);
         if let Some(seat) = run.seat {
             seat.give_back();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
@@ -64,12 +64,27 @@ pub(crate) struct Session {
     /// Assignments that are neither finished nor given back.
     running: Running,
     /// The last ask of each dispute.
-    asked: BTreeMap<DisputeId, (usize, AbortHandle)>,
+    asked: BTreeMap<DisputeId, Asked>,
     /// Everything that runs for this connection ends with it.
     tasks: JoinSet<Ended>,
     stop: watch::Receiver<Stop>,
     /// When a drained worker no longer waits for acknowledgements.
     give_up: Option<Instant>,
+}
+
+/// An ask that was taken up.
+struct Asked {
+    /// How many moves it had.
+    moves: usize,
+    /// Set before the answer can arrive: whoever has it may ask again, and is answered again.
+    answered: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Asked {
+    fn is_open(&self) -> bool {
+        !self.answered.load(Ordering::Relaxed) && !self.task.is_finished()
+    }
 }
 
 impl Session {
@@ -239,8 +254,8 @@ impl Session {
         self.shared.events.emit(Event::Assigned { job: key.0, epoch: key.1, tokens: job.tokens.len() });
         let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
         let tasks = &mut self.tasks;
-        self.running.start(key, |seat, orders| {
-            let at = (seat, orders);
+        self.running.start(key, |seat, orders, cancelled| {
+            let at = (seat, orders, cancelled);
             tasks.spawn(
                 async move { (Some(key), assignment::run(shared, connection, outbox, at, key, (job, hint)).await) },
             )
@@ -280,8 +295,8 @@ impl Session {
     /// Answers an ask, instead of one before it in the same dispute: each says everything.
     fn play(&mut self, ask: Box<Ask>) {
         let (dispute, moves) = (ask.terms.id(), ask.moves.len());
-        self.asked.retain(|_, (_, task)| !task.is_finished());
-        if self.asked.get(&dispute).is_some_and(|(of, _)| *of == moves) {
+        self.asked.retain(|_, asked| asked.is_open());
+        if self.asked.get(&dispute).is_some_and(|asked| asked.moves == moves) {
             // It is asked again for the move that it is making.
             return;
         }
@@ -291,16 +306,18 @@ impl Session {
             return;
         }
         let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
+        let answered = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&answered);
         let playing = async move {
-            dispute::play(shared, connection, outbox, ask).await;
+            dispute::play(shared, connection, outbox, ask, flag).await;
             (None, Ok(()))
         };
-        self.asked.insert(dispute, (moves, self.tasks.spawn(playing)));
+        self.asked.insert(dispute, Asked { moves, answered, task: self.tasks.spawn(playing) });
     }
 
     fn stop_playing(&mut self, dispute: &DisputeId) {
-        if let Some((_, task)) = self.asked.remove(dispute) {
-            task.abort();
+        if let Some(asked) = self.asked.remove(dispute) {
+            asked.task.abort();
         }
     }
 

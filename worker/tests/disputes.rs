@@ -23,7 +23,7 @@ use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{Ask, ToWorker};
 use lockstep_worker::{Event, Handle, Worker};
 use stuck::Stuck;
-use table::{Liar, Table, claim, move_after_another_ask, next_move, other_keys, partial, terms};
+use table::{Liar, Table, claim, next_move, other_keys, partial, terms};
 use tokio::sync::broadcast::Receiver;
 
 /// A worker's folder with a key and the model, and a coordinator.
@@ -352,7 +352,8 @@ async fn asks_that_do_not_hold_are_not_answered() {
         assert!(!failed(&mut events).await.is_empty());
     }
     // The good one is still answered, and nothing else was.
-    let signed = move_after_another_ask(&mut peer, good.clone()).await;
+    peer.say(ToWorker::Asked(Box::new(good.clone()))).await;
+    let signed = next_move(&peer).await;
     assert_eq!((signed.made.dispute, signed.made.round), (table.referee.id(), 0));
     table.take(signed);
     assert_eq!(std::fs::read_dir(scene.data.join("disputes")).unwrap().count(), 1);
@@ -380,7 +381,8 @@ async fn two_moves_of_the_other_side_for_one_round_are_shown_to_the_coordinator(
     other.moves[1] = made(&second, 0, &other_keys());
     peer.say(ToWorker::Asked(Box::new(other.clone()))).await;
     assert!(!failed(&mut events).await.is_empty());
-    let mut shown = move_after_another_ask(&mut peer, second).await;
+    peer.say(ToWorker::Asked(Box::new(second))).await;
+    let mut shown = next_move(&peer).await;
     let mut own = next_move(&peer).await;
     if shown.check(&other_keys().id()).is_err() {
         std::mem::swap(&mut shown, &mut own);

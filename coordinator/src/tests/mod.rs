@@ -26,7 +26,7 @@ use crate::testing::package;
 use crate::{Config, Coordinator, Event, Handle};
 
 /// Nothing in these tests takes so long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
 const NEVER: AuditPolicy =
     AuditPolicy { per_mille: 0, auditors: 1, hold: false, distinct_operators: false, lockstep: false };
 const ALWAYS: AuditPolicy =

@@ -1,6 +1,7 @@
 //! One question, from its checks to the move on its way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lockstep_protocol::dispute::{DisputeId, MoveBody, SignedMove};
@@ -18,40 +19,56 @@ use crate::event::Event;
 use crate::supervisor::Shared;
 
 /// Answers an ask. Where something is in the way that may pass, such as a disk or a device, it tries again: to be silent
-/// is to lose. Dropping the future gives up, until the coordinator asks again.
+/// is to lose. Dropping the future gives up, until the coordinator asks again. `answered` is set before anybody can have
+/// the answer.
 pub(crate) async fn play(
     shared: Arc<Shared>,
     connection: Connection,
     outbox: mpsc::Sender<ToCoordinator>,
     ask: Box<Ask>,
+    answered: Arc<AtomicBool>,
 ) {
     let dispute = ask.terms.id();
-    let Checked { question, shown_before, signed_before } = match shared.disputes.check(*ask).await {
-        Ok(checked) => checked,
-        Err(reason) => return failed(&shared, dispute, reason, None),
-    };
+    match answer(&shared, &connection, &outbox, *ask).await {
+        Ok((question, signed)) => deliver(&shared, &connection, &question, signed, &answered).await,
+        Err(reason) => {
+            answered.store(true, Ordering::Relaxed);
+            failed(&shared, dispute, reason, None);
+        }
+    }
+}
+
+/// The move that an ask wants, or why there will be none.
+async fn answer(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    outbox: &mpsc::Sender<ToCoordinator>,
+    ask: Ask,
+) -> Result<(Arc<Question>, SignedMove), String> {
+    let Checked { question, shown_before, signed_before } = shared.disputes.check(ask).await?;
     shared.disputes.begin(&question);
-    let (job, side, place) = (question.ask.terms.job_id(), question.side, question.ground.place);
+    let (dispute, job) = (question.dispute, question.ask.terms.job_id());
+    let (side, place) = (question.side, question.ground.place);
     shared.events.emit(Event::DisputeAsked { dispute, job, side, place });
     if let Some(shown) = shown_before {
-        expose(&shared, &connection, shown).await;
+        expose(shared, connection, shown).await;
     }
     if let Some(signed) = signed_before {
-        return deliver(&shared, &connection, &question, signed).await;
+        return Ok((question, signed));
     }
     let (first, longest) = (WORKER_DISPUTE_PAUSE_MIN_MS, WORKER_DISPUTE_PAUSE_MAX_MS);
     let mut pauses = Backoff::new(Duration::from_millis(first), Duration::from_millis(longest));
     let mut verify = false;
     loop {
-        let reason = match make(&shared, &connection, &outbox, &question, verify).await {
-            Ok(signed) => return deliver(&shared, &connection, &question, signed).await,
-            Err(Trouble::Lasting(reason)) => return failed(&shared, dispute, reason, None),
+        let reason = match make(shared, connection, outbox, &question, verify).await {
+            Ok(signed) => return Ok((question, signed)),
+            Err(Trouble::Lasting(reason)) => return Err(reason),
             Err(Trouble::Passing(reason)) => reason,
         };
         // A run that fails may do so because of a damaged package.
         verify = true;
         let retry_in = pauses.pause();
-        failed(&shared, dispute, reason, Some(retry_in));
+        failed(shared, dispute, reason, Some(retry_in));
         tokio::time::sleep(retry_in).await;
     }
 }
@@ -97,16 +114,26 @@ async fn make(
 }
 
 /// Sends the move. Where it does not arrive the connection is at its end, and on the next one the coordinator asks again.
-async fn deliver(shared: &Shared, connection: &Connection, question: &Question, signed: SignedMove) {
+async fn deliver(
+    shared: &Shared,
+    connection: &Connection,
+    question: &Question,
+    signed: SignedMove,
+    answered: &AtomicBool,
+) {
     let (dispute, round, kind) = (question.dispute, signed.made.round, signed.made.body.name());
     let conceded = matches!(signed.made.body, MoveBody::Concede);
-    match assignment::send_alone(connection, &JobMessage::Move(signed)).await {
-        Ok(()) if conceded => {
-            let (job, epoch) = (question.ask.terms.job_id(), question.ask.terms.claim(question.side).epoch());
-            shared.events.emit(Event::Conceded { dispute, job, epoch });
-        }
-        Ok(()) => shared.events.emit(Event::DisputeMoved { dispute, round, kind }),
-        Err(error) => failed(shared, dispute, error.to_string(), None),
+    let stream = match assignment::write_alone(connection, &JobMessage::Move(signed)).await {
+        Ok(stream) => stream,
+        Err(error) => return failed(shared, dispute, error.to_string(), None),
+    };
+    answered.store(true, Ordering::Relaxed);
+    assignment::finish(stream);
+    if conceded {
+        let (job, epoch) = (question.ask.terms.job_id(), question.ask.terms.claim(question.side).epoch());
+        shared.events.emit(Event::Conceded { dispute, job, epoch });
+    } else {
+        shared.events.emit(Event::DisputeMoved { dispute, round, kind });
     }
 }
 

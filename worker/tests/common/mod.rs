@@ -33,7 +33,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
 
 /// Far longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Longest input of the small model.
 pub const POSITIONS: usize = 32;
 /// Transformer layers of the small model.
@@ -222,20 +222,6 @@ impl Peer {
             self.reveal(&stream.run).await;
         }
         stream.read_to_end().await
-    }
-
-    /// Says it until a stream answers, as a coordinator asks again: a worker that is still at its last answer about the
-    /// same thing ignores it. Returns the one message of that stream.
-    pub async fn say_until_answered(&mut self, message: ToWorker) -> JobMessage {
-        let asked = async {
-            loop {
-                self.say(message.clone()).await;
-                if let Ok(stream) = timeout(Duration::from_secs(1), self.connection.accept_uni()).await {
-                    return stream.unwrap();
-                }
-            }
-        };
-        only(within(asked).await).await
     }
 
     /// The one message of the next stream.

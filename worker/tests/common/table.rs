@@ -239,11 +239,6 @@ pub async fn next_move(peer: &Peer) -> SignedMove {
     a_move(peer.alone().await)
 }
 
-/// The answer to an ask that comes right after another one about the same dispute.
-pub async fn move_after_another_ask(peer: &mut Peer, ask: Ask) -> SignedMove {
-    a_move(peer.say_until_answered(ToWorker::Asked(Box::new(ask))).await)
-}
-
 fn a_move(message: JobMessage) -> SignedMove {
     match message {
         JobMessage::Move(signed) => signed,
