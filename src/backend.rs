@@ -12,7 +12,7 @@ use lockstep_sim::adversary::{Lie, LyingBackend};
 use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
-pub const NAMES: &str = "cpu, cpu/avx512-vnni, cpu/avx2, cpu/portable, reference";
+pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, reference";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {

@@ -37,6 +37,17 @@ fn avx512_vnni() {
 }
 
 #[test]
+fn amx_int8() {
+    full(Path::AmxInt8, 2);
+}
+
+/// The kernels of the path before, wherever the tests run.
+#[test]
+fn amx_model() {
+    full(Path::AmxModel, 2);
+}
+
+#[test]
 fn thread_counts() {
     for path in Path::available() {
         for threads in [1, 2, 3] {

@@ -17,7 +17,7 @@ fn backends() -> Vec<(String, CpuKernels)> {
         let cpu = Cpu::new(Some(path), threads).expect("an available path");
         (format!("{} on {threads} threads", path.name()), cpu.kernels().clone())
     };
-    Path::available().into_iter().flat_map(|p| [kernels(p, 1), kernels(p, 3)]).collect()
+    Path::available().into_iter().chain([Path::AmxModel]).flat_map(|p| [kernels(p, 1), kernels(p, 3)]).collect()
 }
 
 /// Numbers of up to `bits` bits, with edges more often than chance would have them.

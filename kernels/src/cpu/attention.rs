@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::isa::{Block, MAX_ROWS, MAX_TILES, Sums, block_shape, product};
+use super::isa::{Block, Multiplier, Sums, block_shape};
 use super::packed::{ByColumn, ByRow, PackedMatrix, PackedRows, STEP, TILE};
 use super::path::for_each_path;
 use super::softmax::{Combined, weigh};
@@ -90,6 +90,7 @@ impl PackedKeyValues {
 /// Some rows of a sequence, with the scratch that one head after the other needs.
 struct Piece<'a> {
     isa: Isa,
+    multiplier: Multiplier,
     args: &'a AttentionArgs<'a>,
     sequence: &'a AttentionRows<'a>,
     rows: Range<usize>,
@@ -106,6 +107,7 @@ impl<'a> Piece<'a> {
         let (dim, count) = (usize::from(args.heads.head_dim), rows.len());
         Self {
             isa,
+            multiplier: Multiplier::new(isa),
             args,
             sequence,
             rows,
@@ -153,22 +155,29 @@ impl<'a> Piece<'a> {
 
     /// Scores of one block for every row; returns how many visible ones were clamped.
     fn score_block(&mut self, keys: &PackedMatrix, b: usize, shift: u32) -> u64 {
-        let (step_rows, step_tiles) = block_shape(self.isa, keys.planes());
+        let (step_rows, step_tiles) = block_shape(self.isa, keys.planes(), self.rows.len());
         let most = self.visible(self.rows.end - 1, b);
         let end = most.div_ceil(TILE);
-        let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
+        let mut sums = Sums::new(keys);
         let mut saturations = 0;
         for tile in (0..end).step_by(step_tiles) {
             let tiles = step_tiles.min(end - tile);
             for row in (0..self.rows.len()).step_by(step_rows) {
                 let rows = step_rows.min(self.rows.len() - row);
-                product(self.isa, &self.queries, keys, Block { row, rows, tile, tiles }, &mut sums);
-                for (r, sums) in (row..row + rows).zip(sums.chunks_exact(tiles * TILE)) {
-                    let first = tile * TILE;
-                    let seen = self.visible(self.rows.start + r, b).saturating_sub(first).min(tiles * TILE);
-                    let out = &mut self.scores[r * BLOCK + first..][..seen];
-                    let add = keys.offset() * self.queries.sum(r);
-                    saturations += scores(self.isa, &sums[..seen], add, shift, out);
+                self.multiplier.product(&self.queries, keys, Block { row, rows, tile, tiles }, &mut sums);
+                for r in row..row + rows {
+                    let lack = keys.offset() * self.queries.sum(r);
+                    let seen = self.visible(self.rows.start + r, b);
+                    for c in tile..tile + tiles {
+                        let limbs = sums.tile((r - row) * tiles + c - tile);
+                        let out =
+                            self.scores[r * BLOCK + c * TILE..].first_chunk_mut().expect("a block is whole tiles");
+                        if !scores(self.isa, limbs, keys.correction(c), lack, shift, out) {
+                            let seen = seen.saturating_sub(c * TILE).min(TILE);
+                            let exact = &exact(self.isa, limbs, keys.correction(c), lack)[..seen];
+                            saturations += clamped_scores(self.isa, exact, shift, &mut out[..seen]);
+                        }
+                    }
                 }
             }
         }
@@ -178,7 +187,7 @@ impl<'a> Piece<'a> {
     /// Turns scores into weights, and adds the block's sums of weighted values to those of the blocks before.
     fn weigh_block(&mut self, values: &PackedMatrix, b: usize) {
         let width = values.steps() * STEP;
-        self.weights.resize(width);
+        self.weights.resize(self.isa, width);
         let block = self.combined.push();
         let mut codes = [0_i16; BLOCK];
         for r in 0..self.rows.len() {
@@ -192,16 +201,20 @@ impl<'a> Piece<'a> {
             self.weights.set(self.isa, r, &codes[..width]);
             block.weights[r] = self.weights.sum(r);
         }
-        let (step_rows, step_tiles) = block_shape(self.isa, values.planes());
-        let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
+        let (step_rows, step_tiles) = block_shape(self.isa, values.planes(), self.rows.len());
+        let mut sums = Sums::new(values);
         for tile in (0..values.tiles()).step_by(step_tiles) {
             let tiles = step_tiles.min(values.tiles() - tile);
             for row in (0..self.rows.len()).step_by(step_rows) {
                 let rows = step_rows.min(self.rows.len() - row);
-                product(self.isa, &self.weights, values, Block { row, rows, tile, tiles }, &mut sums);
-                for (r, sums) in (row..row + rows).zip(sums.chunks_exact(tiles * TILE)) {
+                self.multiplier.product(&self.weights, values, Block { row, rows, tile, tiles }, &mut sums);
+                for r in row..row + rows {
                     let out = &mut block.values[r * block.cols + tile * TILE..][..tiles * TILE];
-                    offset_row(self.isa, sums, values.offset() * block.weights[r], out);
+                    let lack = values.offset() * block.weights[r];
+                    for (c, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+                        let sums = sums.tile((r - row) * tiles + c);
+                        *out = exact(self.isa, sums, values.correction(tile + c), lack);
+                    }
                 }
             }
         }
@@ -209,25 +222,45 @@ impl<'a> Piece<'a> {
 }
 
 for_each_path! {
-    /// `out[i] = sat32(round((sums[i] + add) / 2^shift))`; returns the number of clamped scores.
-    pub(super) fn scores(sums: &[i64], add: i64, shift: u32, out: &mut [i32]) -> u64 {
+    /// Scores `round(sum / 2^shift)` of one row and tile. Tells whether all of them fit; where they do not, `out` has no
+    /// meaning.
+    fn scores(limbs: &[[i32; TILE]; 3], correction: &[i64; TILE], lack: i64, shift: u32, out: &mut [i32; TILE]) -> bool {
         let half = (1_i64 << shift) >> 1;
-        let mut saturations = 0_u64;
-        for (y, sum) in out.iter_mut().zip(sums) {
-            // A dot product of at most 512 codes is below 2^40.
-            let score = sum.wrapping_add(add).wrapping_add(half) >> (shift & 63);
-            *y = score.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
-            saturations = saturations.wrapping_add(u64::from(i64::from(*y) != score));
+        let mut outside = false;
+        for (c, out) in out.iter_mut().enumerate() {
+            let score = exact_sum(limbs, correction, lack, c).wrapping_add(half) >> (shift & 63);
+            outside |= (score < i64::from(i32::MIN)) | (score > i64::from(i32::MAX));
+            *out = score as i32;
         }
-        saturations
+        !outside
     }
 }
 
 for_each_path! {
-    fn offset_row(sums: &[i64], add: i64, out: &mut [i64]) {
+    /// The exact sums of one row and tile, of two-digit columns; see [`Sums`].
+    fn exact(limbs: &[[i32; TILE]; 3], correction: &[i64; TILE], lack: i64) -> [i64; TILE] {
+        std::array::from_fn(|c| exact_sum(limbs, correction, lack, c))
+    }
+}
+
+/// A sum over a head or a block: below 2^40.
+#[inline(always)]
+fn exact_sum(limbs: &[[i32; TILE]; 3], correction: &[i64; TILE], lack: i64, c: usize) -> i64 {
+    let sum = limbs.iter().fold(0_i64, |sum, limb| (sum << 8).wrapping_add(i64::from(limb[c])));
+    sum.wrapping_add(correction[c]).wrapping_add(lack)
+}
+
+for_each_path! {
+    /// `out[i] = sat32(round(sums[i] / 2^shift))`; returns the number of clamped scores.
+    pub(super) fn clamped_scores(sums: &[i64], shift: u32, out: &mut [i32]) -> u64 {
+        let half = (1_i64 << shift) >> 1;
+        let mut saturations = 0_u64;
         for (y, sum) in out.iter_mut().zip(sums) {
-            // Sums over a block are below 2^39.
-            *y = sum.wrapping_add(add);
+            // A dot product of at most 512 codes is below 2^40.
+            let score = sum.wrapping_add(half) >> (shift & 63);
+            *y = score.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32;
+            saturations = saturations.wrapping_add(u64::from(i64::from(*y) != score));
         }
+        saturations
     }
 }

@@ -2,7 +2,7 @@
 //! for many (SPEC 5.7).
 
 use super::Isa;
-use super::attention::scores;
+use super::attention::clamped_scores;
 use super::path::for_each_path;
 use super::softmax::{Combined, weigh};
 use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
@@ -35,7 +35,7 @@ pub(super) fn heads(
         let block = combined.push();
         for (h, q) in q.chunks_exact(dim).enumerate() {
             dots(isa, q, &keys[start..], stride, sums);
-            saturations += scores(isa, sums, 0, u32::from(args.heads.score_shift[first_head + h]), exact);
+            saturations += clamped_scores(isa, sums, u32::from(args.heads.score_shift[first_head + h]), exact);
             block.references[h] = Some(weigh(isa, exact, weights));
             block.weights[h] = weights.iter().map(|w| i64::from(*w)).sum();
             weighted(isa, weights, &values[start..], stride, &mut block.values[h * dim..(h + 1) * dim]);

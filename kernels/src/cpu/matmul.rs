@@ -1,14 +1,13 @@
 //! Matrix product (SPEC 5.3).
 
-use super::isa::{Block, MAX_ROWS, MAX_TILES, Sums, block_shape, product};
+use std::ops::Range;
+
+use super::isa::{Block, MAX_TILES, Multiplier, Sums, block_shape, rows_at_once};
 use super::packed::{PackedMatrix, PackedRows, TILE};
 use super::path::for_each_path;
 use super::{CpuKernels, Isa};
 use crate::fixed::{CODE_MAX, rescale};
 use crate::host::{BfpRows, MatMulOut, Scaled};
-
-/// Rows in one piece of work where rows are split: a multiple of every block's rows.
-const PIECE: usize = 12;
 
 /// Twin of [`crate::reference::matmul::matmul`].
 pub(super) fn matmul(
@@ -51,27 +50,46 @@ impl Element for i16 {
 /// What turns the sums of a tile's columns into outputs.
 struct Columns {
     mantissa: [i64; TILE],
+    /// What all sums of a column lack, times its mantissa.
+    correction: [i64; TILE],
     shift: [i64; TILE],
     bias: [i64; TILE],
-    /// Smallest shift of the tile's real columns.
-    least: i64,
+    /// Smallest and largest shift of the tile's real columns.
+    shifts: [i64; 2],
     /// Number of real columns.
     count: usize,
 }
 
 impl Columns {
-    fn new(w: &Scaled<'_>, bias: Option<&[i32]>, tile: usize) -> Self {
-        let first = tile * TILE;
-        let count = TILE.min(w.mantissa.len() - first);
-        let real = first..first + count;
-        let least = w.shift[real.clone()].iter().min().map_or(0, |s| i64::from(*s));
-        let mut columns = Self { mantissa: [0; TILE], shift: [least; TILE], bias: [0; TILE], least, count };
-        for (i, n) in real.enumerate() {
-            columns.mantissa[i] = i64::from(w.mantissa[n]);
-            columns.shift[i] = i64::from(w.shift[n]);
-            columns.bias[i] = bias.map_or(0, |b| i64::from(b[n]));
+    #[inline(always)]
+    fn new(w: &Scaled<'_>, packed: &PackedMatrix, bias: Option<&[i32]>, tile: usize) -> Self {
+        let first = tile.wrapping_mul(TILE);
+        let count = TILE.min(w.mantissa.len().wrapping_sub(first));
+        // Padding repeats the last shift, and has mantissa 0.
+        let shift = widened(&w.shift[first..], w.shift[first + count - 1]);
+        let mantissa = widened(&w.mantissa[first..], 0);
+        let correction = packed.correction(tile);
+        Self {
+            // Below 2^60 in magnitude.
+            correction: std::array::from_fn(|c| correction[c].wrapping_mul(mantissa[c])),
+            bias: bias.map_or([0; TILE], |bias| widened(&bias[first..], 0)),
+            shifts: [
+                shift.iter().fold(i64::MAX, |least, s| least.min(*s)),
+                shift.iter().fold(i64::MIN, |most, s| most.max(*s)),
+            ],
+            mantissa,
+            shift,
+            count,
         }
-        columns
+    }
+}
+
+/// The first 16 values, or as many as there are and then padding.
+#[inline(always)]
+fn widened<T: Copy + Into<i64>>(values: &[T], padding: T) -> [i64; TILE] {
+    match values.first_chunk::<TILE>() {
+        Some(values) => values.map(Into::into),
+        None => std::array::from_fn(|c| (*values.get(c).unwrap_or(&padding)).into()),
     }
 }
 
@@ -87,28 +105,26 @@ struct Product<'a> {
 impl Product<'_> {
     /// Many rows are split by rows; few by columns, so that every thread has work.
     fn run<T: Element>(&self, cpu: &CpuKernels, out: &mut [T]) -> u64 {
-        let (rows, n) = (self.x.exponents.len(), self.w.rows());
-        if cpu.threads.count() > 1 && rows < PIECE * cpu.threads.count() {
+        let (rows, n, at_once) = (self.x.exponents.len(), self.w.rows(), rows_at_once(self.isa));
+        if cpu.threads.count() > 1 && rows < at_once * cpu.threads.count() {
             return self.by_columns(cpu, out);
         }
-        let pieces = out.chunks_mut(PIECE * n).enumerate().collect();
+        let pieces = out.chunks_mut(at_once * n).enumerate().collect();
         cpu.threads.each(pieces, |(piece, out): (usize, &mut [T])| {
-            let first = piece * PIECE;
-            let x = self.pack(first, out.len() / n);
-            self.tiles(&x, first, 0, self.w.tiles(), n, out)
+            self.tiles(&self.pack(piece * at_once, out.len() / n), 0..self.w.tiles(), n, out)
         })
     }
 
     /// Strips of columns go to buffers of their own, and from there to the output.
     fn by_columns<T: Element>(&self, cpu: &CpuKernels, out: &mut [T]) -> u64 {
         let (rows, n, tiles) = (self.x.exponents.len(), self.w.rows(), self.w.tiles());
-        let x = self.pack(0, rows);
+        let left = self.pack(0, rows);
         let strip = tiles.div_ceil(cpu.threads.count() * 4).next_multiple_of(MAX_TILES);
         let strips = cpu.threads.map(tiles.div_ceil(strip), |i| {
-            let (first, end) = (i * strip, tiles.min((i + 1) * strip));
-            let width = n.min(end * TILE) - first * TILE;
+            let strip = i * strip..tiles.min((i + 1) * strip);
+            let width = n.min(strip.end * TILE) - strip.start * TILE;
             let mut buffer = vec![T::default(); rows * width];
-            let saturations = self.tiles(&x, 0, first, end, width, &mut buffer);
+            let saturations = self.tiles(&left, strip, width, &mut buffer);
             (width, buffer, saturations)
         });
         let (mut at, mut saturations) = (0, 0);
@@ -122,108 +138,146 @@ impl Product<'_> {
         saturations
     }
 
-    fn pack(&self, first: usize, rows: usize) -> PackedRows {
+    fn pack(&self, first: usize, rows: usize) -> Left<'_> {
         let cols = self.scales.cols;
         let mut x = PackedRows::new(self.isa, rows, cols);
         x.fill(self.isa, |r| &self.x.codes[(first + r) * cols..(first + r + 1) * cols]);
-        x
+        Left { rows: x, exponents: &self.x.exponents[first..first + rows] }
     }
 
-    /// Columns of tiles `from..to` of the rows in `x`, which start at row `first`; `out` is `[rows][width]`.
-    fn tiles<T: Element>(
-        &self,
-        x: &PackedRows,
-        first: usize,
-        from: usize,
-        to: usize,
-        width: usize,
-        out: &mut [T],
-    ) -> u64 {
-        let (step_rows, step_tiles) = block_shape(self.isa, self.w.planes());
-        let mut sums: Sums = [0; MAX_ROWS * MAX_TILES * TILE];
+    /// Columns of some tiles; `out` is `[rows][width]`.
+    fn tiles<T: Element>(&self, left: &Left<'_>, range: Range<usize>, width: usize, out: &mut [T]) -> u64 {
+        let all = left.exponents.len();
+        let (step_rows, step_tiles) = block_shape(self.isa, self.w.planes(), all);
+        let mut multiplier = Multiplier::new(self.isa);
+        let mut sums = Sums::new(self.w);
         let mut saturations = 0;
-        for tile in (from..to).step_by(step_tiles) {
-            let tiles = step_tiles.min(to - tile);
-            let columns: [Columns; MAX_TILES] =
-                std::array::from_fn(|c| Columns::new(&self.scales, self.bias, tile + c.min(tiles - 1)));
-            for row in (0..x.rows()).step_by(step_rows) {
-                let rows = step_rows.min(x.rows() - row);
-                product(self.isa, x, self.w, Block { row, rows, tile, tiles }, &mut sums);
-                for r in row..row + rows {
-                    let add = self.w.offset() * x.sum(r);
-                    let exponent = i64::from(self.x.exponents[first + r]);
-                    for (c, columns) in columns.iter().enumerate().take(tiles) {
-                        let at = ((r - row) * tiles + c) * TILE;
-                        let sums = sums[at..].first_chunk().expect("a block is whole tiles");
-                        let at = r * width + (tile + c - from) * TILE;
-                        saturations += finish(self.isa, sums, add, columns, exponent, &mut out[at..at + columns.count]);
-                    }
-                }
+        for tile in range.clone().step_by(step_tiles) {
+            let tiles = step_tiles.min(range.end - tile);
+            for row in (0..all).step_by(step_rows) {
+                let block = Block { row, rows: step_rows.min(all - row), tile, tiles };
+                multiplier.product(&left.rows, self.w, block, &mut sums);
+                let out = &mut out[row * width + (tile - range.start) * TILE..];
+                saturations += requantize(self.isa, self, &sums, left, block, width, out);
             }
         }
         saturations
     }
 }
 
-/// Rescales, adds the bias and clamps one row of one tile. Returns the number of clamped elements.
-fn finish<T: Element>(isa: Isa, sums: &[i64; TILE], add: i64, columns: &Columns, exponent: i64, out: &mut [T]) -> u64 {
-    let rescale = |out: &mut [T; TILE]| {
-        if columns.least < exponent {
-            rescale_left(sums, add, columns, exponent, out)
-        } else {
-            rescale_right(isa, sums, add, columns, exponent, out)
-        }
-    };
-    if let Ok(out) = <&mut [T; TILE]>::try_from(&mut *out) {
-        return rescale(out);
-    }
-    // The last tile may be partly padding, which comes out as zeros.
-    let mut tile = [T::default(); TILE];
-    let clamped = rescale(&mut tile);
-    out.copy_from_slice(&tile[..out.len()]);
-    clamped
-}
-
-/// Where some column is shifted left, which may leave 64 bits: one by one.
-#[cold]
-fn rescale_left<T: Element>(
-    sums: &[i64; TILE],
-    add: i64,
-    columns: &Columns,
-    exponent: i64,
-    out: &mut [T; TILE],
-) -> u64 {
-    let y =
-        |c: usize| rescale(sums[c] + add, columns.mantissa[c] as u16, columns.shift[c] - exponent) + columns.bias[c];
-    clamp(&std::array::from_fn(|c| if c < columns.count { y(c) } else { 0 }), out)
+/// Some rows of the left operand.
+struct Left<'a> {
+    rows: PackedRows,
+    exponents: &'a [i32],
 }
 
 for_each_path! {
-    /// Where no column is shifted left.
-    fn rescale_right<T: Element>(
-        sums: &[i64; TILE],
-        add: i64,
-        columns: &Columns,
-        exponent: i64,
-        out: &mut [T; TILE],
+    /// Rescales the sums of a block, adds the bias and clamps. `out` starts with the block's first element, and `width`
+    /// elements later starts the next row. Returns the number of clamped elements.
+    fn requantize<T: Element>(
+        by: &Product<'_>,
+        sums: &Sums,
+        left: &Left<'_>,
+        block: Block,
+        width: usize,
+        out: &mut [T],
     ) -> u64 {
-        let mut y = [0; TILE];
-        for c in 0..TILE {
-            // |sum| <= 2^44 and the mantissa is below 2^16, so products stay below 2^60; a half is at most 2^62.
-            let p = sums[c].wrapping_add(add).wrapping_mul(columns.mantissa[c]);
-            let s = columns.shift[c].wrapping_sub(exponent).min(63) as u32 & 63;
-            let half = ((1_u64 << s) >> 1) as i64;
-            y[c] = (p.wrapping_add(half) >> s).wrapping_add(columns.bias[c]);
+        let mut clamped = 0_u64;
+        for c in 0..block.tiles {
+            let columns = Columns::new(&by.scales, by.w, by.bias, block.tile.wrapping_add(c));
+            for r in 0..block.rows {
+                let row = block.row.wrapping_add(r);
+                // A row sum is below 2^29.
+                let lack = left.rows.sum(row).wrapping_mul(by.w.offset());
+                let exponent = i64::from(left.exponents[row]);
+                let i = r.wrapping_mul(block.tiles).wrapping_add(c);
+                let out = &mut out[r.wrapping_mul(width).wrapping_add(c.wrapping_mul(TILE))..][..columns.count];
+                let more = match sums.limbs() {
+                    2 => finish::<2, T>(sums.tile(i), lack, &columns, exponent, out),
+                    _ => finish::<3, T>(sums.tile(i), lack, &columns, exponent, out),
+                };
+                clamped = clamped.wrapping_add(more);
+            }
         }
-        clamp(&y, out)
+        clamped
     }
 }
 
-/// Clamps to the range, and counts only where something was clamped.
+/// One row of one tile.
 #[inline(always)]
-fn clamp<T: Element>(y: &[i64; TILE], out: &mut [T; TILE]) -> u64 {
-    let clamped = y.map(|y| y.clamp(T::RANGE[0], T::RANGE[1]));
-    let changed = y.iter().zip(&clamped).fold(0, |changed, (y, clamped)| changed | (y ^ clamped));
-    *out = clamped.map(T::cast);
-    if changed == 0 { 0 } else { y.iter().zip(&clamped).map(|(y, clamped)| u64::from(y != clamped)).sum() }
+fn finish<const LIMBS: usize, T: Element>(
+    limbs: &[[i32; TILE]; LIMBS],
+    lack: i64,
+    columns: &Columns,
+    exponent: i64,
+    out: &mut [T],
+) -> u64 {
+    let [least, most] = columns.shifts.map(|s| s.wrapping_sub(exponent));
+    if least >= 1 && most <= 63 {
+        let fits = match <&mut [T; TILE]>::try_from(&mut *out) {
+            Ok(out) => scale_right(limbs, lack, columns, exponent, out),
+            Err(_) => {
+                let mut tile = [T::default(); TILE];
+                let fits = scale_right(limbs, lack, columns, exponent, &mut tile);
+                out.copy_from_slice(&tile[..out.len()]);
+                fits
+            }
+        };
+        if fits {
+            return 0;
+        }
+    }
+    scale_any(limbs, lack, columns, exponent, out)
+}
+
+/// Where every column is shifted right by 1 to 63. Tells whether every output is in range; where it is not, `out` has no
+/// meaning.
+#[inline(always)]
+fn scale_right<const LIMBS: usize, T: Element>(
+    limbs: &[[i32; TILE]; LIMBS],
+    lack: i64,
+    columns: &Columns,
+    exponent: i64,
+    out: &mut [T; TILE],
+) -> bool {
+    let mut outside = false;
+    for c in 0..TILE {
+        let m = columns.mantissa[c];
+        // The whole sum is below 2^46 and the product below 2^62, so it does not matter if a part of it wraps.
+        let product = limbs
+            .iter()
+            .fold(0_i64, |sum, limb| (sum << 8).wrapping_add(i64::from(limb[c]).wrapping_mul(i64::from(m as i32))));
+        let product = product.wrapping_add(columns.correction[c]).wrapping_add(lack.wrapping_mul(m));
+        // Half up, with the bias added in the same units: floor((floor(p / 2^(s-1)) + 2b + 1) / 2).
+        let down = columns.shift[c].wrapping_sub(exponent).wrapping_sub(1) & 63;
+        let doubled = columns.bias[c].wrapping_mul(2).wrapping_add(1);
+        let y = (product >> down).wrapping_add(doubled) >> 1;
+        outside |= (y < T::RANGE[0]) | (y > T::RANGE[1]);
+        out[c] = T::cast(y);
+    }
+    !outside
+}
+
+/// Any column by any shift, one by one: a shift to the left may leave 64 bits. Returns the number of clamped elements.
+#[cold]
+#[inline(never)]
+fn scale_any<const LIMBS: usize, T: Element>(
+    limbs: &[[i32; TILE]; LIMBS],
+    lack: i64,
+    columns: &Columns,
+    exponent: i64,
+    out: &mut [T],
+) -> u64 {
+    let mut clamped = 0;
+    for (c, out) in out.iter_mut().enumerate() {
+        let mantissa = columns.mantissa[c];
+        // The mantissa divides its product with the correction.
+        let correction = columns.correction[c].checked_div(mantissa).unwrap_or(0);
+        let sum = limbs.iter().fold(0, |sum, limb| (sum << 8) + i64::from(limb[c])) + correction + lack;
+        let y = rescale(sum, mantissa as u16, columns.shift[c] - exponent) + columns.bias[c];
+        let fitting = y.clamp(T::RANGE[0], T::RANGE[1]);
+        *out = T::cast(fitting);
+        clamped += u64::from(fitting != y);
+    }
+    clamped
 }

@@ -4,7 +4,8 @@
 //! `low = (w & 255) - 128`, which covers all 65,536 codes. The 128 is put back by the sum of the other operand's row.
 //! An 8-bit code is one digit.
 
-use super::path::{Isa, Path, for_each_path};
+use super::isa::{padded_rows, padded_steps};
+use super::path::{Isa, for_each_path};
 use crate::value::ParamData;
 
 /// Columns of one tile.
@@ -26,7 +27,7 @@ pub(crate) struct Quad(pub(crate) [i8; TILE * STEP]);
 #[derive(Debug)]
 pub struct PackedMatrix {
     quads: Vec<Quad>,
-    /// `-32768 * (sum of the digits' values)` of each column: what an unsigned left operand adds too much.
+    /// What is added to the sums of each column: where the left operand is unsigned, `-32768 * (sum of the digits' values)`.
     corrections: Vec<i64>,
     rows: usize,
     steps: usize,
@@ -38,22 +39,23 @@ impl PackedMatrix {
     pub(crate) fn from_codes(isa: Isa, codes: ParamData<'_>, cols: usize) -> Self {
         let rows = codes.len() / cols;
         match codes {
-            ParamData::I8(w) => Self::narrow(rows, cols, |n, k| w[n * cols + k]),
+            ParamData::I8(w) => Self::narrow(isa, rows, cols, |n, k| w[n * cols + k]),
             ParamData::I16(codes) => Self::wide(isa, rows, cols, &ByRow { codes, start: 0, stride: cols, rows, cols }),
             _ => unreachable!("validation: weight codes are i8 or i16"),
         }
     }
 
-    fn empty(rows: usize, cols: usize, planes: usize) -> Self {
-        let (tiles, steps) = (rows.div_ceil(TILE), cols.div_ceil(STEP));
+    fn empty(isa: Isa, rows: usize, cols: usize, planes: usize) -> Self {
+        let (tiles, steps) = (rows.div_ceil(TILE), padded_steps(isa, cols));
         assert!(steps <= MAX_STEPS, "validation: a reduction is at most {} long", MAX_STEPS * STEP);
         let quads = vec![Quad([0; TILE * STEP]); tiles * steps * planes];
         Self { quads, corrections: vec![0; tiles * TILE], rows, steps, planes }
     }
 
     /// One digit plane; `code(row, col)`.
-    fn narrow(rows: usize, cols: usize, code: impl Fn(usize, usize) -> i8) -> Self {
-        let mut packed = Self::empty(rows, cols, 1);
+    fn narrow(isa: Isa, rows: usize, cols: usize, code: impl Fn(usize, usize) -> i8) -> Self {
+        let mut packed = Self::empty(isa, rows, cols, 1);
+        let unit = unsigned_unit(isa);
         for n in 0..rows {
             let tile = (n / TILE) * packed.steps;
             let mut sum = 0;
@@ -62,15 +64,15 @@ impl PackedMatrix {
                 sum += i64::from(w);
                 packed.quads[tile + k / STEP].0[(n % TILE) * STEP + k % STEP] = w;
             }
-            packed.corrections[n] = -32_768 * sum;
+            packed.corrections[n] = unit * sum;
         }
         packed
     }
 
     /// Two digit planes, high before low.
     pub(crate) fn wide<F: Fetch>(isa: Isa, rows: usize, cols: usize, codes: &F) -> Self {
-        let mut packed = Self::empty(rows, cols, 2);
-        split_codes(isa, codes, packed.steps, &mut packed.quads, &mut packed.corrections);
+        let mut packed = Self::empty(isa, rows, cols, 2);
+        split_codes(isa, codes, packed.steps, &mut packed.quads, unsigned_unit(isa), &mut packed.corrections);
         packed
     }
 
@@ -105,11 +107,22 @@ impl PackedMatrix {
         &self.quads[tile * len..(tile + 1) * len]
     }
 
-    /// Corrections of one tile's columns.
+    /// `[tiles][steps][planes]` of tiles that follow each other.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn correction(&self, tile: usize) -> &[i64] {
-        &self.corrections[tile * TILE..(tile + 1) * TILE]
+    pub(crate) fn consecutive(&self, first: usize, tiles: usize) -> &[Quad] {
+        let len = self.steps * self.planes;
+        &self.quads[first * len..(first + tiles) * len]
     }
+
+    /// What is added to the sums of one tile's columns.
+    pub(crate) fn correction(&self, tile: usize) -> &[i64; TILE] {
+        &self.corrections.as_chunks().0[tile]
+    }
+}
+
+/// What the sum of a column's codes is multiplied with for its correction.
+fn unsigned_unit(isa: Isa) -> i64 {
+    if isa.takes_unsigned_bytes() { -32_768 } else { 0 }
 }
 
 /// The code that both digits of are 0: what padding is made of.
@@ -135,7 +148,10 @@ impl Fetch for ByRow<'_> {
     #[inline(always)]
     fn quad(&self, tile: usize, step: usize) -> [i16; TILE * STEP] {
         let mut quad = [PADDING; TILE * STEP];
-        let width = STEP.min(self.cols - step * STEP);
+        let width = STEP.min(self.cols.saturating_sub(step * STEP));
+        if width == 0 {
+            return quad;
+        }
         for (n, out) in (tile * TILE..self.rows).zip(quad.as_chunks_mut::<STEP>().0) {
             let at = self.start + n * self.stride + step * STEP;
             match self.codes[at..].first_chunk::<STEP>() {
@@ -174,7 +190,7 @@ impl Fetch for ByColumn<'_> {
 
 for_each_path! {
     /// Writes `[tiles][steps][high, low]` and the corrections of the columns.
-    fn split_codes<F: Fetch>(codes: &F, steps: usize, quads: &mut [Quad], corrections: &mut [i64]) {
+    fn split_codes<F: Fetch>(codes: &F, steps: usize, quads: &mut [Quad], unit: i64, corrections: &mut [i64]) {
         let tiles = quads.chunks_exact_mut(steps * 2).zip(corrections.chunks_exact_mut(TILE));
         for (tile, (quads, corrections)) in tiles.enumerate() {
             let mut sums = [0_i32; TILE];
@@ -192,7 +208,7 @@ for_each_path! {
                 }
             }
             for (correction, sum) in corrections.iter_mut().zip(sums) {
-                *correction = i64::from(sum).wrapping_mul(-32_768);
+                *correction = i64::from(sum).wrapping_mul(unit);
             }
         }
     }
@@ -213,9 +229,9 @@ pub(crate) struct PackedRows {
 impl PackedRows {
     /// Room for `rows` rows of `cols` codes.
     pub(crate) fn new(isa: Isa, rows: usize, cols: usize) -> Self {
-        let steps = cols.div_ceil(STEP);
-        let len = rows * steps * STEP;
-        let bytes = isa.path() == Path::Avx512Vnni;
+        let steps = padded_steps(isa, cols);
+        let len = padded_rows(isa, rows) * steps * STEP;
+        let bytes = isa.takes_unsigned_bytes();
         let (codes, digits) = if bytes { (vec![], vec![0; 2 * len]) } else { (vec![0; len], vec![]) };
         Self { codes, digits, sums: vec![0; rows], steps }
     }
@@ -229,9 +245,9 @@ impl PackedRows {
     }
 
     /// Changes the number of codes in a row. What the rows hold then has no meaning.
-    pub(crate) fn resize(&mut self, cols: usize) {
-        self.steps = cols.div_ceil(STEP);
-        let len = self.sums.len() * self.steps * STEP;
+    pub(crate) fn resize(&mut self, isa: Isa, cols: usize) {
+        self.steps = padded_steps(isa, cols);
+        let len = padded_rows(isa, self.sums.len()) * self.steps * STEP;
         self.codes.resize(if self.codes.is_empty() { 0 } else { len }, 0);
         self.digits.resize(if self.digits.is_empty() { 0 } else { 2 * len }, 0);
     }
@@ -239,7 +255,7 @@ impl PackedRows {
     /// Packs one row.
     pub(crate) fn set(&mut self, isa: Isa, r: usize, codes: &[i16]) {
         let width = self.steps * STEP;
-        self.sums[r] = if isa.path() == Path::Avx512Vnni {
+        self.sums[r] = if isa.takes_unsigned_bytes() {
             let (low, high) = self.digits[2 * r * width..2 * (r + 1) * width].split_at_mut(width);
             split_row(isa, codes, low, high)
         } else {
@@ -268,8 +284,7 @@ impl PackedRows {
         &self.codes[r * width..(r + 1) * width]
     }
 
-    /// Digits of rows `r..r + rows`: `[rows][low, high][4 * steps]`.
-    #[cfg(target_arch = "x86_64")]
+    /// Digits of rows `r..r + rows`, `[rows][low, high][4 * steps]`; those beyond the last row have no meaning.
     pub(crate) fn digits(&self, r: usize, rows: usize) -> &[u8] {
         let width = self.steps * STEP * 2;
         &self.digits[r * width..(r + rows) * width]

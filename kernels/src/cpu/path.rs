@@ -5,30 +5,36 @@ use crate::backend::BackendError;
 /// A family of instructions that the hot loops are compiled for. All give the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
+    /// AVX-512 with byte dot products, and AMX tiles for products of many rows.
+    AmxInt8,
     /// AVX-512 with byte dot products.
     Avx512Vnni,
     /// AVX2.
     Avx2,
     /// Whatever the target has at the least; plain Rust.
     Portable,
+    /// The kernels of [`Path::AmxInt8`] with a plain model of the tiles: slow, for tests on any machine, and never chosen.
+    AmxModel,
 }
 
 impl Path {
-    /// All paths, the fastest first.
-    pub const ALL: [Self; 3] = [Self::Avx512Vnni, Self::Avx2, Self::Portable];
+    /// All paths that are for use, the fastest first.
+    pub const ALL: [Self; 4] = [Self::AmxInt8, Self::Avx512Vnni, Self::Avx2, Self::Portable];
 
     /// Name, as flags and reports spell it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::AmxInt8 => "amx-int8",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
+            Self::AmxModel => "amx-model",
         }
     }
 
     /// The path of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|p| p.name() == name)
+        Self::ALL.into_iter().chain([Self::AmxModel]).find(|p| p.name() == name)
     }
 
     /// Features that the path needs and this machine lacks; empty if the path can run here.
@@ -46,13 +52,18 @@ impl Path {
                 };
             }
             match self {
-                Self::Avx512Vnni => need!("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"),
+                Self::AmxInt8 | Self::Avx512Vnni => {
+                    need!("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni");
+                }
                 Self::Avx2 => need!("avx2"),
-                Self::Portable => {}
+                Self::Portable | Self::AmxModel => {}
+            }
+            if self == Self::AmxInt8 && missing.is_empty() {
+                missing = super::isa::amx::missing();
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        if self != Self::Portable {
+        if !matches!(self, Self::Portable | Self::AmxModel) {
             missing.push("x86-64");
         }
         missing
@@ -89,6 +100,16 @@ impl Isa {
     pub(crate) const fn path(self) -> Path {
         self.0
     }
+
+    /// Whether left operands are `code + 32768` in two unsigned bytes, rather than 16-bit codes.
+    pub(crate) const fn takes_unsigned_bytes(self) -> bool {
+        matches!(self.0, Path::Avx512Vnni) || self.has_tiles()
+    }
+
+    /// Whether products of many rows run on tiles.
+    pub(crate) const fn has_tiles(self) -> bool {
+        matches!(self.0, Path::AmxInt8 | Path::AmxModel)
+    }
 }
 
 /// Compiles one plain body once for each path, for the vectoriser to use what the path has. The function that comes
@@ -114,7 +135,7 @@ macro_rules! for_each_path {
             match isa.path() {
                 // SAFETY: an `Isa` of this path exists only where its features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Path::Avx512Vnni => unsafe { avx512($($arg),*) },
+                $crate::cpu::Path::AmxInt8 | $crate::cpu::Path::Avx512Vnni => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Path::Avx2 => unsafe { avx2($($arg),*) },

@@ -9,7 +9,7 @@ use crate::value::Value;
 /// A buffer with this many bytes more than four times what a batch needs is given back.
 const SLACK_BYTES: usize = 1 << 20;
 
-/// One value per tensor. Storage is kept between batches, what was in it is not.
+/// One value per tensor. Storage is kept between batches; what was in it can't be read.
 pub(super) struct Activations {
     program: Arc<Program>,
     values: Vec<Value>,
@@ -124,8 +124,8 @@ impl Activations {
     }
 }
 
+/// What is left in the storage has no meaning: ops write all that they take.
 fn forget<T>(storage: &mut Vec<T>, needed: usize) {
-    storage.clear();
     let spare = storage.capacity().saturating_sub(needed.saturating_mul(4)).saturating_mul(size_of::<T>());
     if spare > SLACK_BYTES {
         *storage = Vec::new();

@@ -32,7 +32,7 @@ pub(super) fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, block: Block, 
 
 #[target_feature(enable = "avx2")]
 fn rows<const R: usize>(x: [&[i16]; R], tile: &[Quad], planes: usize, sums: &mut Sums) {
-    sums[..R * TILE].fill(0);
+    let mut exact = [[0; TILE]; R];
     let steps = tile.len() / planes;
     for start in (0..steps).step_by(FLUSH) {
         let end = steps.min(start + FLUSH);
@@ -42,8 +42,11 @@ fn rows<const R: usize>(x: [&[i16]; R], tile: &[Quad], planes: usize, sums: &mut
         }
         for plane in 0..planes {
             let weight = if plane + 1 == planes { 1 } else { 256 };
-            partial(codes, &tile[start * planes..end * planes], plane, planes, weight, sums);
+            partial(codes, &tile[start * planes..end * planes], plane, planes, weight, &mut exact);
         }
+    }
+    for (r, exact) in exact.iter().enumerate() {
+        sums.set_exact(r, exact);
     }
 }
 
@@ -55,7 +58,7 @@ fn partial<const R: usize>(
     plane: usize,
     planes: usize,
     weight: i64,
-    sums: &mut Sums,
+    sums: &mut [[i64; TILE]; R],
 ) {
     let mut acc = [[_mm256_setzero_si256(); GROUPS]; R];
     for (step, quads) in quads.chunks_exact(planes).enumerate() {
@@ -74,7 +77,7 @@ fn partial<const R: usize>(
             for c in 0..4 {
                 // Cannot wrap: see `FLUSH`.
                 let sum = lanes[2 * c].wrapping_add(lanes[2 * c + 1]);
-                sums[r * TILE + g * 4 + c] += i64::from(sum) * weight;
+                sums[r][g * 4 + c] += i64::from(sum) * weight;
             }
         }
     }

@@ -1,22 +1,25 @@
 //! The exact limb product, once for each instruction-set path.
 
-use super::packed::{PackedMatrix, PackedRows, TILE};
+use super::packed::{PackedMatrix, PackedRows, STEP, TILE};
 use super::path::{Isa, Path};
 
+#[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+mod tiles;
 
 /// Most rows of a block on any path.
-pub(crate) const MAX_ROWS: usize = 6;
+pub(crate) const MAX_ROWS: usize = tiles::ROWS;
 
 /// Most tiles of a block on any path.
 pub(crate) const MAX_TILES: usize = 2;
 
-/// Sums of one block, `[rows][tiles * 16]`.
-pub(crate) type Sums = [i64; MAX_ROWS * MAX_TILES * TILE];
+/// Most limb sums of an element.
+const MAX_LIMBS: usize = 3;
 
 /// A part of a product: some rows of the left operand times some tiles of the right one.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +34,16 @@ pub(crate) struct Block {
     pub(crate) tiles: usize,
 }
 
-/// The most rows and tiles that the path keeps in registers at once, for a right operand of `planes` digits.
-pub(crate) const fn block_shape(isa: Isa, planes: usize) -> (usize, usize) {
+/// Most rows of a product that is bound by reading its right operand: it goes through memory in one line.
+const FEW: usize = 2;
+
+/// The most rows and tiles that the path keeps in registers at once, for a right operand of `planes` digits and a product
+/// of `rows` rows.
+pub(crate) const fn block_shape(isa: Isa, planes: usize, rows: usize) -> (usize, usize) {
     match (isa.path(), planes) {
+        (Path::AmxInt8 | Path::Avx512Vnni, _) if rows <= FEW => (rows, 1),
+        (Path::AmxInt8 | Path::AmxModel, 1) => (tiles::ROWS, 2),
+        (Path::AmxInt8 | Path::AmxModel, _) => (tiles::ROWS, 1),
         (Path::Avx512Vnni, 1) => (6, 2),
         (Path::Avx512Vnni, _) => (4, 2),
         (Path::Avx2, _) => (2, 1),
@@ -41,16 +51,108 @@ pub(crate) const fn block_shape(isa: Isa, planes: usize) -> (usize, usize) {
     }
 }
 
-/// Exact sums `sum_k x[r,k] * digits(w)[n,k]`; the caller adds [`PackedMatrix::offset`] times the row's sum.
-pub(crate) fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
-    let (rows, tiles) = block_shape(isa, w.planes());
-    assert!(block.rows <= rows && block.tiles <= tiles && block.tile + block.tiles <= w.tiles());
-    assert!(block.row + block.rows <= x.rows() && x.steps() == w.steps());
-    match isa.path() {
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx512Vnni => avx512::product(isa, x, w, block, sums),
-        #[cfg(target_arch = "x86_64")]
-        Path::Avx2 => avx2::product(isa, x, w, block, sums),
-        _ => portable::product(x, w, block, sums),
+/// Limb sums of one block, `[rows][tiles][limbs][16]`, the most significant limb first. An element's exact sum is that of
+/// `limb * 256^i`, and [`PackedMatrix::correction`] and [`PackedMatrix::offset`] times the row's sum.
+///
+/// There is one limb more than the right operand has digit planes.
+#[derive(Clone, Debug)]
+pub(crate) struct Sums {
+    limbs: [[i32; TILE]; MAX_ROWS * MAX_TILES * MAX_LIMBS],
+    /// Of one element.
+    per_element: usize,
+}
+
+impl Sums {
+    /// Room for the blocks of a product with `w`.
+    pub(crate) fn new(w: &PackedMatrix) -> Self {
+        Self { limbs: [[0; TILE]; MAX_ROWS * MAX_TILES * MAX_LIMBS], per_element: w.planes() + 1 }
+    }
+
+    /// Limbs of an element: 2 or 3.
+    #[inline(always)]
+    pub(crate) const fn limbs(&self) -> usize {
+        self.per_element
+    }
+
+    /// Limb sums of the `i`-th row and tile together, counted along the rows.
+    #[inline(always)]
+    pub(crate) fn tile<const LIMBS: usize>(&self, i: usize) -> &[[i32; TILE]; LIMBS] {
+        debug_assert_eq!(LIMBS, self.per_element);
+        self.limbs[i * LIMBS..].first_chunk().expect("a block has room for its limbs")
+    }
+
+    /// Splits exact sums that fit `8 * limbs + 16` bits.
+    fn set_exact(&mut self, i: usize, sums: &[i64; TILE]) {
+        let limbs = &mut self.limbs[i * self.per_element..(i + 1) * self.per_element];
+        let lower = (self.per_element - 1) as u32;
+        for (limb, shift) in limbs.iter_mut().zip((0..=lower).rev()) {
+            let mask = if shift == lower { -1 } else { 255 };
+            for (limb, sum) in limb.iter_mut().zip(sums) {
+                *limb = (sum >> (8 * shift) & mask) as i32;
+            }
+        }
+    }
+}
+
+/// Steps that operands of `cols` columns are padded to.
+pub(crate) const fn padded_steps(isa: Isa, cols: usize) -> usize {
+    let steps = cols.div_ceil(STEP);
+    if isa.has_tiles() { steps.next_multiple_of(tiles::STEPS) } else { steps }
+}
+
+/// Rows that a left operand of `rows` rows has room for.
+pub(crate) const fn padded_rows(isa: Isa, rows: usize) -> usize {
+    if isa.has_tiles() { rows.next_multiple_of(tiles::ROWS) } else { rows }
+}
+
+/// Rows of a product that one thread goes through the right operand with: some blocks' worth, because that operand comes
+/// from a farther cache with each turn.
+pub(crate) const fn rows_at_once(isa: Isa) -> usize {
+    if isa.has_tiles() { 2 * tiles::ROWS } else { 12 }
+}
+
+/// What one thread multiplies with.
+pub(crate) struct Multiplier {
+    isa: Isa,
+    unit: TileUnit,
+}
+
+/// The tile unit of a path that has one.
+enum TileUnit {
+    None,
+    Model(tiles::Model),
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Amx),
+}
+
+impl Multiplier {
+    /// Readies this thread.
+    pub(crate) fn new(isa: Isa) -> Self {
+        let unit = match isa.path() {
+            #[cfg(target_arch = "x86_64")]
+            Path::AmxInt8 => {
+                TileUnit::Amx(amx::Amx::new().expect("an `Isa` of this path exists only where the unit does"))
+            }
+            Path::AmxModel => TileUnit::Model(tiles::Model::new()),
+            _ => TileUnit::None,
+        };
+        Self { isa, unit }
+    }
+
+    /// Limb sums of `sum_k x[r,k] * digits(w)[n,k]`, as the path has them.
+    pub(crate) fn product(&mut self, x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
+        assert!(block.row + block.rows <= x.rows() && block.tile + block.tiles <= w.tiles() && x.steps() == w.steps());
+        match (self.isa.path(), &mut self.unit) {
+            #[cfg(target_arch = "x86_64")]
+            (Path::AmxInt8, _) if x.rows() <= FEW => avx512::product(self.isa, x, w, block, sums),
+            #[cfg(target_arch = "x86_64")]
+            (_, TileUnit::Amx(unit)) => tiles::product(unit, x, w, block, sums),
+            (_, TileUnit::Model(unit)) => tiles::product(unit, x, w, block, sums),
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx512Vnni, _) => avx512::product(self.isa, x, w, block, sums),
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx2, _) => avx2::product(self.isa, x, w, block, sums),
+            _ => portable::product(x, w, block, sums),
+        }
     }
 }

@@ -9,18 +9,18 @@ const FLUSH: usize = 64;
 /// One row times one tile.
 pub(super) fn product(x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
     let planes = w.planes();
-    let sums = &mut sums[..TILE];
-    sums.fill(0);
+    let mut exact = [0; TILE];
     let codes = x.codes(block.row).chunks(FLUSH * STEP);
     for (codes, quads) in codes.zip(w.tile(block.tile).chunks(FLUSH * planes)) {
         for plane in 0..planes {
             let partial = partial(codes, quads, plane, planes);
             let weight = if plane + 1 == planes { 1 } else { 256 };
-            for (sum, partial) in sums.iter_mut().zip(partial) {
+            for (sum, partial) in exact.iter_mut().zip(partial) {
                 *sum += i64::from(partial) * weight;
             }
         }
     }
+    sums.set_exact(0, &exact);
 }
 
 /// Sums of one digit plane over at most [`FLUSH`] steps.
