@@ -99,7 +99,7 @@ fn arrows_point_down_only() {
 fn every_op_has_all_its_twins() {
     let ops: BTreeSet<String> = lockstep_kernels::program::OP_NAMES.iter().map(ToString::to_string).collect();
     let twins = ["kernels/src/reference", "kernels/src/cpu", "kernels/src/steps"].map(|dir| (dir, "rs"));
-    for (dir, extension) in twins.into_iter().chain([("kernels/vectors", "json")]) {
+    for (dir, extension) in twins.into_iter().chain([("kernels/vectors", "json"), ("shaders/wgsl", "wgsl")]) {
         let have = stems(dir, extension);
         let missing: Vec<_> = ops.difference(&have).collect();
         assert!(missing.is_empty(), "{dir} lacks {missing:?}");

@@ -81,6 +81,14 @@ pub trait Executor: Send {
     /// fusing skipped when it is asked. A tensor that nothing has written since [`begin`](Executor::begin) is an error.
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError>;
 
+    /// The BLAKE3 chaining values of the chunks of an `I32` tensor's rows, each row padded with zeros to whole chunks of 1 KiB:
+    /// `[rows][chunks of a row]`. `counters` has, for each row, the number of its first chunk in the tensor that is committed.
+    /// None where this executor does not hash where its rows lie: whoever asks reads them and hashes by itself. (A tensor of
+    /// one chunk alone is committed by the chunk: its root is no chaining value.)
+    fn chunk_values(&mut self, _tensor: TensorId, _counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError> {
+        Ok(None)
+    }
+
     /// Replaces a tensor's value.
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError>;
 

@@ -68,13 +68,19 @@ impl Pass {
         frac: u32,
         token_bytes: TokenBytes<'a>,
     ) -> Vec<SampleArgs<'a>> {
-        let mut rows = logits.chunks_exact(cols);
+        let mut args = self.samples(frac, token_bytes);
+        args.iter_mut().zip(logits.chunks_exact(cols)).for_each(|(args, logits)| args.logits = logits);
+        args
+    }
+
+    /// What each point is sampled from, in order, but for the logits, of which there are none: for who has them elsewhere.
+    pub fn samples<'a>(&'a self, frac: u32, token_bytes: TokenBytes<'a>) -> Vec<SampleArgs<'a>> {
         let mut args = Vec::with_capacity(self.points.len());
         for sequence in &self.batch.sequences {
             let Some(sampler) = &sequence.sampler else { continue };
-            for ((point, draw), logits) in sequence.points().zip(&sampler.draws).zip(&mut rows) {
+            for (point, draw) in sequence.points().zip(&sampler.draws) {
                 let (sampling, history) = (&*sampler.sampling, &sequence.tokens[..=point]);
-                args.push(SampleArgs { logits, frac, token_bytes, sampling, history, draw: *draw });
+                args.push(SampleArgs { logits: &[], frac, token_bytes, sampling, history, draw: *draw });
             }
         }
         args

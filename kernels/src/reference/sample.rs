@@ -73,7 +73,7 @@ pub fn adjusted(logit: i32, token: u32, seen: Seen, settings: &Sampling, frac: u
 }
 
 /// Ten-thousandths as a number with `frac` fractional bits.
-fn in_units(ten_thousandths: i128, frac: u32) -> i128 {
+pub fn in_units(ten_thousandths: i128, frac: u32) -> i128 {
     divide(ten_thousandths << frac, ONE.into())
 }
 

@@ -1,0 +1,34 @@
+//! The conformance suite on the first adapter of this machine: byte for byte against the oracle.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::open;
+use lockstep_kernels::conformance::{self, Level, Progress};
+use lockstep_kernels::program::OP_NAMES;
+use lockstep_shaders::Options;
+
+/// Every op, boundary and pattern; whole encoders and decoders; caches, forks, ragged batches; 20,483 positions.
+#[test]
+fn every_boundary_and_pattern() {
+    let Some(wgpu) = open(Options::default()) else { return };
+    let mut seen = BTreeSet::new();
+    let mut note = |p: Progress<'_>| {
+        seen.insert(p.op);
+    };
+    let summary = conformance::run(&wgpu, Level::Full, &mut note).unwrap_or_else(|d| panic!("{d}"));
+    assert!(summary.cases > 1_000, "{summary:?}");
+    let expected: BTreeSet<_> = OP_NAMES.into_iter().chain(["model"]).collect();
+    assert_eq!(seen, expected);
+}
+
+/// With bindings of 256 KiB, weights and activations of ordinary cases are split; the bytes stay the same.
+#[test]
+fn split_tensors() {
+    let Some(wgpu) = open(Options { binding_bytes: Some(1 << 18), ..Options::default() }) else { return };
+    conformance::run(&wgpu, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
+    for case in common::wide_cases() {
+        conformance::check(&wgpu, &case).unwrap_or_else(|d| panic!("{d}"));
+    }
+}

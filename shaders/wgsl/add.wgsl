@@ -1,0 +1,30 @@
+// Saturating sum (SPEC 5.4).
+
+import package::shared::clamped::count;
+import package::shared::wide::{saturate_i32, widen};
+import package::shared::wide::add as add_wide;
+import package::shared::grid::thread_index;
+
+struct Params {
+    elements: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<i32>;
+@group(0) @binding(2) var<storage, read> b: array<i32>;
+@group(0) @binding(4) var<storage, read_write> out: array<i32>;
+
+@compute @workgroup_size(128)
+fn add(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = thread_index(group, groups, lane);
+    if i >= params.elements {
+        return;
+    }
+    let sum = saturate_i32(add_wide(widen(a[i]), widen(b[i])));
+    out[i] = sum.value;
+    count(sum.clamped);
+}

@@ -1,0 +1,26 @@
+// SiLU (SPEC 5.9): 64 entries of the logistic function per unit.
+
+import package::shared::table::times;
+import package::shared::grid::thread_index;
+
+struct Params {
+    elements: u32,
+    frac: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> input: array<i32>;
+@group(0) @binding(4) var<storage, read_write> out: array<i32>;
+
+@compute @workgroup_size(128)
+fn silu(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = thread_index(group, groups, lane);
+    if i >= params.elements {
+        return;
+    }
+    out[i] = times(input[i], params.frac, 6u);
+}
