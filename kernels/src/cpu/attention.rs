@@ -174,8 +174,9 @@ impl<'a> Piece<'a> {
                             self.scores[r * BLOCK + c * TILE..].first_chunk_mut().expect("a block is whole tiles");
                         if !scores(self.isa, limbs, keys.correction(c), lack, shift, out) {
                             let seen = seen.saturating_sub(c * TILE).min(TILE);
-                            let exact = &exact(self.isa, limbs, keys.correction(c), lack)[..seen];
-                            saturations += clamped_scores(self.isa, exact, shift, &mut out[..seen]);
+                            let mut sums = [0; TILE];
+                            exact(self.isa, limbs, keys.correction(c), lack, &mut sums);
+                            saturations += clamped_scores(self.isa, &sums[..seen], shift, &mut out[..seen]);
                         }
                     }
                 }
@@ -213,7 +214,7 @@ impl<'a> Piece<'a> {
                     let lack = values.offset() * block.weights[r];
                     for (c, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                         let sums = sums.tile((r - row) * tiles + c);
-                        *out = exact(self.isa, sums, values.correction(tile + c), lack);
+                        exact(self.isa, sums, values.correction(tile + c), lack, out);
                     }
                 }
             }
@@ -238,8 +239,10 @@ for_each_path! {
 
 for_each_path! {
     /// The exact sums of one row and tile, of two-digit columns; see [`Sums`].
-    fn exact(limbs: &[[i32; TILE]; 3], correction: &[i64; TILE], lack: i64) -> [i64; TILE] {
-        std::array::from_fn(|c| exact_sum(limbs, correction, lack, c))
+    fn exact(limbs: &[[i32; TILE]; 3], correction: &[i64; TILE], lack: i64, sums: &mut [i64; TILE]) {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = exact_sum(limbs, correction, lack, c);
+        }
     }
 }
 

@@ -66,31 +66,43 @@ impl Columns {
         let first = tile.wrapping_mul(TILE);
         let count = TILE.min(w.mantissa.len().wrapping_sub(first));
         // Padding repeats the last shift, and has mantissa 0.
-        let shift = widened(&w.shift[first..], w.shift[first + count - 1]);
-        let mantissa = widened(&w.mantissa[first..], 0);
-        let correction = packed.correction(tile);
-        Self {
+        let shifts = sixteen(&w.shift[first..], w.shift[first + count - 1]);
+        let mantissa = widened(sixteen(&w.mantissa[first..], 0));
+        let mut correction = *packed.correction(tile);
+        for (correction, m) in correction.iter_mut().zip(mantissa) {
             // Below 2^60 in magnitude.
-            correction: std::array::from_fn(|c| correction[c].wrapping_mul(mantissa[c])),
-            bias: bias.map_or([0; TILE], |bias| widened(&bias[first..], 0)),
-            shifts: [
-                shift.iter().fold(i64::MAX, |least, s| least.min(*s)),
-                shift.iter().fold(i64::MIN, |most, s| most.max(*s)),
-            ],
-            mantissa,
-            shift,
-            count,
+            *correction = correction.wrapping_mul(m);
         }
+        let bias = match bias {
+            Some(bias) => widened(sixteen(&bias[first..], 0)),
+            None => [0; TILE],
+        };
+        let least = shifts.iter().fold(i16::MAX, |least, s| least.min(*s));
+        let most = shifts.iter().fold(i16::MIN, |most, s| most.max(*s));
+        Self { mantissa, correction, shift: widened(shifts), bias, shifts: [least.into(), most.into()], count }
     }
 }
 
 /// The first 16 values, or as many as there are and then padding.
 #[inline(always)]
-fn widened<T: Copy + Into<i64>>(values: &[T], padding: T) -> [i64; TILE] {
+fn sixteen<T: Copy>(values: &[T], padding: T) -> [T; TILE] {
     match values.first_chunk::<TILE>() {
-        Some(values) => values.map(Into::into),
-        None => std::array::from_fn(|c| (*values.get(c).unwrap_or(&padding)).into()),
+        Some(values) => *values,
+        None => {
+            let mut padded = [padding; TILE];
+            padded[..values.len()].copy_from_slice(values);
+            padded
+        }
     }
+}
+
+#[inline(always)]
+fn widened<T: Copy + Into<i64>>(values: [T; TILE]) -> [i64; TILE] {
+    let mut wide = [0; TILE];
+    for (wide, value) in wide.iter_mut().zip(values) {
+        *wide = value.into();
+    }
+    wide
 }
 
 /// Everything about a product but where it goes.

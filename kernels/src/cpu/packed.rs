@@ -48,7 +48,10 @@ impl PackedMatrix {
     fn empty(isa: Isa, rows: usize, cols: usize, planes: usize) -> Self {
         let (tiles, steps) = (rows.div_ceil(TILE), padded_steps(isa, cols));
         assert!(steps <= MAX_STEPS, "validation: a reduction is at most {} long", MAX_STEPS * STEP);
-        let quads = vec![Quad([0; TILE * STEP]); tiles * steps * planes];
+        let len = tiles * steps * planes;
+        let mut quads = Vec::with_capacity(len);
+        large_pages(&mut quads);
+        quads.resize(len, Quad([0; TILE * STEP]));
         Self { quads, corrections: vec![0; tiles * TILE], rows, steps, planes }
     }
 
@@ -118,6 +121,27 @@ impl PackedMatrix {
     pub(crate) fn correction(&self, tile: usize) -> &[i64; TILE] {
         &self.corrections.as_chunks().0[tile]
     }
+}
+
+/// Asks for large pages under a matrix that is read from memory, so that walks of page tables don't hold up the stream. A
+/// wish: where it is not granted nothing changes but time.
+fn large_pages(quads: &mut Vec<Quad>) {
+    /// Matrices below this stay in caches.
+    const LEAST: usize = 256 << 10;
+    const PAGE: usize = 4_096;
+    let room = quads.spare_capacity_mut();
+    let bytes = size_of_val(room);
+    if bytes < LEAST {
+        return;
+    }
+    let start = room.as_mut_ptr().cast::<std::ffi::c_void>();
+    let before = start.align_offset(PAGE);
+    // SAFETY: the pages lie in memory that the vector owns, and the advice does not change what is in them.
+    #[cfg(target_os = "linux")]
+    let _ = unsafe {
+        let pages = (bytes - before) / PAGE * PAGE;
+        rustix::mm::madvise(start.add(before), pages, rustix::mm::Advice::LinuxHugepage)
+    };
 }
 
 /// What the sum of a column's codes is multiplied with for its correction.
@@ -293,15 +317,15 @@ impl PackedRows {
 
 for_each_path! {
     fn split_row(codes: &[i16], low: &mut [u8], high: &mut [u8]) -> i64 {
-        let mut sum = 0_i64;
+        let mut sum = 0_i32;
         for ((q, low), high) in codes.iter().zip(low).zip(high) {
             let u = *q as u16 ^ 0x8000;
             *low = u as u8;
             *high = (u >> 8) as u8;
-            // At most 2^14 codes of 2^15: far from overflow.
-            sum = sum.wrapping_add(i64::from(*q));
+            // At most 2^14 codes of 2^15: below 2^30.
+            sum = sum.wrapping_add(i32::from(*q));
         }
-        sum
+        sum.into()
     }
 }
 
