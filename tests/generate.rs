@@ -12,6 +12,7 @@ use common::{lockstep, run, run_json};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::rerun_job;
+use lockstep_model::template::ChatTemplate;
 use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::identity::Keypair;
@@ -172,6 +173,129 @@ fn a_receipt_of_a_generation_is_checked_by_one_prefill_on_any_backend() {
     }
     let output = run(&mut verify(&honest, folder.path(), &["--text", "Another"]));
     assert_eq!(output.status.code(), Some(7));
+}
+
+/// A receipt of a conversation with the model, as the coordinator asks for it, with log-probabilities.
+fn conversation_receipt(rendered: &str, alter: impl FnOnce(&mut Vec<i32>)) -> Receipt {
+    let package = Package::open(package()).expect("a package");
+    let nonce = Nonce::from_bytes([9; 32]);
+    let generation = Generation { temperature: 7_000, logprobs: 3, ..Generation::greedy(6) };
+    let job = Job {
+        spec_version: 1,
+        model: package.model_id(),
+        kind: JobKind::Generation(Box::new(generation)),
+        request: RequestInput::Text(rendered.into()).hash(&nonce),
+        seed: Seed::from_bytes([8; 32]),
+        nonce,
+        tokens: package.tokenizer().expect("a tokenizer").encode_rendered(rendered).expect("it fits"),
+    };
+    let again = rerun_job(&package, &Cpu::new(None, 1).expect("a processor"), &job, &[]).expect("it runs");
+    let (words, values) = again.output.split_at(again.roots.len() / 7);
+    let mut values = values.to_vec();
+    alter(&mut values);
+    let run = Run {
+        epoch: LeaseEpoch(1),
+        layers: 6,
+        roots: again.roots,
+        words: words_of(words),
+        output_count: words.len() as u32,
+        work_units: again.work_units,
+        saturations: again.saturations,
+    };
+    let keys = Keypair::from_seed([3; 32]);
+    let signed = WorkerReceipt::of_run(&job.header(), run, keys.id()).expect("its shape is right");
+    let output = [words, &values].concat();
+    let signed = signed.with_logprobs(&values).sign(&keys);
+    Receipt::accepted(job, signed, output, &Keypair::from_seed([4; 32]), Millis(1))
+}
+
+#[test]
+fn what_a_receipt_says_of_probabilities_is_checked_by_running_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let honest = conversation_receipt("Hello", |_| {});
+    let told = run_json(&mut verify(&honest, folder.path(), &["--json"]));
+    assert!(told["valid"] == true && told["rerun"] == true, "{told}");
+    // That of a word, of a likely token, and the token itself: each signed as if it were so.
+    for at in [0, 7, 16] {
+        let lie = conversation_receipt("Hello", |values| values[at] -= 1);
+        assert!(lie.check().is_ok(), "only the model tells");
+        let output = run(&mut verify(&lie, folder.path(), &[]));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let says = format!("log-probabilities at point {}", lie.job.tokens.len() - 1 + at / 5);
+        assert!(output.status.code() == Some(7) && stderr.contains(&says), "{says}: {stderr}");
+    }
+    // What is not what was signed needs no model.
+    let mut other = honest.clone();
+    other.output[8] -= 1;
+    assert!(other.check().is_err());
+}
+
+#[test]
+fn the_probabilities_of_generate_are_those_of_the_receipt() {
+    let honest = receipt(|_| {});
+    let seed = honest.job.seed.to_string();
+    let wish =
+        ["--prompt", PROMPT, "--max-tokens", "20", "--temperature", "1", "--ignore-eos", "--seed", &seed, "--json"];
+    let plain = run_json(&mut generate(&wish));
+    assert!(plain.get("logprobs").is_none());
+    for backend in ["cpu", "reference"] {
+        let told = run_json(generate(&wish).args(["--logprobs", "2", "--backend", backend]));
+        assert_eq!((&told["tokens"], &told["layer_roots"]), (&plain["tokens"], &plain["layer_roots"]));
+        let rows = told["logprobs"].as_array().expect("a list");
+        assert_eq!(rows.len(), plain["tokens"].as_array().expect("a list").len());
+        for (row, token) in rows.iter().zip(plain["tokens"].as_array().expect("a list")) {
+            let top = row["top"].as_array().expect("a list");
+            assert!(top.len() == 2 && top[0][1].as_i64() >= top[1][1].as_i64(), "{row}");
+            assert!(row["logprob"].as_i64() <= top[0][1].as_i64(), "{row}");
+            let same = top.iter().find(|pair| pair[0] == *token);
+            assert!(same.is_none_or(|pair| pair[1] == row["logprob"]), "{row}");
+        }
+    }
+    let output = run(&mut generate(&["--prompt", "x", "--logprobs", "21"]));
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_receipt_is_compared_with_the_conversation_or_the_tokens_that_were_sent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let conversation = json!([{"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "a closure?"}]}]);
+    let package = Package::open(package()).expect("a package");
+    let tokenizer = package.tokenizer().expect("a tokenizer");
+    let template = ChatTemplate::of(&package, &tokenizer).expect("it can be read").expect("there is one");
+    let rendered = lockstep_coordinator::conversation_text(&template, &conversation.to_string()).expect("a text");
+    assert!(rendered.contains("What is\na closure?"), "{rendered}");
+    // The template puts the first token there itself: the text is not tokenised as a prompt is.
+    assert_ne!(tokenizer.encode(&rendered, TooLong::Refuse).ok(), tokenizer.encode_rendered(&rendered).ok());
+    let receipt = conversation_receipt(&rendered, |_| {});
+    let messages = file("messages.json", &conversation.to_string());
+    let body = file("body.json", &json!({"model": "x", "messages": conversation, "temperature": 0.7}).to_string());
+    let text = file("rendered.txt", &rendered);
+    for (option, value) in [("--messages", &messages), ("--messages", &body), ("--rendered", &text)] {
+        let told = run_json(&mut verify(&receipt, folder.path(), &["--json", option, value]));
+        assert!(told["text_checked"] == true && told["tokens_checked"] == true, "{told}");
+    }
+    let other = file("other.json", &json!([{"role": "user", "content": "What is a closure?"}]).to_string());
+    let broken = file("broken.json", "[{}]");
+    for (option, value, code, says) in [
+        ("--messages", &other, 7, "about another question"),
+        ("--messages", &broken, 2, "role"),
+        // The same text as the prompt of a completion has other tokens.
+        ("--text", &rendered, 7, "the job's tokens are not those of the question"),
+    ] {
+        let output = run(&mut verify(&receipt, folder.path(), &[option, value]));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && stderr.contains(says), "{option}: {stderr}");
+    }
+    // Token ids are a request of their own kind.
+    let ids = receipt.job.tokens.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let output = run(&mut verify(&receipt, folder.path(), &["--tokens", &ids]));
+    assert_eq!(output.status.code(), Some(7), "the receipt is about a text");
 }
 
 #[test]

@@ -6,6 +6,7 @@ Every function here is a test. Nothing is mocked; a failed assertion ends the sc
 """
 
 import json
+import math
 import sys
 import time
 import urllib.request
@@ -161,6 +162,35 @@ def test_settings():
     assert job["seed"] == 8 * "ff" + 24 * "00"
 
 
+def test_logprobs():
+    answer = chat(logprobs=True, top_logprobs=3)
+    content = answer.choices[0].logprobs.content
+    assert len(content) in (answer.usage.completion_tokens, answer.usage.completion_tokens - 1)
+    assert b"".join(bytes(entry.bytes or []) for entry in content).decode() == answer.choices[0].message.content
+    for entry in content:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3, entry
+        assert entry.logprob == entry.top_logprobs[0].logprob and entry.token == entry.top_logprobs[0].token, "greedy"
+        assert sum(math.exp(other.logprob) for other in entry.top_logprobs) < 1.001
+    chunks = list(chat(logprobs=True, top_logprobs=3, stream=True))
+    streamed = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [entry for part in streamed if part for entry in part.content] == content
+    (receipt,) = answer.lockstep["receipts"]
+    assert receipt["job"]["kind"]["generation"]["logprobs"] == 4 and receipt["worker"]["receipt"]["logprobs"]
+    assert len(receipt["output"]) == 8 * answer.usage.completion_tokens
+
+    answer = complete(logprobs=2, temperature=0.9, seed=5)
+    (choice,) = answer.choices
+    lists = choice.logprobs
+    assert len(lists.tokens) == len(lists.token_logprobs) == len(lists.top_logprobs) == len(lists.text_offset)
+    for token, value, top, offset in zip(lists.tokens, lists.token_logprobs, lists.top_logprobs, lists.text_offset):
+        assert len(top) == 2 and value <= max(top.values()) + 1e-9 and top.get(token, value) == value
+        assert token.startswith("bytes:") or choice.text[offset:].startswith(token), (choice.text, offset, token)
+    chunks = [chunk.choices[0] for chunk in complete(logprobs=2, temperature=0.9, seed=5, stream=True)]
+    for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        streamed = [item for chunk in chunks if chunk.logprobs for item in getattr(chunk.logprobs, key)]
+        assert streamed == getattr(lists, key), key
+
+
 def test_errors():
     bad = openai.BadRequestError
     raises(openai.NotFoundError, "model_not_found", lambda: chat(model="none"))
@@ -171,7 +201,7 @@ def test_errors():
     for code, settings in [
         ("unsupported_parameter", {"tools": tools}),
         ("unsupported_parameter", {"response_format": {"type": "json_object"}}),
-        ("unsupported_parameter", {"logprobs": True}),
+        (None, {"logprobs": True, "top_logprobs": 21}),
         (None, {"temperature": -1}),
         (None, {"top_p": 1.5}),
         (None, {"max_tokens": 0}),

@@ -65,6 +65,51 @@ fn it_gives_the_golden_vectors() {
     }
 }
 
+/// The receipt of a known generation with one of its log-probabilities changed, signed as if it were so.
+fn with_a_wrong_probability(receipt: &Receipt) -> Receipt {
+    let mut output = receipt.output.clone();
+    let count = receipt.words().len();
+    output[count + 2] -= 1;
+    let signed = receipt.worker.receipt.clone().with_logprobs(&output[count..]).sign(&Keypair::from_seed([5; 32]));
+    Receipt::accepted(receipt.job.clone(), signed, output, &Keypair::from_seed([6; 32]), Millis(1))
+}
+
+#[test]
+fn it_generates_the_known_answers() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let (package, file) = (temp.path().join("w16.lsp"), temp.path().join("receipt.json"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let import = ["import", "--json", "--weights", "w16", "--name", "lockstep-tiny", "--out"];
+    run_json(lockstep().args(import).arg(&package).arg(root.join("assets/tiny-llama")));
+    let check = |receipt: &Receipt| {
+        std::fs::write(&file, receipt.to_json()).expect("a file");
+        second_implementation().map(|mut other| {
+            run(other
+                .arg("--package")
+                .arg(&package)
+                .arg("--check-receipt")
+                .arg(&file)
+                .arg("# Closures\n\nA closure is"))
+        })
+    };
+    for name in ["greedy", "sampled"] {
+        let stored = std::fs::read_to_string(root.join(format!("model/vectors/{name}.json"))).expect("a known answer");
+        let receipt = Receipt::from_json(stored.trim()).expect("a receipt");
+        let Some(output) = check(&receipt) else { return };
+        let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        for says in ["\"rerun_matches\": true", "\"text_matches\": true", "\"signatures_checked\": true"] {
+            assert!(output.status.success() && text.contains(says), "{name}: {says}: {text}{errors}");
+        }
+        if receipt.logprobs().next().is_some() {
+            let lie = with_a_wrong_probability(&receipt);
+            lie.check().expect("only the model tells");
+            let output = check(&lie).expect("as before");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && errors.contains("the output is not the model's"), "{errors}");
+        }
+    }
+}
+
 /// A run of a small job, with a first layer of its own.
 fn signed_run(job: &Job, worker: u8, layer: u8) -> SignedReceipt {
     let keys = Keypair::from_seed([worker; 32]);

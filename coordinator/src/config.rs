@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
     DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
-    HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+    DEFAULT_TOKENS_PER_MINUTE, HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 
@@ -79,6 +79,8 @@ pub struct ClientCaps {
     pub request_burst: u64,
     /// Those that may come each second from then on; 0 counts nothing.
     pub requests_per_second: u64,
+    /// Tokens of prompts and answers that may come each minute; 0 counts nothing.
+    pub tokens_per_minute: u64,
     /// Most tokens of one generated answer, 1 to 16,384.
     pub max_tokens: u32,
     /// Most answers to one request for generation, over all its prompts: 1 to 256.
@@ -90,6 +92,7 @@ impl Default for ClientCaps {
         Self {
             request_burst: DEFAULT_REQUEST_BURST,
             requests_per_second: DEFAULT_REQUESTS_PER_SECOND,
+            tokens_per_minute: DEFAULT_TOKENS_PER_MINUTE,
             max_tokens: DEFAULT_MAX_TOKENS,
             max_choices: DEFAULT_MAX_CHOICES,
         }

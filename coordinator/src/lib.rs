@@ -33,4 +33,5 @@ mod tests;
 pub use config::{Allow, ApiKey, ClientCaps, Config};
 pub use error::{ShutdownError, StartError};
 pub use events::Event;
+pub use http::conversation_text;
 pub use start::{Coordinator, Handle};

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use lockstep_model::ModelError;
 use lockstep_model::dispute::Disputable;
 use lockstep_model::generation::TokenText;
 use lockstep_model::package::Package;
@@ -47,7 +46,7 @@ impl Model {
         let package = Package::open_checked(path, threads).map_err(refuse)?;
         let tokenizer = package.tokenizer().map_err(refuse)?;
         let unfit = |reason| StartError::Program { path: path.to_path_buf(), reason };
-        let chat_template = chat_template(&package, &tokenizer).map_err(|error| unfit(error.to_string()))?;
+        let chat_template = ChatTemplate::of(&package, &tokenizer).map_err(|error| unfit(error.to_string()))?;
         let (layers, dimensions) = shape(&package).map_err(|reason| unfit(reason.to_owned()))?;
         let disputable = Arc::new(Disputable::of(package.manifest()).map_err(|error| unfit(error.to_string()))?);
         let text = TokenText::of(package.program(), package.params());
@@ -186,18 +185,6 @@ fn shape(package: &Package) -> Result<(u16, u32), &'static str> {
         return Err("its output is too large");
     }
     Ok((layers, dimensions))
-}
-
-/// The chat template of a decoder that has one. As its `bos_token` it is given what the tokenizer puts before a text, and
-/// as its `eos_token` the first token that stops.
-fn chat_template(package: &Package, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>, ModelError> {
-    let Some(source) = package.template()?.filter(|_| package.program().is_decoder()) else {
-        return Ok(None);
-    };
-    let name = |token: Option<u32>| token.and_then(|token| tokenizer.name(token)).unwrap_or_default();
-    let (bos, eos) = (name(tokenizer.before_text()), name(package.manifest().stop_tokens.first().copied()));
-    let template = ChatTemplate::new(source, &bos, &eos).map_err(|error| ModelError::Package(error.to_string()))?;
-    Ok(Some(template))
 }
 
 /// All served models. Does not change while a coordinator runs.

@@ -143,17 +143,17 @@ pub(crate) fn row_bytes(row: impl Iterator<Item = u8>) -> impl Iterator<Item = u
     row.take(u16::from_le_bytes([low, high]).into())
 }
 
-/// Logarithms of probabilities, in Q20 and to base 2: never above 0.
+/// Logarithms of probabilities, in Q20 and to base 2: never above 0, and [`i32::MIN`] for all that are below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogProbs {
     /// Of the token asked about; none if it is not in the vocabulary.
-    pub token: Option<i64>,
+    pub token: Option<i32>,
     /// The likeliest tokens, by falling logit and then by rising index.
-    pub top: Vec<(u32, i64)>,
+    pub top: Vec<(u32, i32)>,
 }
 
-/// Log-probabilities that the logits alone give, at temperature 1: of `token`, and of the `k` likeliest tokens. Exact
-/// integers, but nothing that is committed (SPEC 5.17.9). `frac` is at most 31.
+/// Log-probabilities that the logits alone give, at temperature 1: of `token`, and of the `k` likeliest tokens (SPEC
+/// 5.17.9). `frac` is at most 31.
 pub fn logprobs(logits: &[i32], frac: u32, token: u32, k: usize) -> LogProbs {
     let max = logits.iter().copied().max().unwrap_or_default();
     let scale = Scale::new(ONE, frac);
@@ -161,7 +161,7 @@ pub fn logprobs(logits: &[i32], frac: u32, token: u32, k: usize) -> LogProbs {
     let total: u64 = logits.iter().map(|logit| u64::from(weight(distance(*logit)))).sum();
     // The largest logit weighs 2^30.
     let above = log2(total).saturating_sub(30 << SCORE_FRAC);
-    let of = |logit: i32| -(distance(logit).saturating_add(above).min(i64::MAX as u64) as i64);
+    let of = |logit: i32| -(distance(logit).saturating_add(above).min(1 << 31) as i64) as i32;
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let key = |i: &u32| (Reverse(logits[*i as usize]), *i);
     let k = k.min(order.len());

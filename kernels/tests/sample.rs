@@ -217,7 +217,7 @@ fn log_probabilities_are_those_of_the_softmax() {
     let total: f64 =
         logits.iter().map(|z| (f64::from(*z) / 2_f64.powi(18)).exp2().powf(std::f64::consts::LOG2_E)).sum();
     let real = |i: u32| (f64::from(logits[i as usize]) / 2_f64.powi(18) - total.ln()) * std::f64::consts::LOG2_E;
-    let close = |i: u32, q20: i64| (q20 as f64 / 2_f64.powi(20) - real(i)).abs() < 1e-5;
+    let close = |i: u32, q20: i32| (f64::from(q20) / 2_f64.powi(20) - real(i)).abs() < 1e-5;
     let of = logprobs(&logits, 18, 123, 20);
     assert!(close(123, of.token.expect("in the vocabulary")) && of.top.iter().all(|(i, q20)| close(*i, *q20)));
     let mut order: Vec<u32> = (0..500).collect();
@@ -227,8 +227,10 @@ fn log_probabilities_are_those_of_the_softmax() {
     assert_eq!((equal.token, equal.top), (None, (0..4).map(|i| (i, -2 << 20)).collect()));
     assert_eq!(logprobs(&[i32::MAX], 0, 0, 0).token, Some(0));
     assert!(logprobs(&[], 0, 0, 3).top.is_empty());
-    let least = logprobs(&[i32::MIN, i32::MAX], 0, 0, 1).token.expect("in the vocabulary");
-    assert!(least < -(1 << 50), "{least}");
+    assert_eq!(logprobs(&[i32::MIN, i32::MAX], 0, 0, 1).token, Some(i32::MIN));
+    // 2^31 / 2^20 powers of two below the likeliest one, and one unit less.
+    let near = |logit| logprobs(&[logit, i32::MAX], 20, 0, 0).token.expect("in the vocabulary");
+    assert!(near(i32::MIN) == i32::MIN && near(0) > i32::MIN && near(i32::MAX - 1) < -(1 << 20));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use lockstep_kernels::cpu::{Cpu, Path};
 use lockstep_kernels::program::OP_NAMES;
 use lockstep_kernels::reference::Reference;
 
-const HINT: &str = "cargo run --release -p lockstep-kernels --example regenerate_vectors";
+const HINT: &str = "scripts/regenerate-vectors";
 
 fn stored(name: &str) -> String {
     let path = format!("{}/vectors/{name}.json", env!("CARGO_MANIFEST_DIR"));

@@ -18,7 +18,8 @@ use crate::package::Package;
 pub struct Rerun {
     /// The roots in stream order: of each point layers 1 to L + 1. Layer 0 follows from the tokens and is not committed.
     pub roots: Vec<Root>,
-    /// Of an embedding the output row, in units of `2^-output_frac`; of a generation its words.
+    /// Of an embedding the output row, in units of `2^-output_frac`; of a generation its words, and then the
+    /// log-probabilities that the job asks for.
     pub output: Vec<i32>,
     /// Elements that saturated in all layers together.
     pub saturations: u64,
@@ -65,7 +66,7 @@ pub fn rerun_job(package: &Package, backend: &dyn Backend, job: &Job, hint: &[u3
     let points = run.words.len() as u64;
     // The last word is no input.
     let work_units = package.program().macs(job.tokens.len() as u64 + points - 1, points);
-    let output = run.words.iter().map(|word| word.cast_signed()).collect();
+    let output = run.output();
     Ok(Rerun { roots: run.roots, output, saturations: run.saturations, work_units })
 }
 

@@ -16,6 +16,10 @@ use lockstep_protocol::limits::{
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 
+use crate::error::ModelError;
+use crate::package::Package;
+use crate::tokenizer::Tokenizer;
+
 pub use self::clock::{Date, NoDate};
 
 /// The name under which the engine knows the template.
@@ -104,6 +108,20 @@ impl ChatTemplate {
         };
         caught(load).map_err(TemplateError::Syntax)?;
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// That of a decoder that has one. As its `bos_token` it is given what the tokenizer puts before a text, and as its
+    /// `eos_token` the first token that stops.
+    ///
+    /// # Errors
+    /// [`ModelError::Package`] where it can't be read.
+    pub fn of(package: &Package, tokenizer: &Tokenizer) -> Result<Option<Self>, ModelError> {
+        let Some(source) = package.template()?.filter(|_| package.program().is_decoder()) else {
+            return Ok(None);
+        };
+        let name = |token: Option<u32>| token.and_then(|token| tokenizer.name(token)).unwrap_or_default();
+        let (bos, eos) = (name(tokenizer.before_text()), name(package.manifest().stop_tokens.first().copied()));
+        Self::new(source, &bos, &eos).map(Some).map_err(|error| ModelError::Package(error.to_string()))
     }
 
     /// The text of a conversation, as it is tokenised: special tokens are written out in it, and none are added.

@@ -9,8 +9,8 @@ use crate::hex;
 use crate::ids::Root;
 use crate::job::token_root;
 use crate::limits::{
-    MAX_GENERATED_TOKENS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_PENALTY, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
-    MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TOKEN_BIAS,
+    MAX_GENERATED_TOKENS, MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_OUTPUT_VALUES, MAX_PENALTY, MAX_STOP_STRING_BYTES,
+    MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TOKEN_BIAS,
 };
 use crate::trace::root_of_rows;
 
@@ -48,8 +48,8 @@ pub struct Generation {
     /// hexadecimal digits.
     #[serde(serialize_with = "write_texts", deserialize_with = "read_texts")]
     pub stop_strings: Vec<Vec<u8>>,
-    /// Of how many of the likeliest tokens the client is told the probabilities, 0 to [`MAX_LOGPROBS`]. It changes no
-    /// result.
+    /// Which log-probabilities are part of the output at each point ([`crate::logprobs`]): none for 0; for n, that of the
+    /// token that was drawn and those of the n - 1 likeliest ones, at most [`MAX_LOGPROBS`]. It changes no word.
     pub logprobs: u8,
 }
 
@@ -77,6 +77,12 @@ pub enum GenerationError {
         found: usize,
         /// How many it may have.
         max: usize,
+    },
+    /// The output would be too long.
+    #[error("max_tokens and logprobs ask for an output of {found} values; at most {MAX_OUTPUT_VALUES} are allowed")]
+    Output {
+        /// How many values.
+        found: usize,
     },
     /// A list that has to ascend does not.
     #[error("{field} is not in ascending order")]
@@ -120,9 +126,13 @@ impl Generation {
             ("repetition_penalty", self.repetition_penalty.into(), one / 10, penalty),
             ("presence_penalty", self.presence_penalty.into(), -penalty, penalty),
             ("frequency_penalty", self.frequency_penalty.into(), -penalty, penalty),
-            ("logprobs", self.logprobs.into(), 0, MAX_LOGPROBS.into()),
+            ("logprobs", self.logprobs.into(), 0, i64::from(MAX_LOGPROBS) + 1),
         ];
         numbers.into_iter().try_for_each(|(field, found, min, max)| range(field, found, min, max))?;
+        let found = self.max_tokens as usize * self.values_per_point();
+        if found > MAX_OUTPUT_VALUES {
+            return Err(GenerationError::Output { found });
+        }
         let counts = [
             ("logit_bias", self.logit_bias.len(), MAX_LOGIT_BIAS),
             ("stop_tokens", self.stop_tokens.len(), MAX_STOP_TOKENS),
@@ -138,6 +148,16 @@ impl Generation {
         self.logit_bias.iter().try_for_each(|(_, value)| range("logit_bias", (*value).into(), -bias, bias))?;
         let lengths = self.stop_strings.iter().map(|text| text.len() as i64);
         lengths.into_iter().try_for_each(|found| range("stop_strings", found, 1, MAX_STOP_STRING_BYTES as i64))
+    }
+
+    /// Values of a point's log-probabilities: that of the drawn token, and of each likely one the token and its own.
+    pub fn logprob_values(&self) -> usize {
+        (2 * usize::from(self.logprobs)).saturating_sub(1)
+    }
+
+    /// Values that a point adds to the output: the word, and its log-probabilities.
+    pub fn values_per_point(&self) -> usize {
+        1 + self.logprob_values()
     }
 }
 
@@ -319,7 +339,7 @@ mod tests {
     fn what_is_out_of_range_is_refused_by_name() {
         assert_eq!(full().check(), Ok(()));
         type Change = fn(&mut Generation);
-        let changes: [(&str, Change); 16] = [
+        let changes: [(&str, Change); 17] = [
             ("max_tokens", |g| g.max_tokens = 0),
             ("max_tokens", |g| g.max_tokens = MAX_GENERATED_TOKENS as u32 + 1),
             ("temperature", |g| g.temperature = MAX_TEMPERATURE + 1),
@@ -335,7 +355,8 @@ mod tests {
             ("stop_tokens", |g| g.stop_tokens = vec![5, 4]),
             ("stop_strings", |g| g.stop_strings = vec![vec![]]),
             ("stop_strings", |g| g.stop_strings = vec![vec![1]; 5]),
-            ("logprobs", |g| g.logprobs = 21),
+            ("logprobs", |g| g.logprobs = 22),
+            ("max_tokens and logprobs", |g| (g.logprobs, g.max_tokens) = (21, 1_561)),
         ];
         for (field, change) in changes {
             let mut generation = full();

@@ -57,6 +57,7 @@ mod json;
 pub mod ledger;
 pub mod limits;
 pub mod log;
+pub mod logprobs;
 pub mod machine;
 pub mod messages;
 pub mod openings;

@@ -45,6 +45,7 @@ fn result() -> JobResult {
         finish: FinishReason::Complete,
         output_count: 2,
         output_root,
+        logprobs: None,
         layers: 1,
         points: Vec::new(),
         head: header.geometry(1).unwrap().head(header.id(), epoch, &roots).unwrap(),
@@ -85,12 +86,12 @@ fn receipts() {
         "7d5e2c8ba59cadc26e770bfaabb175d0725f1b3ac2d5155defecc049dd8fb903"
     );
     assert_eq!(signed.receipt.head.to_string(), "7981a62a59c4e34a6980d7175d14501059796074d775bd187b6d7e948fb856b2");
-    assert_eq!(to_bytes(&signed.receipt).len(), 336);
-    assert_eq!(signed.receipt.digest().to_string(), "e41e8783a0f820b8dfd38d99ca3a0e990b33b0aa31857b7a2014755e65d7c379");
+    assert_eq!(to_bytes(&signed.receipt).len(), 337);
+    assert_eq!(signed.receipt.digest().to_string(), "8f79026933f8e99ef469db37da24312b11c499e6da1cb38c95e5bd8d1098163a");
     assert_eq!(signed.receipt.worker.to_string(), "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1");
     assert_eq!(
         signed.signature.to_string(),
-        "d1147c8a5afa5f8a109e466181e17e49bde5b3f8d2388890fc7e402f85c083cc45099b0530120b2893f56d649de17238f8194b100102ebdfd3507b582677bc05"
+        "063d89f03a0355cabc8e802b2529c1c6cea9914f4335a94510fc46d697751816ab34cbf20edbe24a398bba9502abf31f9dda3156c959e75ec2f9acd3277b0309"
     );
 }
 
@@ -103,11 +104,11 @@ fn statements() {
     let statement = &receipt.statements[0];
     assert_eq!(
         statement.statement.digest().to_string(),
-        "523762ceb668142c6a0ff964ad4d4a2ac24096380684f8778d92dc52b1960d5e"
+        "731dd3a70a1c716e327578791b855ecf1be732262b90927e0fdb1e4b02264b93"
     );
     assert_eq!(
         statement.signature.to_string(),
-        "6306b92b8b5cc808d231c2cee5f9e708c399b77a27cf6e0c0ca70adb2828ea93c150d03f94b18e2f24322d89b7103ecd7497234fac79b34a62f82834ac56270d"
+        "02ddd0b22d6f35d2e9bd950c5550a7750abf754500877d930abd0eb1bcabe589a9464051901395191cccfff999abac4f38fba33af1498c9b4352d32f37c95108"
     );
 }
 
@@ -129,14 +130,14 @@ fn refutations() {
     assert!(receipt.check().unwrap().refuted.is_some());
     assert_eq!(
         receipt.statements[1].statement.digest().to_string(),
-        "01dc818dacf7fcd53ef83a2eea5e3de4e82f3bb0d69a1a394131b5a529867c57"
+        "ad8452f70c0fed7eeaab8595cccd8a33fef2c6499896806ccdaa7bd00fb1d128"
     );
     let mut receipt = accepted;
     receipt.add_withdrawal(refutation.receipt, &keys, Millis(1_700_000_000_000));
     assert!(receipt.check().unwrap().withdrawn);
     assert_eq!(
         receipt.statements[1].statement.digest().to_string(),
-        "4e7e604829fe9d32ebfd19f1151a6746adb5d41e13a16920b2b88b8b9f5ecaea"
+        "1f67ed6ebe4384abcf26ccaa3bf644ebb4bd20444d3eb68ddf4fb1e38ef1e055"
     );
 }
 
@@ -208,15 +209,15 @@ fn transparency_log() {
         "886d3a8e431a330ad50431ea94ffccea9af28bb03335a0ca3fe64094e1ed3f74"
     );
     assert_eq!(leaves[1], "9189246cab525acb408eed07dee87c387432bd515a3d76ba06627b2dca9a6c58");
-    assert_eq!(tree.root().to_string(), "0271d3e91f056d17567f3d734a2b5ecbdb534d52595e6e3606bd546e30865ba3");
+    assert_eq!(tree.root().to_string(), "f8471480e188b0716ca44a235d8d0f4d387446f147fb52a8e3b07e2466090597");
     let coordinator = Keypair::from_seed([6; 32]);
     let head = LogHead::of(&tree, coordinator.id(), Millis(1_700_000_000_000)).sign(&coordinator);
     assert_eq!(
         head.signature.to_string(),
-        "a940df6224d314afbe7b3a2733ed1c48616d37997cd99707132ad345a6ce6a30ef9ec3450705fd041a844b98f7c3805f371d78689c4027a4e2d5ca72ada56503"
+        "0e4d38a77ea76ff54354d710ec2fd70516db07c8a1247372011dcabfba333857ff477bf80432520b361d012d6e6ec35b5b6bcde8dbd95e01fccb95744e024b01"
     );
     assert_eq!(
         Cosignature::of(&head, &Keypair::from_seed([5; 32])).signature.to_string(),
-        "2bc4062a55dce21fe7b316a2eadada6b2b5121e51fccf6f1a37ebafd64d280f5827c2bbe7709ab08237b7cb6b1ab9412ac469a116a3fbf181f7cd7fc81084908"
+        "3377af4d06dc4abe3de98bfd932c77f380ef530dc4821b924ec7ed35bb0f7162d7636af3efcfc19c394fe3cea5e460902a13faf1589e78e323afeed571c7ea04"
     );
 }

@@ -20,11 +20,11 @@ from types import SimpleNamespace as Struct
 
 import numpy as np
 
-from inference import (GAUSS, LOGISTIC, Package, Refused, add, attention, embed, exp2neg, gate, l2_normalize, matmul,
-                       mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt,
+from inference import (GAUSS, LOGISTIC, Package, Refused, add, attention, embed, exp2neg, gate, is_decoder,
+                       l2_normalize, matmul, mean_pool, multiply, norm, quantize, recip, rescale, root, rope, rowexp, rshift, rsqrt,
                        softmax_weight)
 from receipts import check_receipt
-from sampling import sample
+from sampling import logprobs, sample
 
 
 # ---- Known answers and the command line ---------------------------------------------------------------------------
@@ -61,6 +61,8 @@ def check_vectors(folder):
         if name == "sample":
             c = Struct(**case)
             yield [sample(c.logits, c.frac, c.token_bytes, c, c.history, int(draw)) for draw in c.draws], c.words
+            own, top = logprobs(c.logits, c.frac, c.words[0] % 2**24, 3)
+            yield [own, *sum(top, ())], c.logprobs
             return
         c = Struct(**{key: np.array(value) for key, value in case.items()})
         if name == "quantize":
@@ -106,7 +108,9 @@ def main():
             result["vectors"] = check_vectors(args.vectors)  # name: [cases, failed]
         package = Package(args.package) if args.package else None
         if package:
-            tokens = [package.tokenize(text) for text in args.texts]
+            # A decoder generates from jobs, which receipts have.
+            texts = [] if is_decoder(package.program) else args.texts
+            tokens = [package.tokenize(text) for text in texts]
             runs = [package.run(ids) for ids in tokens]
             result |= {"model_id": package.model_id.hex(), "tokens": tokens,
                        "layer_roots": [[root(rows).hex() for rows in outputs] for outputs, _ in runs],

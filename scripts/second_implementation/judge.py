@@ -75,7 +75,7 @@ def read_header(r):
 def read_receipt(r):
     """13.1."""
     return Struct(spec_version=r.u32(), job=b32(r), model=b32(r), request=b32(r), token_count=r.u32(),
-                  token_root=b32(r), epoch=r.u64(), finish=r.u16(), output_count=r.u32(), output_root=b32(r),
+                  token_root=b32(r), epoch=r.u64(), finish=r.u16(), output_count=r.u32(), output_root=b32(r), logprobs=r.option(b32),
                   layers=r.u16(), points=r.seq(16383, b32), roots=r.seq(513, b32), head=b32(r), work_units=r.u64(), saturations=r.u64(),
                   worker=b32(r))
 

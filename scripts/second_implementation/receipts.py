@@ -14,7 +14,7 @@ from inference import Refused, require, root
 STRUCTS = {name: [field.split(":") for field in fields] for name, *fields in (text.split() for text in """
     job spec_version:u32 model:b32 kind:kind tokens:u32* request:b32 seed:b32 nonce:b32;
     worker_receipt spec_version:u32 job:b32 model:b32 request:b32 token_count:u32 token_root:b32 epoch:u64 finish:finish
-        output_count:u32 output_root:b32 layers:u16 points:b32* roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
+        output_count:u32 output_root:b32 logprobs:b32? layers:u16 points:b32* roots:b32* head:b32 work_units:u64 saturations:u64 worker:b32;
     statement coordinator:b32 subject:b32 previous:b32 time:u64 kind:event;
     accepted; audited auditor:b32 receipt:b32 matched:bool; place point:u32 layer:u16;
     refuted receipt:b32 place:place dispute:b32 kind:verdict; withdrawn receipt:b32;
@@ -31,6 +31,8 @@ def encode(kind, value):
         names = [name for name, _ in STRUCTS[kind]]
         require(type(value) is dict and sorted(value) == sorted(names), "15.2", f"fields of {kind}")
         return b"".join(encode(type_, value[name]) for name, type_ in STRUCTS[kind])
+    if kind.endswith("?"):
+        return b"\0" if value is None else b"\1" + encode(kind[:-1], value)
     if kind.endswith("*"):
         require(type(value) is list, "15.2", "a list")
         return encode("u32", len(value)) + b"".join(encode(kind[:-1], item) for item in value)
@@ -130,17 +132,32 @@ def words_fit(words, max_tokens):
     return True
 
 
+def values_per_point(g):
+    """13.7: the word, and its row of log-probabilities."""
+    return 1 + max(0, 2 * g["logprobs"] - 1)
+
+
+def rows_are_possible(values, width):
+    """13.7."""
+    for row in (values[at:at + width] for at in range(0, len(values), width)):
+        likely = row[2::2]
+        if row[0] > 0 or any(value > 0 for value in likely) or any(a < b for a, b in zip(likely, likely[1:])):
+            return False
+    return True
+
+
 def check_generation(g):
     """11.7, of the JSON."""
     within = lambda value, low, high: low <= value <= high
     ascending = lambda tokens: all(a < b for a, b in zip(tokens, tokens[1:])) and all(t < 2**24 for t in tokens)
     numbers = [(g["max_tokens"], 1, 16384), (g["temperature"], 0, 10**6), (g["top_k"], 0, 2**24 - 1),
                (g["top_p"], 1, 10**4), (g["min_p"], 0, 10**4), (g["repetition_penalty"], 1000, 10**5),
-               (g["presence_penalty"], -10**5, 10**5), (g["frequency_penalty"], -10**5, 10**5), (g["logprobs"], 0, 20),
+               (g["presence_penalty"], -10**5, 10**5), (g["frequency_penalty"], -10**5, 10**5), (g["logprobs"], 0, 21),
                (len(g["logit_bias"]), 0, 1024), (len(g["stop_tokens"]), 0, 256), (len(g["stop_strings"]), 0, 4),
                *((bias, -10**6, 10**6) for _, bias in g["logit_bias"]),
                *((len(text) // 2, 1, 32) for text in g["stop_strings"])]
     require(all(within(*number) for number in numbers), "11.7", "a range")
+    require(g["max_tokens"] * values_per_point(g) <= 65536, "11.7", "too long an output")
     require(ascending([token for token, _ in g["logit_bias"]]) and ascending(g["stop_tokens"]), "11.7", "an order")
 
 
@@ -157,9 +174,11 @@ def check_fits(run, job, job_id, output=None):
     points, roots = ([bytes.fromhex(item) for item in r[field]] for field in ("points", "roots"))
     require(r["head"] == chain(job_id, r["epoch"], len(job["tokens"]) - 1, points, roots).hex(), "12.3", "the chain head")
     if output is not None:
-        require(type(output) is list and len(output) == r["output_count"]
+        per_point = 1 if job["kind"] == "embedding" else values_per_point(job["kind"]["generation"])
+        require(type(output) is list and len(output) == r["output_count"] * per_point <= 65536
                 and all(type(x) is int and -2**31 <= x < 2**31 for x in output), "13.4", "the output")
     if job["kind"] == "embedding":
+        require(r["logprobs"] is None, "13.7", "log-probabilities of an embedding")
         require(not points and r["finish"] == "complete" and r["roots"][-1] == r["output_root"], "12.2, 13.4", "roots")
         require(output is None or root(np.array([output])).hex() == r["output_root"], "13.4", "the output's root")
     else:
@@ -167,8 +186,12 @@ def check_fits(run, job, job_id, output=None):
         require(most * len(roots) <= MAX_ROOTS and len(points) + 1 == r["output_count"] <= most, "12.2", "points")
         ends = r["finish"] == "stop" or r["finish"] == "length" and r["output_count"] == most
         require(ends, "13.4", "the end of a generation")
+        require((r["logprobs"] is not None) == (job["kind"]["generation"]["logprobs"] > 0), "13.7", "log-probabilities")
         if output is not None:
-            words = [x % 2**32 for x in output]
+            words, values = [x % 2**32 for x in output[:r["output_count"]]], output[r["output_count"]:]
+            root_of = blake3(b"".join(x.to_bytes(4, "little", signed=True) for x in values)).hexdigest()
+            require(r["logprobs"] == (root_of if values else None) and rows_are_possible(values, per_point - 1),
+                    "13.7", "the log-probabilities")
             require(words_root(words).hex() == r["output_root"] and words_fit(words, most)
                     and word_root(words[-1]) == roots[-1], "13.4", "the words")
             require(words[-1] >> 24 and (words[-1] >> 24 == 3) == (r["finish"] == "length"), "13.4", "the last word")
@@ -196,7 +219,7 @@ def check_job(job):
 def check_statements(receipt, digests):
     """Section 14 and the second half of 15.3. Whether `worker` is refuted or withdrawn (15.4)."""
     runs = [receipt["worker"], *receipt["audits"]]
-    fields = ("layers", "points", "roots", "output_root", "output_count", "finish", "work_units", "saturations")
+    fields = ("layers", "points", "roots", "output_root", "logprobs", "output_count", "finish", "work_units", "saturations")
     result = lambda r: [r[field] for field in fields]  # 13.6
     previous, time, audited, fallen, signed = bytes(32), 0, 0, set(), True
     for number, item in enumerate(receipt["statements"]):
@@ -261,5 +284,11 @@ def check_receipt(path, package, texts):
         rerun = {"roots": [root(rows).hex() for rows in outputs[1:]], "saturations": clamped,
                  "work_units": package.work(len(job["tokens"]))}
         require(all(runs[0][field] == value for field, value in rerun.items()), "13.4", "the run is not the model's")
+        report["rerun_matches"] = True
+    elif package and job["model"] == package.model_id.hex():
+        from generation import rerun
+        signed, output = rerun(package, job, [x % 2**32 for x in receipt["output"][:runs[0]["output_count"]]])
+        require(all(runs[0][field] == value for field, value in signed.items()), "12, 13", "the run is not the model's")
+        require(receipt["output"] == output, "13.4, 13.7", "the output is not the model's")
         report["rerun_matches"] = True
     return report

@@ -69,6 +69,27 @@ def finish(s, generated, before, new, token):
     return 3 if generated + 1 >= s.max_tokens else 0
 
 
+def log2q(s):
+    """5.17.9."""
+    n = s.bit_length() - 1
+    y, digits = s << (63 - n), n
+    for _ in range(20):
+        q = y * y
+        digit = q >> 127
+        y = q >> (63 + digit)
+        digits = 2 * digits + digit
+    return digits
+
+
+def logprobs(logits, frac, token, likely):
+    """5.17.9: that of a token, and of the likeliest ones."""
+    d = [distance(max(logits) - z, 10**4, frac) for z in logits]
+    total = log2q(sum(sampling_weight(x) for x in d)) - 30 * 2**20
+    of = [max(-2**31, -(x + total)) for x in d]
+    order = sorted(range(len(logits)), key=lambda v: (-logits[v], v))
+    return of[token], [(v, of[v]) for v in order[:likely]]
+
+
 def sample(logits, frac, rows, s, history, draw):
     """5.17: the word of one point."""
     prompt, generated = history[:s.prompt_tokens], history[s.prompt_tokens:]

@@ -11,7 +11,7 @@ use lockstep_coordinator::{Allow, ApiKey, ClientCaps, Config, Coordinator};
 use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
     DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
-    MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+    DEFAULT_TOKENS_PER_MINUTE, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
@@ -90,6 +90,10 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_CLIENT_REQUEST_BURST", value_name = "N", help = format!("Requests for work that a client \
         may send at once [default: {DEFAULT_REQUEST_BURST}]"))]
     client_request_burst: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_CLIENT_TOKENS_PER_MINUTE", value_name = "N", help = format!("Tokens that a client may ask \
+        for each minute, those of its prompts and those that its answers may come to; 0 counts nothing [default: \
+        {DEFAULT_TOKENS_PER_MINUTE}]"))]
+    client_tokens_per_minute: Option<u64>,
     #[arg(long, env = "LOCKSTEP_MAX_TOKENS", value_name = "N", help = format!("Most tokens of one generated answer, up to \
         {MAX_GENERATED_TOKENS}; an answer whose client names no number ends there too [default: {DEFAULT_MAX_TOKENS}]"))]
     max_tokens: Option<u32>,
@@ -156,6 +160,7 @@ impl Options {
             grant_credits: self.grant_credits.or(file.grant_credits),
             client_requests_per_second: self.client_requests_per_second.or(file.client_requests_per_second),
             client_request_burst: self.client_request_burst.or(file.client_request_burst),
+            client_tokens_per_minute: self.client_tokens_per_minute.or(file.client_tokens_per_minute),
             max_tokens: self.max_tokens.or(file.max_tokens),
             max_choices: self.max_choices.or(file.max_choices),
             api_keys: self.api_keys.or(file.api_keys),
@@ -202,6 +207,7 @@ impl Options {
         config.caps = ClientCaps {
             requests_per_second: self.client_requests_per_second.unwrap_or(DEFAULT_REQUESTS_PER_SECOND),
             request_burst: self.client_request_burst.unwrap_or(DEFAULT_REQUEST_BURST),
+            tokens_per_minute: self.client_tokens_per_minute.unwrap_or(DEFAULT_TOKENS_PER_MINUTE),
             max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
             max_choices: self.max_choices.unwrap_or(DEFAULT_MAX_CHOICES),
         };

@@ -14,7 +14,8 @@ use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::commitment::PointDigest;
 use lockstep_protocol::generation::{Generation, WordFinish, word_finish, word_token};
 use lockstep_protocol::ids::{Root, Seed};
-use lockstep_protocol::limits::MAX_TEXT_BYTES;
+use lockstep_protocol::limits::{MAX_LOGPROBS, MAX_TEXT_BYTES};
+use lockstep_protocol::logprobs::Logprobs;
 use lockstep_worker::{generation_bytes, machine_memory};
 use serde_json::{Value, json};
 
@@ -96,6 +97,10 @@ struct Settings {
     /// Text that ends the generation; may be given up to four times.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// With --json: the log-probability of each token, and those of so many of the likeliest ones, 0 to 20. They are
+    /// integers in units of 2^-20, to base 2.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LOGPROBS)))]
+    logprobs: Option<u8>,
     /// Go on after tokens that end a text in this model.
     #[arg(long)]
     ignore_eos: bool,
@@ -138,6 +143,7 @@ impl Settings {
             frequency_penalty: self.frequency_penalty,
             stop_tokens,
             stop_strings: self.stop.iter().map(|text| text.as_bytes().to_vec()).collect(),
+            logprobs: self.logprobs.map_or(0, |top| top + 1),
             ..Generation::greedy(self.max_tokens)
         };
         generation.check()?;
@@ -291,6 +297,11 @@ fn report(
     if with_points {
         let points = run.roots.chunks(run.roots.len() / run.words.len().max(1));
         report["points"] = points.map(|roots| PointDigest::of(roots).to_string()).collect();
+    }
+    if !run.logprobs.is_empty() {
+        let rows = run.logprobs.chunks(run.logprobs.len() / run.words.len()).map(Logprobs::of);
+        let told = |row: Logprobs<'_>| json!({"logprob": row.token(), "top": row.top().collect::<Vec<_>>()});
+        report["logprobs"] = rows.map(told).collect();
     }
     report
 }

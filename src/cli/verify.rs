@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use lockstep_coordinator::conversation_text;
 use lockstep_kernels::backend::Backend;
 use lockstep_model::ModelError;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::{Rerun, RerunError, rerun_job};
+use lockstep_model::template::ChatTemplate;
 use lockstep_model::tokenizer::TooLong;
-use lockstep_protocol::generation::words_of;
 use lockstep_protocol::ids::{ModelId, NodeId};
 use lockstep_protocol::job::{JobKind, RequestInput};
-use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
-use lockstep_protocol::receipt::{Receipt, Standing};
+use lockstep_protocol::limits::{MAX_HTTP_BODY_BYTES, MAX_RECEIPT_JSON_BYTES, MAX_TEXT_BYTES};
+use lockstep_protocol::logprobs::rows;
+use lockstep_protocol::receipt::{Receipt, Standing, split_output};
 use serde_json::json;
 
 use crate::cli::files;
@@ -40,9 +42,8 @@ pub struct VerifyArgs {
     /// Fail where the job can't be run again.
     #[arg(long)]
     require_rerun: bool,
-    /// The text that was asked about: its hash must be the receipt's, and where the package is at hand, its tokens too.
-    #[arg(long)]
-    text: Option<String>,
+    #[command(flatten)]
+    asked: Asked,
     /// The coordinator that must have signed.
     #[arg(long, value_name = "KEY")]
     coordinator: Option<NodeId>,
@@ -57,15 +58,41 @@ pub struct VerifyArgs {
     json: bool,
 }
 
+/// What was asked. Its hash must be the receipt's, and where the package is at hand, its tokens too.
+#[derive(Args)]
+#[group(multiple = false)]
+struct Asked {
+    /// The text that was embedded, or the prompt of a completion.
+    #[arg(long)]
+    text: Option<String>,
+    /// The prompt of a completion that was sent as token ids.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    tokens: Option<Vec<u32>>,
+    /// A conversation: a file with the body of POST /v1/chat/completions, or its list of messages, in JSON; - for standard
+    /// input. Takes the package, whose template makes it a text.
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// The text that a conversation became, as the answer has it in lockstep.prompt: a file, or - for standard input.
+    #[arg(long, value_name = "FILE")]
+    rendered: Option<PathBuf>,
+}
+
+/// What was asked, as it is hashed.
+struct Question {
+    input: RequestInput,
+    /// Whether a template has written the special tokens out.
+    is_rendered: bool,
+}
+
 /// What was checked beyond the receipt itself.
 struct Checked {
     /// The job was run again.
     rerun: bool,
-    /// The text is the one that was asked about; nothing where no text was given.
+    /// The question is the one that was asked; nothing where none was given.
     text: Option<TextChecked>,
 }
 
-/// How far a text was compared with the job.
+/// How far a question was compared with the job.
 #[derive(Clone, Copy)]
 struct TextChecked {
     /// Its tokens were derived again; without the package only its hash was compared.
@@ -80,18 +107,16 @@ pub fn run(args: &VerifyArgs) -> Outcome {
     check_wishes(args, &receipt, &standing).or_exit(Exit::Refuted)?;
     let threads = args.threads.unwrap_or_else(backend::all_threads);
     let package = find_package(args, receipt.job.model, threads)?;
+    let question = args.asked.question(package.as_ref())?;
+    if let Some(question) = &question {
+        check_question(question, &receipt, package.as_ref())?;
+    }
     if let Some(package) = &package {
-        check_tokens(args, &receipt, package)?;
         let backend = backend::open(&args.backend, threads)?;
         check_rerun(&receipt, package, &*backend)?;
     }
     let rerun = package.is_some();
-    report(
-        args,
-        &receipt,
-        &standing,
-        &Checked { rerun, text: args.text.as_ref().map(|_| TextChecked { tokens: rerun }) },
-    );
+    report(args, &receipt, &standing, &Checked { rerun, text: question.map(|_| TextChecked { tokens: rerun }) });
     Ok(())
 }
 
@@ -105,11 +130,6 @@ fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> an
     }
     if standing.withdrawn {
         bail!("the worker took this answer back: its own machine, run again, gave another one");
-    }
-    if let Some(text) = &args.text
-        && RequestInput::Text(text.clone()).hash(&receipt.job.nonce) != receipt.job.request
-    {
-        bail!("the receipt is about another text");
     }
     match args.coordinator {
         Some(wanted) if wanted != receipt.coordinator => {
@@ -155,11 +175,51 @@ fn sound(path: &Path, model: ModelId, threads: NonZeroUsize) -> Option<Package> 
     Some(package)
 }
 
-fn check_tokens(args: &VerifyArgs, receipt: &Receipt, package: &Package) -> Outcome {
-    let Some(text) = &args.text else { return Ok(()) };
-    let tokens = package.tokenizer().or_exit(Exit::Configuration)?.encode(text, TooLong::Truncate);
-    if tokens.or_exit(Exit::Refuted)? != receipt.job.tokens {
-        return Err(anyhow!("the job's tokens are not those of the text")).or_exit(Exit::Refuted);
+impl Asked {
+    /// What was asked, where it was given.
+    fn question(&self, package: Option<&Package>) -> Result<Option<Question>, Failure> {
+        let question = |input, is_rendered| Ok(Some(Question { input, is_rendered }));
+        let text = |file: &Path| files::text(file, MAX_TEXT_BYTES);
+        match (&self.text, &self.tokens, &self.messages, &self.rendered) {
+            (Some(text), ..) => question(RequestInput::Text(text.clone()), false),
+            (_, Some(tokens), ..) => question(RequestInput::Tokens(tokens.clone()), false),
+            (_, _, _, Some(file)) => question(RequestInput::Text(text(file)?), true),
+            (_, _, Some(file), _) => {
+                let rendered =
+                    render(&files::text(file, MAX_HTTP_BODY_BYTES)?, package).or_exit(Exit::Configuration)?;
+                question(RequestInput::Text(rendered), true)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The text that the package's template makes of a conversation.
+fn render(json: &str, package: Option<&Package>) -> anyhow::Result<String> {
+    let package = package.context("a conversation is made a text by its model's template: name the package")?;
+    let tokenizer = package.tokenizer()?;
+    let template = ChatTemplate::of(package, &tokenizer)?.context("the model has no chat template")?;
+    conversation_text(&template, json).map_err(|error| anyhow!("the conversation: {error}"))
+}
+
+fn check_question(question: &Question, receipt: &Receipt, package: Option<&Package>) -> Outcome {
+    if question.input.hash(&receipt.job.nonce) != receipt.job.request {
+        return Err(anyhow!("the receipt is about another question")).or_exit(Exit::Refuted);
+    }
+    let Some(package) = package else { return Ok(()) };
+    let tokens = match (&question.input, question.is_rendered) {
+        (RequestInput::Tokens(tokens), _) => tokens.clone(),
+        (RequestInput::Text(text), is_rendered) => {
+            let tokenizer = package.tokenizer().or_exit(Exit::Configuration)?;
+            let encode = || match is_rendered {
+                true => tokenizer.encode_rendered(text),
+                false => tokenizer.encode(text, TooLong::Truncate),
+            };
+            encode().or_exit(Exit::Refuted)?
+        }
+    };
+    if tokens != receipt.job.tokens {
+        return Err(anyhow!("the job's tokens are not those of the question")).or_exit(Exit::Refuted);
     }
     Ok(())
 }
@@ -168,7 +228,7 @@ fn check_rerun(receipt: &Receipt, package: &Package, backend: &dyn Backend) -> O
     // Of a generation, what is claimed is checked in one prefill.
     let claimed = match receipt.job.kind {
         JobKind::Embedding => Vec::new(),
-        JobKind::Generation(_) => words_of(&receipt.output),
+        JobKind::Generation(_) => receipt.words(),
     };
     let exit_of = |error: &RerunError| if error.is_of_the_device() { Exit::NoDevice } else { Exit::Refuted };
     let again = rerun_job(package, backend, &receipt.job, &claimed)
@@ -198,6 +258,7 @@ fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Resul
         let (layer, point) = (layer + 1, first as usize + trail.points.len());
         bail!("the root of layer {layer} at point {point} is {signed}; the model gives {right}");
     }
+    compare_logprobs(receipt, output, first)?;
     if receipt.output != *output || signed.roots.len() != trail.roots.len() {
         bail!("the output is not what the model gives");
     }
@@ -206,6 +267,18 @@ fn compare(receipt: &Receipt, package: &Package, again: &Rerun) -> anyhow::Resul
     }
     if signed.saturations != *saturations {
         bail!("the receipt is for {} saturated elements; the run has {saturations}", signed.saturations);
+    }
+    Ok(())
+}
+
+/// Of a generation whose words are right, what it says of their probabilities.
+fn compare_logprobs(receipt: &Receipt, output: &[i32], first: u32) -> anyhow::Result<()> {
+    let Some(asked) = receipt.job.kind.generation() else { return Ok(()) };
+    let (_, right) = split_output(output, &receipt.worker.receipt);
+    let mut pairs = receipt.logprobs().zip(rows(right, asked)).enumerate();
+    if let Some((index, (signed, right))) = pairs.find(|(_, (signed, right))| signed != right) {
+        let (point, signed, right) = (first as usize + index, signed.values(), right.values());
+        bail!("the log-probabilities at point {point} are {signed:?}; the model gives {right:?}");
     }
     Ok(())
 }
@@ -240,9 +313,9 @@ fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &C
     println!("signatures, hashes and statements hold");
     match checked.text {
         None => {}
-        Some(TextChecked { tokens: true }) => println!("the text is the one asked about, and the tokens are its own"),
+        Some(TextChecked { tokens: true }) => println!("the question is the one asked, and the tokens are its own"),
         Some(TextChecked { tokens: false }) => {
-            println!("the text is the one asked about; whether the tokens are its own was NOT checked");
+            println!("the question is the one asked; whether the tokens are its own was NOT checked");
         }
     }
     if checked.rerun {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use lockstep_kernels::program::{Op, Program};
 use lockstep_model::generation::TokenText;
 use lockstep_model::package::{Package, WeightMode};
-use lockstep_protocol::generation::{WordFinish, word_finish, word_token, words_of};
+use lockstep_protocol::generation::{WordFinish, word_finish, word_token};
 use lockstep_protocol::machine::AuditPolicy;
 use lockstep_protocol::receipt::Receipt;
 use lockstep_sim::adversary::{Change, Lie, Target};
@@ -160,7 +160,7 @@ async fn fetch(network: &Network, ours: &Value) -> Result<Asked> {
 
 /// The text of an answer: a token that stops is no text.
 fn said(text: &TokenText, receipt: &Receipt) -> String {
-    let words = words_of(&receipt.output).into_iter();
+    let words = receipt.words().into_iter();
     text.text(words.filter(|word| word_finish(*word) != Some(WordFinish::StopToken)).map(word_token))
 }
 
@@ -170,7 +170,7 @@ fn generated(answers: &[Answer], text: &TokenText) -> Value {
         json!({
             "prompt": prompt,
             "text": said(text, receipt),
-            "tokens": receipt.output.len(),
+            "tokens": receipt.words().len(),
             "streamed_pieces": answer.pieces,
             "revoked": answer.revoked,
             "points_committed": receipt.worker.receipt.points.len() + 1,

@@ -9,7 +9,6 @@ use lockstep_coordinator::events::DisputedElement;
 use lockstep_kernels::backend::Backend;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::rerun_job;
-use lockstep_protocol::generation::words_of;
 use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Place, VerdictKind};
 use lockstep_protocol::receipt::Receipt;
 
@@ -149,7 +148,7 @@ fn is_right(package: &Package, backend: &dyn Backend, receipt: &Receipt) -> Resu
     ensure!(receipt.job.model == package.model_id(), "a receipt is about another model");
     let standing = receipt.check()?;
     // Of a generation, the words that are claimed are checked in one pass.
-    let claimed = receipt.job.kind.generation().map(|_| words_of(&receipt.output)).unwrap_or_default();
+    let claimed = receipt.job.kind.generation().map(|_| receipt.words()).unwrap_or_default();
     let again = rerun_job(package, backend, &receipt.job, &claimed)?;
     let signed = &receipt.worker.receipt;
     let trail = receipt.job.header().geometry(signed.layers)?.trail(&again.roots);

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockstep_link::{LinkError, send};
 use lockstep_protocol::commitment::RunCommitment;
-use lockstep_protocol::generation;
 use lockstep_protocol::ids::{ModelId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
@@ -120,11 +119,11 @@ async fn relay(
                 stream.layer(place, root).await?;
                 shared.events.emit(Event::LayerRoot { job, epoch, place, root });
             }
-            (Step::Word { word }, Some(stream)) => {
+            (Step::Word { word, logprobs }, Some(stream)) => {
                 if !shared.streams.push_word(&key, word) {
                     return Ok(());
                 }
-                stream.word(word).await?;
+                stream.word(word, logprobs).await?;
             }
             (Step::Done { result, roots, elapsed }, Some(stream)) => {
                 let work_units = result.receipt.receipt.work_units;
@@ -167,13 +166,15 @@ pub(crate) async fn send_again(
 ) -> Result<(), LinkError> {
     let mut stream = JobStream::open(&connection, key).await?;
     let receipt = &kept.result.receipt.receipt;
-    let mut words = generation::words_of(&kept.result.output).into_iter();
+    let (mut words, logprobs) = (kept.result.words().into_iter(), kept.result.logprobs());
+    let mut logprobs = logprobs.chunks((logprobs.len() / words.len().max(1)).max(1));
     let first = receipt.token_count.saturating_sub(1);
     for (point, roots) in (first..).zip(kept.roots.chunks(usize::from(receipt.layers) + 1)) {
         for (layer, root) in (1..).zip(roots) {
             // Of an embedding no words are streamed.
             if layer > receipt.layers && receipt.finish != FinishReason::Complete {
-                stream.word(words.next().unwrap_or_default()).await?;
+                let row = logprobs.next().unwrap_or_default().to_vec();
+                stream.word(words.next().unwrap_or_default(), row).await?;
             }
             stream.layer(Place { point, layer }, *root).await?;
         }
@@ -237,8 +238,8 @@ impl JobStream {
         send(&mut self.stream, &JobMessage::Layer { place, root }).await
     }
 
-    async fn word(&mut self, word: u32) -> Result<(), LinkError> {
-        send(&mut self.stream, &JobMessage::Token { word }).await
+    async fn word(&mut self, word: u32, logprobs: Vec<i32>) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Token { word, logprobs }).await
     }
 
     /// Commits to the run, waits for the order to reveal it, and sends it. A run that nobody wants any more waits until

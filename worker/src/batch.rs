@@ -35,8 +35,8 @@ pub(crate) enum Step {
     Started { batch: usize },
     /// The root of one more place.
     Layer { place: Place, root: Root },
-    /// The word of a point, just before the root of its last layer.
-    Word { word: u32 },
+    /// The word of a point with the log-probabilities that the job asks for, just before the root of its last layer.
+    Word { word: u32, logprobs: Vec<i32> },
     /// The end, with all roots in stream order and the time since the start.
     Done { result: Box<JobResult>, roots: Vec<Root>, elapsed: Duration },
     /// Another end.

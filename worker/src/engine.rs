@@ -162,6 +162,7 @@ pub(crate) struct Finished {
     pub roots: Vec<Root>,
     /// Of an embedding none.
     pub words: Vec<u32>,
+    /// Of a generation the words, and the log-probabilities that the job asks for.
     pub output: Vec<i32>,
     pub saturations: u64,
 }
@@ -177,6 +178,7 @@ pub(crate) fn sign(task: &Task, finished: Finished, keys: &Keypair, elapsed: Dur
 fn result_of(task: &Task, finished: &Finished, keys: &Keypair) -> Option<JobResult> {
     let header = &task.header;
     let points = finished.words.len() as u64;
+    let count = if points == 0 { finished.output.len() } else { finished.words.len() };
     // The last word is no input.
     let positions = u64::from(header.token_count) + points.saturating_sub(1);
     let run = Run {
@@ -184,11 +186,11 @@ fn result_of(task: &Task, finished: &Finished, keys: &Keypair) -> Option<JobResu
         layers: task.model.layers,
         roots: finished.roots.clone(),
         words: finished.words.clone(),
-        output_count: u32::try_from(finished.output.len()).ok()?,
+        output_count: u32::try_from(count).ok()?,
         work_units: task.model.package.program().macs(positions, points),
         saturations: finished.saturations,
     };
-    let receipt = WorkerReceipt::of_run(header, run, keys.id()).ok()?;
+    let receipt = WorkerReceipt::of_run(header, run, keys.id()).ok()?.with_logprobs(&finished.output[count..]);
     Some(JobResult { receipt: receipt.sign(keys), output: finished.output.clone() })
 }
 

@@ -155,7 +155,7 @@ impl Loaded {
             let Some(Active { task, .. }) = active.get(&id) else { return };
             match event {
                 Event::Root { place, root } => task.say(Step::Layer { place, root }),
-                Event::Word { word, .. } => task.say(Step::Word { word }),
+                Event::Word { word, logprobs, .. } => task.say(Step::Word { word, logprobs }),
                 Event::Done(run) => done.push((id, run)),
             }
         })?;
@@ -177,7 +177,7 @@ impl Loaded {
 impl Active {
     fn finish(self, run: Run, keys: &Keypair) {
         let Self { task, start } = self;
-        let output = run.words.iter().map(|word| word.cast_signed()).collect();
+        let output = run.output();
         let finished = Finished { roots: run.roots, words: run.words, output, saturations: run.saturations };
         task.say(sign(&task, finished, keys, start.elapsed()));
     }

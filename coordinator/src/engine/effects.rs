@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Nonce, Root};
 use lockstep_protocol::ledger::Posting;
-use lockstep_protocol::machine::{Action, DrawSubject, Output, Record, SubmitError};
+use lockstep_protocol::machine::{Action, DrawSubject, JobFailure, Output, Record, SubmitError};
 use lockstep_protocol::messages::{JobResult, RefusalCode};
 use lockstep_protocol::receipt::{Receipt, same_result};
 
 use super::peer::{Down, Peer};
-use super::{ChallengeOutcome, ChallengeReply, Engine, Live, MoveOutcome, MoveReply, Submission, SubmitRequest};
+use super::{ChallengeOutcome, ChallengeReply, Engine, Live, MoveOutcome, MoveReply, Submission, SubmitRequest, Word};
 use crate::events::Event;
 use crate::store::{Access, Write};
 
@@ -43,7 +43,7 @@ pub(super) enum Effect {
     /// Show what the ledger has, once it may be shown.
     Posted(Vec<Posting>),
     /// Tell whoever watches a job its next word.
-    Word(JobId, u32, u32),
+    Word(JobId, u32, Word),
     /// Tell whoever watches.
     Emit(Event),
 }
@@ -89,6 +89,14 @@ impl Engine {
                 Event::Quarantined { node: *node, job: *job, place: *place, kind: *kind }
             }
             Record::SetAside { node, job, .. } => Event::Retracted { node: *node, job: *job },
+            Record::Abandoned { job } => {
+                tracing::warn!(%job, "nobody could be found for all audits of a job: it ends with fewer");
+                return;
+            }
+            Record::Failed { job, reason: JobFailure::NoAuditor } => {
+                tracing::warn!(%job, "nobody could be found to audit a job whose client waits for that: it fails");
+                return;
+            }
             Record::Committed { .. }
             | Record::Disputed { .. }
             | Record::Diverged { .. }
@@ -99,7 +107,6 @@ impl Engine {
             | Record::Judged { .. }
             | Record::Retracted { .. }
             | Record::Tightened { .. }
-            | Record::Abandoned { .. }
             | Record::Finished { .. }
             | Record::Failed { .. } => return,
         };
@@ -150,7 +157,9 @@ impl Engine {
                 step.effects.push(Effect::Draw(job, DrawSubject::Lockstep(job), nonce));
             }
             Action::Halt { node, job, epoch, place } => self.send(&node, Down::Halt(job, epoch, place), step),
-            Action::Token { job, index, word } => step.effects.push(Effect::Word(job, index, word)),
+            Action::Token { job, index, word, logprobs } => {
+                step.effects.push(Effect::Word(job, index, Word { word, logprobs }))
+            }
             Action::Diverged { job, place, nodes } => {
                 step.effects.push(Effect::Emit(Event::Diverged { job, place, nodes }));
             }

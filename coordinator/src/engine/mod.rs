@@ -40,7 +40,7 @@ use self::draws::Draws;
 use self::effects::{Effect, Step};
 pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
 pub use self::peer::{Down, Peer};
-pub use self::watch::{Progress, Watch, WatchReply};
+pub use self::watch::{Progress, Watch, WatchReply, Word};
 use crate::clock::Clock;
 use crate::events::Event;
 use crate::models::Models;
@@ -145,7 +145,7 @@ struct Live {
     first_run: Option<WorkerReceipt>,
     waiters: Vec<oneshot::Sender<JobEnd>>,
     /// The words that watchers were told.
-    words: Vec<u32>,
+    words: Vec<Word>,
     watchers: Vec<mpsc::Sender<Progress>>,
 }
 

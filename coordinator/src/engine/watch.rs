@@ -11,6 +11,15 @@ use super::{Engine, JobEnd, Live};
 /// What a watcher may leave unread: every word twice, and the end. Who leaves more is forgotten.
 const WATCH_LAG: usize = 2 * MAX_POINTS + 1;
 
+/// A word with the log-probabilities that its job asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// The token, and in the bits above why the run ended with it.
+    pub word: u32,
+    /// One row, as [`lockstep_protocol::logprobs`] has it, or nothing.
+    pub logprobs: Vec<i32>,
+}
+
 /// What a watcher of a job is told.
 #[derive(Clone, Debug)]
 pub enum Progress {
@@ -19,8 +28,8 @@ pub enum Progress {
     Word {
         /// Which, counted from 0; never more than how many were told before.
         index: u32,
-        /// The token, and in the bits above why the run ended with it.
-        word: u32,
+        /// What was drawn.
+        word: Word,
     },
     /// The job has ended. Nothing comes after this. Its answer counts, whatever words were told before.
     Ended(JobEnd),
@@ -40,17 +49,18 @@ impl Live {
         let (sender, watch) = mpsc::channel(WATCH_LAG);
         for (index, word) in (0..).zip(&self.words) {
             // It has room for all of them.
-            let _ = sender.try_send(Progress::Word { index, word: *word });
+            let _ = sender.try_send(Progress::Word { index, word: word.clone() });
         }
         self.watchers.push(sender);
         watch
     }
 
     /// Tells all watchers a word.
-    fn tell(&mut self, index: u32, word: u32) {
+    fn tell(&mut self, index: u32, word: Word) {
         self.words.truncate(index as usize);
-        self.words.push(word);
-        self.watchers.retain(|watcher| watcher.try_send(Progress::Word { index, word }).is_ok());
+        self.words.push(word.clone());
+        let told = |watcher: &mpsc::Sender<_>| watcher.try_send(Progress::Word { index, word: word.clone() }).is_ok();
+        self.watchers.retain(told);
     }
 
     /// Tells all who wait that the job has ended; those that went away are passed over.
@@ -77,7 +87,7 @@ impl Engine {
         let _ = reply.send(self.jobs.get_mut(&job).map(Live::watch));
     }
 
-    pub(super) fn word(&mut self, job: JobId, index: u32, word: u32) {
+    pub(super) fn word(&mut self, job: JobId, index: u32, word: Word) {
         if let Some(live) = self.jobs.get_mut(&job) {
             live.tell(index, word);
         }

@@ -12,7 +12,7 @@ use lockstep_protocol::ids::{Digest, DisputeId, JobId, Millis, Root};
 use lockstep_protocol::job::JobKind;
 use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
 use lockstep_protocol::machine::Challenge;
-use lockstep_protocol::receipt::{Receipt, SignedReceipt};
+use lockstep_protocol::receipt::{Receipt, SignedReceipt, split_output};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -96,7 +96,8 @@ fn against(
     ended: Option<Millis>,
 ) -> Challenge {
     let (layers, work_units) = (claimant.receipt.layers, claimant.receipt.work_units);
-    let mut claimant = Claim { words: words_of(&kept.output), ..claimant.into() };
+    let (words, _) = split_output(&kept.output, &claimant.receipt);
+    let mut claimant = Claim { words: words_of(words), ..claimant.into() };
     // Where they do not differ, the machine says so.
     let point = claimant.first_difference(&challenger).unwrap_or_default();
     let roots_at = |point: Option<usize>| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -14,12 +14,12 @@ use lockstep_protocol::receipt::Receipt;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::App;
 use super::access::{self, Presented};
 use super::error::{ApiError, KeptJobs};
 use super::jobs::{self, Accepted, Extra};
 use super::prepare::{Prepared, prepare};
 use super::request::Encoding;
+use super::{App, Place};
 use crate::models::Model;
 
 /// An answered request, in OpenAI's shape and with our object beside it.
@@ -56,11 +56,17 @@ struct Usage {
 ///
 /// # Errors
 /// What to tell the client.
-pub async fn embeddings(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub async fn embeddings(
+    State(app): State<Arc<App>>,
+    Extension(place): Extension<Place>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let deadline = Instant::now() + app.http_wait;
     let body = read_body(body, MAX_HTTP_BODY_BYTES).await?;
     let reader = Arc::clone(&app);
     let prepared = app.blocking(move || prepare(&reader.models, reader.audit, &body)).await??;
+    app.charge(&place, prepared.order.tokens(), std::time::Instant::now())?;
     let (access, token) = access::draw()?;
     let kept = prepared.order.kept(access);
     let pending = jobs::submit(&app, &prepared.order, token, Presented::in_headers(&headers)).await?;

@@ -1,5 +1,7 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::ids::{JobId, Nonce};
@@ -11,6 +13,9 @@ use serde::Serialize;
 pub struct ApiError {
     #[serde(skip)]
     status: StatusCode,
+    /// After how many seconds to try again, where that makes sense.
+    #[serde(skip)]
+    retry_after: u64,
     error: Body,
     /// Which jobs are kept all the same, and under which nonces.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,7 +46,7 @@ impl ApiError {
     /// An error of this status.
     pub fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let error = Body { message: message.into(), kind, param: None, code };
-        Self { status, error, lockstep: None }
+        Self { status, retry_after: HTTP_RETRY_AFTER_SECONDS, error, lockstep: None }
     }
 
     /// The request is wrong.
@@ -76,6 +81,11 @@ impl ApiError {
         Self::unavailable("shutting_down", "The coordinator is shutting down.")
     }
 
+    /// What is told to people.
+    pub fn message(&self) -> &str {
+        &self.error.message
+    }
+
     /// Whether it only says that the jobs have not ended.
     pub fn is_no_answer_yet(&self) -> bool {
         self.error.code == Some("no_answer_yet")
@@ -84,6 +94,13 @@ impl ApiError {
     /// The coordinator failed.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message)
+    }
+
+    /// Says when it makes sense to try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1);
+        self
     }
 
     /// Names the parameter.
@@ -117,7 +134,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(HTTP_RETRY_AFTER_SECONDS));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after));
             }
             _ => {}
         }

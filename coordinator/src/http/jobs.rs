@@ -30,6 +30,15 @@ pub struct Order {
 }
 
 impl Order {
+    /// Tokens of all its jobs: those that are there, and those that may come.
+    pub fn tokens(&self) -> u64 {
+        let of = |spec: &JobSpec| {
+            let asked = spec.job.kind.generation().map_or(0, |asked| u64::from(asked.max_tokens));
+            asked.saturating_add(spec.job.tokens.len() as u64)
+        };
+        self.jobs.iter().fold(0, |sum, (_, spec)| sum.saturating_add(of(spec)))
+    }
+
     /// What a client needs to come back for its jobs.
     pub fn kept(&self, access: String) -> KeptJobs {
         KeptJobs {

@@ -17,7 +17,7 @@ mod request;
 mod serve;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -31,6 +31,7 @@ use lockstep_protocol::machine::AuditPolicy;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use self::error::ApiError;
+pub use self::generation::conversation_text;
 use self::rate::{Client, ClientAddress, Measures};
 pub use self::serve::serve;
 use crate::config::{ApiKey, ClientCaps};
@@ -56,6 +57,8 @@ pub struct App {
     moves: Measures,
     /// Requests for work by who asks, where they are counted.
     work: Option<Measures>,
+    /// Tokens by who asks for them, where they are counted.
+    tokens: Option<Measures>,
     /// Requests that are being answered.
     requests: Arc<Semaphore>,
     /// Tokenising, hashing and reading that runs at a time.
@@ -100,6 +103,7 @@ impl App {
             api_keys: parts.api_keys,
             work: (parts.caps.requests_per_second > 0)
                 .then(|| Measures::new(parts.caps.request_burst, parts.caps.requests_per_second)),
+            tokens: (parts.caps.tokens_per_minute > 0).then(|| Measures::per_minute(parts.caps.tokens_per_minute)),
             caps: parts.caps,
             http_wait: parts.http_wait,
             started: parts.started,
@@ -107,6 +111,24 @@ impl App {
             moves: Measures::of_moves(),
             requests: Arc::new(Semaphore::new(MAX_HTTP_REQUESTS)),
             blocking: Semaphore::new(HTTP_WORK_PER_CORE * cores),
+        })
+    }
+
+    /// Counts the tokens of a request for work: those of its prompts, and those that its answers may come to.
+    fn charge(&self, place: &Place, tokens: u64, now: Instant) -> Result<(), ApiError> {
+        let (Some(measures), Some(client)) = (&self.tokens, place.client) else {
+            return Ok(());
+        };
+        let most = self.caps.tokens_per_minute;
+        if tokens > most {
+            let message =
+                format!("The request comes to {tokens} tokens, prompts and answers; each client has {most} a minute.");
+            return Err(ApiError::invalid(message).with_code("too_many_tokens"));
+        }
+        measures.take_at(client, tokens, now).map_err(|wait| {
+            let message =
+                format!("Too many tokens: each client has {most} a minute, and this request comes to {tokens}.");
+            too_many("rate_limit_exceeded", &message).with_retry_after(wait)
         })
     }
 
@@ -158,6 +180,8 @@ pub fn router(app: Arc<App>) -> Router {
 #[derive(Clone, Debug)]
 struct Place {
     _permit: Arc<OwnedSemaphorePermit>,
+    /// For whom it is counted.
+    client: Option<Client>,
 }
 
 /// Lets a request in: with a key where keys are asked for, and while there is room.
@@ -171,10 +195,8 @@ async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     let Ok(permit) = Arc::clone(&app.requests).try_acquire_owned() else {
         return too_many("too_many_requests", "Too many requests at a time: try again later.").into_response();
     };
-    let place = Place { _permit: Arc::new(permit) };
-    if let Some(client) = key.map(Client::Key).or_else(|| address_of(&request)) {
-        request.extensions_mut().insert(client);
-    }
+    let client = key.map(Client::Key).or_else(|| address_of(&request));
+    let place = Place { _permit: Arc::new(permit), client };
     request.extensions_mut().insert(place.clone());
     let response = next.run(request).await;
     drop(place);
@@ -183,7 +205,7 @@ async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
 
 /// Counts a request for work.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let client = request.extensions().get().copied();
+    let client = request.extensions().get().and_then(|place: &Place| place.client);
     let is_within = match (&app.work, client) {
         (Some(measures), Some(client)) => measures.take(client),
         _ => true,

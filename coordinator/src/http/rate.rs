@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lockstep_protocol::limits::{HTTP_MOVE_BURST, HTTP_MOVES_PER_SECOND, MAX_MOVE_ADDRESSES};
 
-use crate::sessions::bucket::Bucket;
+use crate::sessions::bucket::{Bucket, Rate};
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -27,13 +28,22 @@ pub enum Client {
 pub struct Measures {
     measures: Mutex<BTreeMap<Option<Client>, Bucket>>,
     burst: u64,
-    per_second: u64,
+    rate: Rate,
 }
 
 impl Measures {
     /// So many at once, and so many a second.
     pub fn new(burst: u64, per_second: u64) -> Self {
-        Self { measures: Mutex::default(), burst, per_second }
+        Self::filling(burst, Rate { tokens: per_second, every: Duration::from_secs(1) })
+    }
+
+    /// So many a minute, all of them at once if need be.
+    pub fn per_minute(count: u64) -> Self {
+        Self::filling(count, Rate { tokens: count, every: Duration::from_secs(60) })
+    }
+
+    fn filling(burst: u64, rate: Rate) -> Self {
+        Self { measures: Mutex::default(), burst, rate }
     }
 
     /// Those of disputes' moves.
@@ -43,14 +53,23 @@ impl Measures {
 
     /// Whether one more may come from a client.
     pub fn take(&self, client: Client) -> bool {
+        self.take_at(client, 1, Instant::now()).is_ok()
+    }
+
+    /// Whether so many more may come from a client: then they count.
+    ///
+    /// # Errors
+    /// How long it takes until they may. That is never, if they are more than may come at once.
+    pub fn take_at(&self, client: Client, count: u64, now: Instant) -> Result<(), Duration> {
         let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
         if measures.len() >= MAX_MOVE_ADDRESSES {
             // Who did not come for a while needs no measure.
-            measures.retain(|_, bucket| !bucket.is_full());
+            measures.retain(|_, bucket| !bucket.is_full(now));
         }
         let is_known = measures.contains_key(&Some(client));
         let whose = Some(client).filter(|_| is_known || measures.len() < MAX_MOVE_ADDRESSES);
-        measures.entry(whose).or_insert_with(|| Bucket::new(self.burst, self.per_second)).take()
+        let full = || Bucket::filling(self.burst, self.rate, now);
+        measures.entry(whose).or_insert_with(full).take_at(count, now)
     }
 }
 
@@ -59,6 +78,19 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn each_client_has_its_own_minute() {
+        let (minute, start) = (Measures::per_minute(1_000), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let (a, b) = (Client::Key(0), Client::Key(1));
+        assert_eq!(minute.take_at(a, 1_000, start), Ok(()));
+        assert_eq!(minute.take_at(a, 100, start), Err(Duration::from_secs(6)));
+        assert_eq!(minute.take_at(b, 900, start), Ok(()));
+        assert_eq!(minute.take_at(a, 100, at(6_000)), Ok(()));
+        assert!(minute.take_at(a, 1, at(6_000)).is_err() && minute.take_at(b, 200, at(6_000)).is_ok());
+        assert!(minute.take_at(a, 1_001, at(10_000_000)).is_err(), "more than a minute has");
+    }
 
     #[test]
     fn a_client_does_not_spend_what_others_may() {

@@ -1,6 +1,9 @@
-//! Connections: bounded in number, patient with nobody who sends no head or reads no answer, ended gracefully.
+//! Connections: bounded in number and for each address, patient with nobody who sends no head or reads no answer, ended gracefully.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::{Extension, Router};
@@ -9,6 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use lockstep_protocol::limits::{
     HTTP_ACCEPT_PAUSE_MS, HTTP_GRACE_MS, HTTP_HEAD_MS, HTTP_WRITE_MS, MAX_HTTP_CONNECTIONS,
+    MAX_HTTP_CONNECTIONS_PER_ADDRESS,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -17,10 +21,50 @@ use tokio_io_timeout::TimeoutStream;
 
 use super::rate::ClientAddress;
 
+/// How many connections there are from each address.
+#[derive(Debug, Default)]
+struct Addresses(Mutex<BTreeMap<IpAddr, usize>>);
+
+/// One connection from an address, for as long as this lives.
+#[derive(Debug)]
+struct Entered {
+    addresses: Arc<Addresses>,
+    address: IpAddr,
+}
+
+impl Addresses {
+    /// One more from an address; `None` where that would be too many.
+    fn enter(addresses: &Arc<Self>, address: IpAddr) -> Option<Entered> {
+        let mut counts = addresses.counts();
+        let count = counts.entry(address).or_default();
+        if *count >= MAX_HTTP_CONNECTIONS_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Entered { addresses: Arc::clone(addresses), address })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut counts = self.addresses.counts();
+        if let Entry::Occupied(mut count) = counts.entry(self.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 /// Serves until `stop` turns true, then lets requests end.
 pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
-    let mut connections = JoinSet::new();
+    let (addresses, mut connections) = (Arc::new(Addresses::default()), JoinSet::new());
     loop {
         // A place before the connection: those without one wait in the system's queue.
         let accept = async {
@@ -32,11 +76,13 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: watch::Recei
             _ = connections.join_next(), if !connections.is_empty() => {}
             (permit, accepted) = accept => match accepted {
                 Ok((stream, address)) => {
+                    // From an address with too many, it is closed at once.
+                    let Some(entered) = Addresses::enter(&addresses, address.ip()) else { continue };
                     let router = router.clone().layer(Extension(ClientAddress(address.ip())));
                     let stop = stop.clone();
                     connections.spawn(async move {
                         connection(stream, router, stop, Duration::from_millis(HTTP_WRITE_MS)).await;
-                        drop(permit);
+                        drop((permit, entered));
                     });
                 }
                 Err(error) => {
@@ -92,6 +138,21 @@ mod tests {
 
     /// More than the sockets of both sides hold.
     const ANSWER_BYTES: usize = 64 << 20;
+
+    #[test]
+    fn one_address_does_not_take_every_place() {
+        let addresses = Arc::new(Addresses::default());
+        let [one, other] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
+        let mut entered: Vec<_> =
+            (0..2 * MAX_HTTP_CONNECTIONS_PER_ADDRESS).filter_map(|_| Addresses::enter(&addresses, one)).collect();
+        assert!(entered.len() == MAX_HTTP_CONNECTIONS_PER_ADDRESS && entered.len() < MAX_HTTP_CONNECTIONS);
+        let another = Addresses::enter(&addresses, other);
+        assert!(another.is_some());
+        entered.pop();
+        assert!(Addresses::enter(&addresses, one).is_some());
+        drop((entered, another));
+        assert!(addresses.counts().is_empty());
+    }
 
     #[tokio::test]
     async fn a_client_that_reads_nothing_is_closed() {

@@ -86,7 +86,9 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             Some(JobMessage::Layer { place, root }) => {
                 session.tell(Input::LayerRoot { node, job, epoch, place, root }).await?;
             }
-            Some(JobMessage::Token { word }) => session.tell(Input::Token { node, job, epoch, word }).await?,
+            Some(JobMessage::Token { word, logprobs }) => {
+                session.tell(Input::Token { node, job, epoch, word, logprobs }).await?;
+            }
             Some(JobMessage::Commit { commitment }) => {
                 session.tell(Input::Committed { node, job, epoch, commitment }).await?;
             }

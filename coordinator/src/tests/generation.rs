@@ -7,6 +7,7 @@ use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::generation::word_root;
 use lockstep_protocol::ids::{LeaseEpoch, Root, Salt};
 use lockstep_protocol::job::{Job, RequestInput};
+use lockstep_protocol::logprobs;
 use lockstep_protocol::messages::{JobMessage, JobResult, ToWorker};
 use lockstep_protocol::receipt::{Receipt, Run, WorkerReceipt};
 use serde_json::{Value, json};
@@ -54,6 +55,17 @@ fn most(job: &Job) -> usize {
     job.kind.max_points() as usize
 }
 
+/// The log-probabilities of a word as the job asks for them: that of the word is 1/2, and those of tokens 6, 30, 7 and so
+/// on are 1/2, 1/4 and so on.
+fn row(job: &Job, word: u32) -> Vec<i32> {
+    let asked = job.kind.generation().unwrap();
+    if asked.logprobs == 0 {
+        return Vec::new();
+    }
+    let halves = (1..).map(|n: i32| -(n << 20));
+    logprobs::row(asked, -(1 << 20) - (word & 1) as i32, [6, 30, 7, STOP, 9].into_iter().zip(halves))
+}
+
 /// Streams words as they would come; gives the roots.
 async fn say(worker: &Worker, job: &Job, epoch: LeaseEpoch, words: &[u32]) -> (quinn::SendStream, Vec<Root>) {
     let mut stream = worker.connection.open_uni().await.unwrap();
@@ -65,7 +77,7 @@ async fn say(worker: &Worker, job: &Job, epoch: LeaseEpoch, words: &[u32]) -> (q
         let is_output = place.layer > LAYERS;
         let root = if is_output { word_root(word) } else { Root::from_bytes([place.point as u8; 32]) };
         if is_output {
-            lockstep_link::send(&mut stream, &JobMessage::Token { word }).await.unwrap();
+            lockstep_link::send(&mut stream, &JobMessage::Token { word, logprobs: row(job, word) }).await.unwrap();
         }
         lockstep_link::send(&mut stream, &JobMessage::Layer { place, root }).await.unwrap();
         roots.push(root);
@@ -87,9 +99,11 @@ async fn answer(worker: &mut Worker, job: &Job, epoch: LeaseEpoch, words: Vec<u3
         words: words.clone(),
     };
     let receipt = WorkerReceipt::of_run(&job.header(), run, worker.keys.id()).unwrap();
+    let rows: Vec<i32> = words.iter().flat_map(|word| row(job, *word)).collect();
+    let receipt = receipt.with_logprobs(&rows);
     let commitment = RunCommitment::of(job.id(), epoch, worker.keys.id(), &SALT, &receipt.head);
     lockstep_link::send(&mut stream, &JobMessage::Commit { commitment }).await.unwrap();
-    let output = words.into_iter().map(u32::cast_signed).collect();
+    let output = words.into_iter().map(u32::cast_signed).chain(rows).collect();
     let result = JobResult { receipt: receipt.sign(&worker.keys), output };
     worker.expect_reveal(job.id(), epoch).await;
     lockstep_link::send(&mut stream, &JobMessage::Result { result, salt: SALT }).await.unwrap();
@@ -209,6 +223,111 @@ async fn a_stream_shows_whole_characters_and_ends_with_the_receipts() {
     world.handle.shutdown().await.unwrap();
 }
 
+/// Half a probability, as the HTTP side writes it.
+const HALF: f64 = -std::f64::consts::LN_2;
+
+fn assert_near(value: &Value, expected: f64) {
+    assert!((value.as_f64().unwrap() - expected).abs() < 1e-5, "{value}, not {expected}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_of_a_chat_have_openais_shape_whole_or_streamed() {
+    let world = talking(polite).await;
+    let http = world.handle.http_addr();
+    let wish = json!({"logprobs": true, "top_logprobs": 4, "max_tokens": 9});
+    let (status, answer) = post(http, "chat/completions", &chat(wish.clone())).await;
+    assert_eq!(status, 200, "{answer}");
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["refusal"], Value::Null);
+    let content = logprobs["content"].as_array().unwrap();
+    // The token that stops is no part of the text.
+    let tokens: Vec<_> = content.iter().map(|entry| (entry["token"].clone(), entry["bytes"].clone())).collect();
+    let expected = [
+        (json!(" w5"), json!([32, 119, 53])),
+        (json!("bytes:\\xf0\\x9f"), json!([0xf0, 0x9f])),
+        (json!("bytes:\\xa6\\x80"), json!([0xa6, 0x80])),
+        (json!(" w6"), json!([32, 119, 54])),
+    ];
+    assert_eq!(tokens, expected);
+    for entry in content {
+        assert_near(&entry["logprob"], HALF);
+        let top = entry["top_logprobs"].as_array().unwrap();
+        let names: Vec<_> = top.iter().map(|entry| entry["token"].as_str().unwrap()).collect();
+        assert_eq!(names, [" w6", "bytes:\\xf0\\x9f", " w7", "</s>"]);
+        (1..).zip(top).for_each(|(n, entry)| assert_near(&entry["logprob"], f64::from(n) * HALF));
+    }
+    let receipt = Receipt::from_json(&answer["lockstep"]["receipts"][0].to_string()).unwrap();
+    receipt.check().unwrap();
+    assert_eq!((receipt.words().len(), receipt.output.len(), receipt.logprobs().count()), (5, 5 * 10, 5));
+    assert_eq!(receipt.job.kind.generation().unwrap().logprobs, 5);
+
+    let mut streamed = chat(wish);
+    streamed["stream"] = json!(true);
+    let (all, done) = events(http, "chat/completions", &streamed).await;
+    assert_eq!(done, "[DONE]");
+    let pieces = all.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array()).flatten();
+    assert_eq!(&pieces.cloned().collect::<Vec<_>>(), content);
+    let text: String = all.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(text, answer["choices"][0]["message"]["content"]);
+
+    // Without the list.
+    let (_, answer) = post(http, "chat/completions", &chat(json!({"logprobs": true}))).await;
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert!(content.len() == 4 && content.iter().all(|entry| entry["top_logprobs"] == json!([])), "{content:?}");
+    world.handle.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_of_a_completion_have_the_older_shape_whole_or_streamed() {
+    let world = talking(polite).await;
+    let http = world.handle.http_addr();
+    let (status, answer) = post(http, "completions", &completion(json!({"logprobs": 2}))).await;
+    assert_eq!(status, 200, "{answer}");
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!([" w5", "bytes:\\xf0\\x9f", "bytes:\\xa6\\x80", " w6"]));
+    assert_eq!(logprobs["text_offset"], json!([0, 3, 3, 4]));
+    logprobs["token_logprobs"].as_array().unwrap().iter().for_each(|value| assert_near(value, HALF));
+    for top in logprobs["top_logprobs"].as_array().unwrap() {
+        assert_eq!(top.as_object().unwrap().len(), 2);
+        assert_near(&top[" w6"], HALF);
+        assert_near(&top["bytes:\\xf0\\x9f"], 2.0 * HALF);
+    }
+    let (all, _) = events(http, "completions", &completion(json!({"logprobs": 2, "stream": true}))).await;
+    for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        let pieces = all.iter().filter_map(|event| event["choices"][0]["logprobs"][key].as_array()).flatten();
+        assert_eq!(&pieces.cloned().collect::<Vec<_>>(), logprobs[key].as_array().unwrap(), "{key}");
+    }
+    let (_, answer) = post(http, "completions", &completion(json!({"logprobs": 0}))).await;
+    assert_eq!(answer["choices"][0]["logprobs"]["top_logprobs"], json!([{}, {}, {}, {}]));
+    world.handle.shutdown().await.unwrap();
+}
+
+/// A worker that reports other log-probabilities than it has streamed breaks the rules; one that leaves them out, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_are_those_that_were_streamed() {
+    let world = world(|_| {}).await;
+    let http = world.handle.http_addr();
+    let mut wrong = worker(&world, 1).await;
+    let client = tokio::spawn(async move { post(http, "completions", &completion(json!({"logprobs": 1}))).await });
+    let (job, epoch) = wrong.assignment().await;
+    let mut stream = wrong.connection.open_uni().await.unwrap();
+    lockstep_link::send(&mut stream, &JobMessage::Begin { job: job.id(), epoch }).await.unwrap();
+    let geometry = job.header().geometry(LAYERS).unwrap();
+    for place in geometry.places().take(usize::from(LAYERS)) {
+        lockstep_link::send(&mut stream, &JobMessage::Layer { place, root: Root::from_bytes([1; 32]) }).await.unwrap();
+    }
+    // One of three values.
+    lockstep_link::send(&mut stream, &JobMessage::Token { word: 5, logprobs: vec![-1] }).await.unwrap();
+    let closed = tokio::time::timeout(PATIENCE, wrong.connection.closed()).await;
+    assert!(closed.is_ok(), "the worker is still there");
+    let right = worker(&world, 2).await;
+    tokio::spawn(serve(right, polite));
+    let (status, answer) = tokio::time::timeout(PATIENCE, client).await.unwrap().unwrap();
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len(), 4);
+    world.handle.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_text_is_cut_off() {
     let script: Script = |_| vec![5, 6, 7 | STOP_STRING];
@@ -277,7 +396,8 @@ async fn what_is_not_served_is_refused_by_name() {
         (completion(json!({"prompt": [40]})), 400, "", "prompt"),
         (completion(json!({"max_tokens": 31})), 400, "", "max_tokens"),
         (completion(json!({"max_tokens": 0})), 400, "", "max_tokens"),
-        (completion(json!({"logprobs": 1})), 400, "unsupported_parameter", "logprobs"),
+        (completion(json!({"logprobs": 6})), 400, "", "logprobs"),
+        (completion(json!({"logprobs": true})), 400, "", ""),
         (completion(json!({"echo": true})), 400, "unsupported_parameter", "echo"),
         (completion(json!({"suffix": "x"})), 400, "unsupported_parameter", "suffix"),
         (completion(json!({"best_of": 2})), 400, "unsupported_parameter", "best_of"),
@@ -313,7 +433,9 @@ async fn what_is_not_served_is_refused_by_name() {
         (chat(json!({"tools": [{"type": "function"}]})), 400, "unsupported_parameter", "tools"),
         (chat(json!({"functions": [{"name": "f"}]})), 400, "unsupported_parameter", "functions"),
         (chat(json!({"response_format": {"type": "json_object"}})), 400, "unsupported_parameter", "response_format"),
-        (chat(json!({"logprobs": true})), 400, "unsupported_parameter", "logprobs"),
+        (chat(json!({"logprobs": true, "top_logprobs": 21})), 400, "", "top_logprobs"),
+        (chat(json!({"top_logprobs": 1})), 400, "", "top_logprobs"),
+        (chat(json!({"logprobs": 1})), 400, "", ""),
         (chat(json!({"modalities": ["text", "audio"]})), 400, "unsupported_parameter", "modalities"),
         (chat(json!({"max_tokens": 5, "max_completion_tokens": 6})), 400, "", "max_tokens"),
         (chat(json!({"lockstep": {"date": "2024-13-01"}})), 400, "", "lockstep.date"),

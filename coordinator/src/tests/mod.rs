@@ -2,6 +2,7 @@
 
 mod access;
 mod challenges;
+mod clumsy;
 mod disputes;
 mod generation;
 mod hostile;

@@ -1,4 +1,4 @@
-//! Writes `kernels/vectors/*.json` anew: `cargo run --release -p lockstep-kernels --example regenerate_vectors`.
+//! Writes `kernels/vectors/*.json` anew: a part of `scripts/regenerate-vectors`.
 
 mod scalars;
 mod vectors;

@@ -2,9 +2,12 @@
 
 use lockstep_kernels::conformance::{Pattern, SplitMix, TOKEN_BYTES_WIDTH, random_sampling, random_token_bytes};
 use lockstep_kernels::host::{HostOps, SampleArgs};
-use lockstep_kernels::sampling::{Sampling, TokenBytes};
+use lockstep_kernels::sampling::{Sampling, TokenBytes, logprobs, split_word};
 
 use super::Object;
+
+/// Of how many of the likeliest tokens the log-probabilities are given.
+const LIKELY: usize = 3;
 
 /// Words of small vocabularies under settings of every kind, a few draws each.
 pub fn sample<K: HostOps>(k: &K) -> Vec<Object> {
@@ -37,7 +40,10 @@ fn case<K: HostOps>(k: &K, vocab: usize, n: usize) -> Object {
     let case = Object::default().text("case", &name).raw("frac", frac).list("logits", &logits);
     let case = settings(case, &sampling).rows("token_bytes", &table, TOKEN_BYTES_WIDTH).list("history", &history);
     let draws: Vec<_> = draws.iter().map(|draw| format!("\"{draw}\"")).collect();
-    case.list("draws", &draws).list("words", &words)
+    let likely = logprobs(&logits, frac, split_word(words[0] as u32).0, LIKELY);
+    let top = likely.top.iter().flat_map(|(token, value)| [*token as i32, *value]);
+    let row: Vec<i32> = likely.token.into_iter().chain(top).collect();
+    case.list("draws", &draws).list("words", &words).list("logprobs", &row)
 }
 
 fn settings(case: Object, s: &Sampling) -> Object {

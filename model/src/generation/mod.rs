@@ -12,6 +12,7 @@
 //! the hint is dropped and the generation goes on by itself. So an audit of an honest run is one prefill, and a wrong
 //! hint costs time and changes nothing.
 
+mod logprobs;
 mod memory;
 mod pass;
 mod prefix;
@@ -52,13 +53,16 @@ pub struct Request {
     pub seed: Seed,
     /// The words that somebody says come out, from the first one on; may be empty, too long or wrong.
     pub hint: Vec<u32>,
+    /// Which log-probabilities are wanted, as a job says it ([`Generation::logprobs`]).
+    pub logprobs: u8,
 }
 
 impl Request {
     /// What a job asks for.
     pub fn new(prompt: Vec<u32>, generation: &Generation, seed: Seed, hint: Vec<u32>) -> Self {
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        Self { sampling: sampling(generation, prompt_tokens), prompt, seed, hint }
+        let logprobs = generation.logprobs;
+        Self { sampling: sampling(generation, prompt_tokens), prompt, seed, hint, logprobs }
     }
 }
 
@@ -83,6 +87,8 @@ pub enum Event {
         point: u32,
         /// Token and finish.
         word: u32,
+        /// Its log-probabilities, where the request wants them: one row ([`lockstep_protocol::logprobs`]).
+        logprobs: Vec<i32>,
     },
     /// The end. Nothing is said of the request any more.
     Done(Run),
@@ -93,12 +99,21 @@ pub enum Event {
 pub struct Run {
     /// Its words; the last one says why it ended.
     pub words: Vec<u32>,
+    /// The log-probabilities of all points, where the request wants them.
+    pub logprobs: Vec<i32>,
     /// The roots of all places in stream order.
     pub roots: Vec<Root>,
     /// Elements that saturated in all layers at all positions together.
     pub saturations: u64,
     /// Positions that were not computed because an earlier request had the same prefix.
     pub reused_positions: usize,
+}
+
+impl Run {
+    /// What a result carries: the words, and after them the log-probabilities.
+    pub fn output(&self) -> Vec<i32> {
+        self.words.iter().map(|word| word.cast_signed()).chain(self.logprobs.iter().copied()).collect()
+    }
 }
 
 /// A loaded decoder with its running and waiting requests.
@@ -257,7 +272,7 @@ impl Generator {
         for ((&index, part), points) in chosen.iter().zip(parts).zip(batch.point_spans()) {
             let task = &mut self.running[index];
             task.last_pass = self.passes;
-            let advance = task.accept(part, &passed.words[points], say);
+            let advance = task.accept(part, passed, points, say);
             let is_own = chosen.len() == 1 && !advance.is_rolled_back;
             if passed.saturations > 0 {
                 task.saturations = task.saturations.filter(|_| is_own).map(|own| own + passed.saturations);

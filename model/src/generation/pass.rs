@@ -9,6 +9,7 @@ use lockstep_kernels::value::Batch;
 use lockstep_protocol::ids::Root;
 use lockstep_protocol::trace::RowTree;
 
+use super::logprobs::Logits;
 use crate::embed::read_i32;
 
 /// Layers that may wait to be hashed while the next ones run.
@@ -43,6 +44,8 @@ pub(super) struct Part {
     pub cuts: Vec<Cut>,
     /// Whether its roots are told as they come: only where the pass can't turn out to have gone too far.
     pub is_told: bool,
+    /// Whether the logits of its points are wanted.
+    pub wants_logits: bool,
     /// The hashes of layers 1 to L. They end with the last row of the pass.
     pub trees: Vec<RowTree>,
     /// For each of these layers, one of each cut.
@@ -71,6 +74,8 @@ impl Part {
 pub(super) struct Passed {
     /// The words of all points of the batch.
     pub words: Vec<u32>,
+    /// The logits of all points, where a part wants them.
+    pub logits: Option<Logits>,
     /// Elements that the whole batch clamped.
     pub saturations: u64,
 }
@@ -92,12 +97,15 @@ pub(super) fn run(
     } else {
         run_while_hashing(executor, program, parts, tell)?
     };
-    let mut words = Vec::new();
+    let (mut words, mut logits) = (Vec::new(), None);
     if batch.points() > 0 {
         saturations += executor.run_layer(last)?.saturations;
         words = read_i32(executor, program.layers[last].output)?.into_iter().map(i32::cast_unsigned).collect();
+        if parts.iter().any(|part| part.wants_logits) {
+            logits = Logits::read(executor, program)?;
+        }
     }
-    Ok(Passed { words, saturations })
+    Ok(Passed { words, logits, saturations })
 }
 
 fn cols_of(program: &Program, layer: usize) -> usize {

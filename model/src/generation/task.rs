@@ -8,7 +8,7 @@ use lockstep_kernels::value::{CacheId, Sampler, Sequence};
 use lockstep_protocol::ids::{Place, Root, Seed};
 use lockstep_protocol::trace::{RowTree, root_of_rows};
 
-use super::pass::{Cut, Part};
+use super::pass::{Cut, Part, Passed};
 use super::prefix::{Key, Lineage, PAGE};
 use super::sampling::draw;
 use super::schedule::Slot;
@@ -21,9 +21,13 @@ pub(super) struct Task {
     pub cache: CacheId,
     sampling: Arc<Sampling>,
     seed: Seed,
+    /// Which log-probabilities are wanted; 0 is none.
+    wanted: u8,
     /// The prompt, then the tokens of the words, then a draft: what the hint says comes next.
     tokens: Vec<u32>,
     words: Vec<u32>,
+    /// The log-probabilities at all points so far.
+    logprobs: Vec<i32>,
     /// All roots so far, in stream order.
     roots: Vec<Root>,
     /// Positions that are in the cache and in the trees.
@@ -60,7 +64,7 @@ pub(super) struct Advance {
 impl Task {
     /// A checked request. Of the hint, what can't be an input of the generation is left out.
     pub fn new(id: TaskId, cache: CacheId, request: Request, vocab: u32, reserved: u64, trees: Vec<RowTree>) -> Self {
-        let Request { prompt, sampling, seed, hint } = request;
+        let Request { prompt, sampling, seed, hint, logprobs: wanted } = request;
         // The last word is never an input.
         let most = (sampling.max_tokens as usize).saturating_sub(1);
         let inputs = hint.into_iter().take(most).map(split_word);
@@ -71,8 +75,10 @@ impl Task {
             cache,
             sampling: Arc::new(sampling),
             seed,
+            wanted,
             tokens,
             words: Vec::new(),
+            logprobs: Vec::new(),
             roots: Vec::new(),
             computed: 0,
             reused: 0,
@@ -150,20 +156,30 @@ impl Task {
         };
         let cuts = (self.computed..end).map(cut).filter(|cut| cut.root || cut.state).collect();
         let trees = std::mem::take(&mut self.trees);
-        Part { span, cuts, is_told: points == 1, trees, noted: Vec::new() }
+        let wants_logits = self.wanted > 0 && points > 0;
+        Part { span, cuts, is_told: points == 1, wants_logits, trees, noted: Vec::new() }
     }
 
-    /// Takes in what a pass computed, up to the first word that the draft did not foresee, and says what is new.
-    pub fn accept(&mut self, mut part: Part, words: &[u32], say: &mut dyn FnMut(TaskId, Event)) -> Advance {
+    /// Takes in what a pass computed, with these of its points, up to the first word that the draft did not foresee, and says
+    /// what is new.
+    pub fn accept(
+        &mut self,
+        mut part: Part,
+        passed: &Passed,
+        own: Range<usize>,
+        say: &mut dyn FnMut(TaskId, Event),
+    ) -> Advance {
         let start = self.computed;
         let end = start + part.span.len();
         let mut advance = Advance { is_done: false, is_rolled_back: false, pages: Vec::new() };
         self.computed = end;
         let points = part.cuts.iter().enumerate().filter(|(_, cut)| cut.root);
-        for ((index, cut), word) in points.zip(words) {
-            let position = start + cut.rows - 1;
-            self.add_point(&part, index, position, *word, say);
-            let (token, finish) = split_word(*word);
+        for ((index, cut), point) in points.zip(own) {
+            let (position, word) = (start + cut.rows - 1, passed.words[point]);
+            let logits = passed.logits.as_ref().filter(|_| part.wants_logits);
+            let logprobs = logits.map(|logits| logits.row(point, word, self.wanted)).unwrap_or_default();
+            self.add_point(&part, index, position, (word, logprobs), say);
+            let (token, finish) = split_word(word);
             advance.is_done = finish != 0;
             let drafted = self.tokens.get(position + 1).copied();
             if advance.is_done || drafted != Some(token) {
@@ -195,8 +211,15 @@ impl Task {
         advance
     }
 
-    /// Says and keeps the roots and the word of one point.
-    fn add_point(&mut self, part: &Part, cut: usize, position: usize, word: u32, say: &mut dyn FnMut(TaskId, Event)) {
+    /// Says and keeps the roots and the word of one point, with its log-probabilities.
+    fn add_point(
+        &mut self,
+        part: &Part,
+        cut: usize,
+        position: usize,
+        (word, logprobs): (u32, Vec<i32>),
+        say: &mut dyn FnMut(TaskId, Event),
+    ) {
         let point = position as u32;
         for (layer, noted) in (1..).zip(&part.noted) {
             let root = noted[cut].root.expect("a cut at a point has roots");
@@ -205,7 +228,8 @@ impl Task {
             }
             self.roots.push(root);
         }
-        say(self.id, Event::Word { point, word });
+        self.logprobs.extend_from_slice(&logprobs);
+        say(self.id, Event::Word { point, word, logprobs });
         let root = root_of_rows(&[word.cast_signed()], 1);
         let layer = part.noted.len() as u16 + 1;
         say(self.id, Event::Root { place: Place { point, layer }, root });
@@ -217,6 +241,7 @@ impl Task {
     pub fn into_run(self) -> Run {
         Run {
             words: self.words,
+            logprobs: self.logprobs,
             roots: self.roots,
             saturations: self.saturations.unwrap_or(0),
             reused_positions: self.reused,

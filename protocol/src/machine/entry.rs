@@ -6,10 +6,11 @@ use thiserror::Error;
 
 use crate::commitment::{Geometry, RunCommitment};
 use crate::dispute::Terms;
-use crate::generation::{ends_run, word_fits, word_root, words_of};
+use crate::generation::{ends_run, word_fits, word_root};
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
 use crate::job::{JobHeader, JobKind};
 use crate::limits::{JOB_PATIENCE_MS, MAX_BARRED_WORKERS, MAX_FAILURES};
+use crate::logprobs::Logprobs;
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::lockstep::Halt;
 use crate::machine::record::{JobFailure, Record};
@@ -95,6 +96,8 @@ pub(super) struct Lease {
     pub roots: Vec<Root>,
     /// The words of a generation so far.
     pub words: Vec<u32>,
+    /// The log-probabilities at these points, where the job asks for them.
+    pub logprobs: Vec<i32>,
     /// Whether its worker was told the words that are claimed.
     pub is_hinted: bool,
     /// What its worker committed to, once all roots are there.
@@ -406,11 +409,12 @@ impl Entry {
         }
     }
 
-    /// Whether a result has the roots and the words that were streamed under a lease.
+    /// Whether a result has the roots, the words and the log-probabilities that were streamed under a lease.
     fn is_streamed(&self, lease: &Lease, result: &JobResult) -> bool {
         let (receipt, trail) = (&result.receipt.receipt, self.geometry.trail(&lease.roots));
         let has_roots = trail.is_some_and(|trail| trail.points == receipt.points && trail.roots == receipt.roots);
-        has_roots && (self.header.kind == JobKind::Embedding || lease.words == words_of(&result.output))
+        let has_output = || lease.words == result.words() && lease.logprobs == result.logprobs();
+        has_roots && (self.header.kind == JobKind::Embedding || has_output())
     }
 
     /// Whether the run of a lease is complete: the roots of all its points, and of a generation the word that ends it.
@@ -437,14 +441,16 @@ impl Entry {
         if is_word && word.as_ref() != Some(root) { Err(RejectReason::NotTheWord { found: place }) } else { Ok(()) }
     }
 
-    /// Whether a word may come now: at a point of which only the output layer's root is missing, in a run that goes on.
-    pub fn word_is_due(&self, lease: &Lease, word: u32) -> bool {
+    /// Whether a word may come now, with as many log-probabilities as the job asks for: at a point of which only the output
+    /// layer's root is missing, in a run that goes on.
+    pub fn word_is_due(&self, lease: &Lease, word: u32, logprobs: &[i32]) -> bool {
         let Some(asked) = self.header.kind.generation() else {
             return false;
         };
         let (points, layers) = self.streamed(lease);
         let is_due = layers == usize::from(self.geometry.layers()) && lease.words.len() == points;
-        is_due && word_fits(word, points, asked.max_tokens) && !self.has_ended(lease)
+        let is_row = logprobs.len() == asked.logprob_values() && Logprobs::of(logprobs).is_possible();
+        is_due && is_row && word_fits(word, points, asked.max_tokens) && !self.has_ended(lease)
     }
 
     /// How many points a lease has streamed, and how many roots of the next one.

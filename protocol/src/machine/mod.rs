@@ -354,7 +354,7 @@ impl Machine {
             }
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
-            Input::Token { node, job, epoch, word } => self.token((node, job, epoch), word, out),
+            Input::Token { node, job, epoch, word, logprobs } => self.token((node, job, epoch), (word, logprobs), out),
             Input::Cancel { job } => self.cancel(job, out),
             Input::Partial { node, partial } => self.partial(node, &partial, out),
             Input::Challenge(challenge) => self.challenge(&challenge, out),

@@ -2,6 +2,7 @@
 
 use super::{Action, Input, Machine, Output, Record, RejectReason};
 use crate::commitment::RunCommitment;
+use crate::generation::Generation;
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
 use crate::job::JobKind;
 use crate::limits::{MEASURED_PROMPT_TOKENS, PAUSE_MIN_MS};
@@ -72,12 +73,14 @@ impl Machine {
             let work_units = entry.spec.work.first;
             self.workers.update(&node, |worker| worker.measure(work_units, now.since(began)));
         }
+        let asked = entry.header.kind.generation().map_or(0, Generation::logprob_values);
+        let logprobs = lease.logprobs[lease.logprobs.len() - asked..].to_vec();
         if entry.tell(index, word) {
-            out.actions.push(Action::Token { job, index: index as u32, word });
+            out.actions.push(Action::Token { job, index: index as u32, word, logprobs });
         }
     }
 
-    pub(super) fn token(&mut self, assignment: Assignment, word: u32, out: &mut Output) {
+    pub(super) fn token(&mut self, assignment: Assignment, (word, logprobs): (u32, Vec<i32>), out: &mut Output) {
         let (_, job, epoch) = assignment;
         if self.lease(assignment, out).is_none() {
             return;
@@ -86,11 +89,13 @@ impl Machine {
         if entry.is_halted(epoch) {
             return;
         }
-        if !entry.word_is_due(&entry.leases[&epoch], word) {
+        if !entry.word_is_due(&entry.leases[&epoch], word, &logprobs) {
             self.reject(assignment, RejectReason::WordOutOfOrder, out);
             return;
         }
-        entry.leases.get_mut(&epoch).expect("it is live").words.push(word);
+        let lease = entry.leases.get_mut(&epoch).expect("it is live");
+        lease.words.push(word);
+        lease.logprobs.extend(logprobs);
     }
 
     pub(super) fn committed(&mut self, assignment: Assignment, commitment: RunCommitment, out: &mut Output) {

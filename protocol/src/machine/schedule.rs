@@ -129,6 +129,7 @@ impl Machine {
             began: None,
             roots: Vec::new(),
             words: Vec::new(),
+            logprobs: Vec::new(),
             is_hinted: !hint.is_empty(),
             commitment: None,
             revealing: false,

@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 
 use crate::commitment::Difference;
-use crate::generation::words_of;
 use crate::ids::{DisputeId, LeaseEpoch, Place, Root, VerdictKind};
 use crate::limits::MAX_AUDITORS;
 use crate::machine::entry::{Entry, Lease};
@@ -48,7 +47,7 @@ impl Run {
 
     /// Of a generation, its words.
     pub fn words(&self) -> Vec<u32> {
-        words_of(&self.result.output)
+        self.result.words()
     }
 
     pub fn stands(&self) -> bool {

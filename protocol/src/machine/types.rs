@@ -154,6 +154,8 @@ pub enum Input {
         epoch: LeaseEpoch,
         /// The word.
         word: u32,
+        /// The log-probabilities that the job asks for there.
+        logprobs: Vec<i32>,
     },
     /// The client wants the job no more. It ends at once, unless runs of it differ already: who lied is found out first.
     Cancel {
@@ -372,6 +374,8 @@ pub enum Action {
         index: u32,
         /// The word.
         word: u32,
+        /// Its log-probabilities, where the job asks for them. Nobody has compared them.
+        logprobs: Vec<i32>,
     },
     /// A job that is run in lockstep stopped (to report, and to tell the client).
     Diverged {

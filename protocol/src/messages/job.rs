@@ -3,18 +3,32 @@
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::commitment::RunCommitment;
 use crate::dispute::{SignedMove, SignedPartial};
+use crate::generation::words_of;
 use crate::ids::{JobId, LeaseEpoch, Place, Root, Salt};
-use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_OUTPUT_VALUES};
+use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_LOGPROB_VALUES, MAX_OUTPUT_VALUES};
 use crate::messages::Message;
-use crate::receipt::SignedReceipt;
+use crate::receipt::{SignedReceipt, split_output};
 
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobResult {
     /// The worker's signed part of the receipt.
     pub receipt: SignedReceipt,
-    /// The output: of an embedding the pooled vector in Q1.30, of a generation its words.
+    /// The output: of an embedding the pooled vector in Q1.30, of a generation its words, and then, where the job asks for
+    /// them, the log-probabilities of each point.
     pub output: Vec<i32>,
+}
+
+impl JobResult {
+    /// Of a generation its words.
+    pub fn words(&self) -> Vec<u32> {
+        words_of(split_output(&self.output, &self.receipt.receipt).0)
+    }
+
+    /// Of a generation the log-probabilities of all points.
+    pub fn logprobs(&self) -> &[i32] {
+        split_output(&self.output, &self.receipt.receipt).1
+    }
 }
 
 impl Canonical for JobResult {
@@ -67,6 +81,8 @@ pub enum JobMessage {
     Token {
         /// The word.
         word: u32,
+        /// The log-probabilities that the job asks for there ([`crate::logprobs`]).
+        logprobs: Vec<i32>,
     },
 }
 
@@ -101,9 +117,10 @@ impl Canonical for JobMessage {
                 writer.u16(6);
                 signed.encode(writer);
             }
-            Self::Token { word } => {
+            Self::Token { word, logprobs } => {
                 writer.u16(7);
                 writer.u32(*word);
+                writer.seq(logprobs);
             }
         }
     }
@@ -115,7 +132,7 @@ impl Canonical for JobMessage {
             4 => Self::Commit { commitment: reader.value()? },
             5 => Self::Move(reader.value()?),
             6 => Self::Partial(reader.value()?),
-            7 => Self::Token { word: reader.u32()? },
+            7 => Self::Token { word: reader.u32()?, logprobs: reader.seq("log-probabilities", MAX_LOGPROB_VALUES)? },
             tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
         })
     }

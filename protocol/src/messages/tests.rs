@@ -75,7 +75,7 @@ fn stream() -> Vec<JobMessage> {
     vec![
         JobMessage::Begin { job: job(1).id(), epoch: LeaseEpoch(4) },
         JobMessage::Layer { place: Place { point: 3, layer: 1 }, root: root(1) },
-        JobMessage::Token { word: 1 << 24 | 9 },
+        JobMessage::Token { word: 1 << 24 | 9, logprobs: vec![-5, 9, -1] },
         JobMessage::Commit { commitment: RunCommitment::from_bytes([9; 32]) },
         JobMessage::Partial(partial()),
         JobMessage::Result { result: run(&keys(1), &job(1), LeaseEpoch(4)), salt: Salt::from_bytes([8; 32]) },

@@ -21,11 +21,13 @@ pub use self::statement::{NO_STATEMENT, SignedStatement, Statement, StatementKin
 pub use self::worker::{FinishReason, Run, SignedReceipt, WorkerReceipt};
 use crate::canonical::to_bytes;
 use crate::domain::Domain;
+use crate::generation::words_of;
 use crate::identity::{IdentityError, Keypair};
 use crate::ids::{Digest, DisputeId, Millis, NodeId, Place, VerdictKind};
 use crate::job::{Job, JobError, JobHeader};
 use crate::json::{self, JsonError};
 use crate::limits::{MAX_AUDITORS, MAX_RECEIPT_JSON_BYTES, MAX_STATEMENTS};
+use crate::logprobs::{Logprobs, rows};
 
 /// The value of [`Receipt::format`].
 pub const RECEIPT_FORMAT: &str = "lockstep receipt 1";
@@ -83,8 +85,8 @@ pub enum ReceiptError {
     /// The output has another length.
     #[error("the output has {found} values, not {expected}")]
     OutputCount {
-        /// How many the worker signed.
-        expected: u32,
+        /// How many go with what the worker signed.
+        expected: usize,
         /// How many there are.
         found: usize,
     },
@@ -94,6 +96,9 @@ pub enum ReceiptError {
     /// A generation that went on after its end, or has no end, or whose last word is not what was committed.
     #[error("the words are not those of a whole run that ends as the receipt says")]
     Words,
+    /// Log-probabilities that the job does not ask for, or that are missing, impossible or not those that were signed.
+    #[error("the log-probabilities are not those that the worker signed and the job asks for")]
+    Logprobs,
     /// The run ended otherwise than such a job does.
     #[error("the run did not end as runs of this job end")]
     Finish,
@@ -183,7 +188,8 @@ pub struct Receipt {
     pub job: Job,
     /// The signed part of the worker whose output this is.
     pub worker: SignedReceipt,
-    /// The output: for an embedding the pooled vector in Q1.30.
+    /// The output: of an embedding the pooled vector in Q1.30; of a generation its words, and then, where the job asks for
+    /// them, the log-probabilities of each point.
     pub output: Vec<i32>,
     /// The signed parts of others who ran the job, in the order of their statements.
     pub audits: Vec<SignedReceipt>,
@@ -229,6 +235,18 @@ impl Receipt {
     /// Adds the coordinator's statement that a worker took a run back, by the digest of the run's receipt.
     pub fn add_withdrawal(&mut self, receipt: Digest, keys: &Keypair, time: Millis) {
         self.state(StatementKind::Withdrawn { receipt }, keys, time);
+    }
+
+    /// Of a generation its words.
+    pub fn words(&self) -> Vec<u32> {
+        words_of(split_output(&self.output, &self.worker.receipt).0)
+    }
+
+    /// Of a generation the log-probabilities of each point, where the job asks for them.
+    pub fn logprobs(&self) -> impl Iterator<Item = Logprobs<'_>> {
+        let asked = self.job.kind.generation();
+        let (_, values) = split_output(&self.output, &self.worker.receipt);
+        asked.into_iter().flat_map(move |asked| rows(values, asked))
     }
 
     fn state(&mut self, kind: StatementKind, keys: &Keypair, time: Millis) {
@@ -401,11 +419,17 @@ impl Receipt {
     }
 }
 
+/// An output as its words, or its one row, and the log-probabilities after them.
+pub fn split_output<'a>(output: &'a [i32], receipt: &WorkerReceipt) -> (&'a [i32], &'a [i32]) {
+    output.split_at((receipt.output_count as usize).min(output.len()))
+}
+
 /// Whether two runs of one job arrived at the same: roots, output and work.
 pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
     a.layers == b.layers
         && a.has_roots_of(b)
         && a.output_root == b.output_root
+        && a.logprobs == b.logprobs
         && a.output_count == b.output_count
         && a.finish == b.finish
         && a.work_units == b.work_units

@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
 use crate::commitment::{ChainHead, PointDigest};
 use crate::domain::Domain;
-use crate::generation::{self, WordFinish};
+use crate::generation::{self, Generation, WordFinish};
 use crate::identity::{IdentityError, Keypair, Signature};
 use crate::ids::{Digest, JobId, LeaseEpoch, ModelId, NodeId, RequestHash, Root};
 use crate::job::{JobError, JobHeader, JobKind, SPEC_VERSION};
 use crate::limits::{MAX_OUTPUT_VALUES, MAX_POINTS, MAX_RECEIPT_ROOTS};
+use crate::logprobs;
 use crate::receipt::ReceiptError;
 use crate::trace::root_of_rows;
 
@@ -75,11 +76,14 @@ pub struct WorkerReceipt {
     pub epoch: LeaseEpoch,
     /// Why the run ended.
     pub finish: FinishReason,
-    /// How many numbers came out: of a generation, how many words.
+    /// How many numbers came out: of a generation, how many words, which is how many points.
     pub output_count: u32,
     /// The root of the output: of an embedding as one row of `i32` ([`root_of_rows`]), of a generation that of its words
     /// ([`generation::words_root`]).
     pub output_root: Root,
+    /// Where log-probabilities were asked for, their root ([`logprobs::logprobs_root`]). No layer's root covers them: they
+    /// follow from the model, and whoever runs the job again compares them.
+    pub logprobs: Option<Root>,
     /// Transformer layers of the model.
     pub layers: u16,
     /// The digests of all commitment points but the last.
@@ -146,6 +150,7 @@ impl WorkerReceipt {
             finish,
             output_count: run.output_count,
             output_root,
+            logprobs: None,
             layers: run.layers,
             points: trail.points,
             roots: trail.roots,
@@ -154,6 +159,12 @@ impl WorkerReceipt {
             saturations: run.saturations,
             worker,
         })
+    }
+
+    /// The same with the log-probabilities of all points, where the job asks for them.
+    #[must_use]
+    pub fn with_logprobs(self, values: &[i32]) -> Self {
+        Self { logprobs: (!values.is_empty()).then(|| logprobs::logprobs_root(values)), ..self }
     }
 
     /// Whether another run streamed the same roots.
@@ -179,7 +190,7 @@ impl WorkerReceipt {
 }
 
 impl Canonical for WorkerReceipt {
-    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 8 + 2 + 4 + 32 + 2 + 4 + 4 + 32 + 8 + 8 + 32;
+    const MIN_BYTES: usize = 4 + 3 * 32 + 4 + 32 + 8 + 2 + 4 + 32 + 1 + 2 + 4 + 4 + 32 + 8 + 8 + 32;
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.spec_version);
         self.job.encode(writer);
@@ -191,6 +202,7 @@ impl Canonical for WorkerReceipt {
         self.finish.encode(writer);
         writer.u32(self.output_count);
         self.output_root.encode(writer);
+        writer.option(self.logprobs.as_ref());
         writer.u16(self.layers);
         writer.seq(&self.points);
         writer.seq(&self.roots);
@@ -211,6 +223,7 @@ impl Canonical for WorkerReceipt {
             finish: reader.value()?,
             output_count: reader.u32()?,
             output_root: reader.value()?,
+            logprobs: reader.option()?,
             layers: reader.u16()?,
             points: reader.seq("receipt points", MAX_POINTS - 1)?,
             roots: reader.seq("receipt roots", MAX_RECEIPT_ROOTS)?,
@@ -294,33 +307,50 @@ impl SignedReceipt {
             JobKind::Embedding if receipt.finish != FinishReason::Complete => Err(ReceiptError::Finish),
             // The output of an embedding is the one row of the output layer.
             JobKind::Embedding if receipt.roots.last() != Some(&receipt.output_root) => Err(ReceiptError::OutputRoot),
+            JobKind::Embedding if receipt.logprobs.is_some() => Err(ReceiptError::Logprobs),
             JobKind::Embedding => Ok(()),
-            JobKind::Generation(generation) => self.check_counts(generation.max_tokens),
+            JobKind::Generation(generation) => self.check_counts(generation),
         }
     }
 
-    /// Of a generation: a word for each point, and the end that goes with their number.
-    fn check_counts(&self, max_tokens: u32) -> Result<(), ReceiptError> {
+    /// Of a generation: a word for each point, the end that goes with their number, and log-probabilities if asked for.
+    fn check_counts(&self, asked: &Generation) -> Result<(), ReceiptError> {
         let receipt = &self.receipt;
+        if receipt.logprobs.is_some() != (asked.logprobs > 0) {
+            return Err(ReceiptError::Logprobs);
+        }
         if receipt.output_count as usize != receipt.points.len() + 1 {
             return Err(ReceiptError::OutputRange { found: receipt.output_count });
         }
         match receipt.finish {
             FinishReason::Stop => Ok(()),
-            FinishReason::Length if receipt.output_count == max_tokens => Ok(()),
+            FinishReason::Length if receipt.output_count == asked.max_tokens => Ok(()),
             _ => Err(ReceiptError::Finish),
         }
     }
 
     fn check_output(&self, job: &JobHeader, output: &[i32]) -> Result<(), ReceiptError> {
-        if output.is_empty() || output.len() > MAX_OUTPUT_VALUES || output.len() != self.receipt.output_count as usize {
-            return Err(ReceiptError::OutputCount { expected: self.receipt.output_count, found: output.len() });
+        let (count, found) = (self.receipt.output_count as usize, output.len());
+        let expected = count * job.kind.generation().map_or(1, Generation::values_per_point);
+        if found == 0 || found > MAX_OUTPUT_VALUES || found != expected {
+            return Err(ReceiptError::OutputCount { expected, found });
         }
         match &job.kind {
             JobKind::Embedding if root_of_rows(output, output.len()) == self.receipt.output_root => Ok(()),
             JobKind::Embedding => Err(ReceiptError::OutputRoot),
-            JobKind::Generation(generation) => self.check_words(&generation::words_of(output), generation.max_tokens),
+            JobKind::Generation(asked) => {
+                let (words, logprobs) = output.split_at(count);
+                self.check_words(&generation::words_of(words), asked.max_tokens)?;
+                self.check_logprobs(asked, logprobs)
+            }
         }
+    }
+
+    /// Checks log-probabilities against what was signed of them; whether they are the model's takes the model.
+    fn check_logprobs(&self, asked: &Generation, values: &[i32]) -> Result<(), ReceiptError> {
+        let root = (!values.is_empty()).then(|| logprobs::logprobs_root(values));
+        let fits = root == self.receipt.logprobs && logprobs::rows(values, asked).all(|row| row.is_possible());
+        if fits { Ok(()) } else { Err(ReceiptError::Logprobs) }
     }
 
     /// Checks the words of a generation against what was signed of them.

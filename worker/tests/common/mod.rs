@@ -314,8 +314,9 @@ impl RunStream {
                 assert!(self.run.commitment.is_some(), "a result without a commitment");
                 (self.run.result, self.run.salt) = (Some(result), Some(salt));
             }
-            Ok(Some(JobMessage::Token { word })) => {
+            Ok(Some(JobMessage::Token { word, logprobs })) => {
                 self.run.words.push((self.run.layers.len(), word));
+                self.run.logprobs.extend(logprobs);
             }
             Ok(Some(JobMessage::Move(_) | JobMessage::Partial(_))) => panic!("what has a stream of its own"),
             Ok(None) => return false,
@@ -335,6 +336,8 @@ pub struct Run {
     pub layers: Vec<(Place, Root)>,
     /// Each word of a generation, and how many roots came before it.
     pub words: Vec<(usize, u32)>,
+    /// The log-probabilities that came with them.
+    pub logprobs: Vec<i32>,
     pub commitment: Option<RunCommitment>,
     pub result: Option<JobResult>,
     pub salt: Option<Salt>,
@@ -353,8 +356,10 @@ impl Run {
     /// The same for a generation of [`decoder_package`].
     pub fn is_honest_generation(&self, package: &Package, job: &Job, epoch: u64, worker: NodeId) {
         let expected = rerun_job(package, &Reference, job, &[]).unwrap();
-        let words: Vec<(usize, u32)> = (0..).map(|point| 3 * point + 2).zip(words_of(&expected.output)).collect();
+        let (words, logprobs) = expected.output.split_at(expected.roots.len() / 3);
+        let words: Vec<(usize, u32)> = (0..).map(|point| 3 * point + 2).zip(words_of(words)).collect();
         assert_eq!(self.words, words, "a word comes before the root of the last layer");
+        assert_eq!(self.logprobs, logprobs);
         self.shows(job, epoch, worker, 2, (&expected.roots, &expected.output, expected.work_units));
     }
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::generation::{WordFinish, word_finish, word_token, words_of};
+use lockstep_protocol::generation::{Generation, WordFinish, word_finish, word_token};
 use lockstep_protocol::ids::JobId;
-use lockstep_protocol::receipt::Receipt;
+use lockstep_protocol::receipt::{Receipt, split_output};
 use serde_json::{Map, Value, json};
 
+use super::logprobs::Telling;
 use super::prepare::{Prepared, Shape};
 use super::text::{Step, TextStream};
 use crate::clock::wall;
+use crate::engine::Word;
 use crate::http::error::{ApiError, KeptJobs};
 use crate::http::jobs::Extra;
 
@@ -43,11 +45,12 @@ pub struct Ended {
 impl Ended {
     /// From its receipt.
     pub fn new(receipt: Arc<Receipt>) -> Self {
-        let reason = match receipt.output.last().and_then(|word| word_finish(word.cast_unsigned())) {
+        let words = receipt.words();
+        let reason = match words.last().and_then(|word| word_finish(*word)) {
             Some(WordFinish::StopToken | WordFinish::StopString) => "stop",
             _ => "length",
         };
-        Self { reason, tokens: receipt.output.len(), receipt }
+        Self { reason, tokens: words.len(), receipt }
     }
 }
 
@@ -80,7 +83,24 @@ impl Answering {
     /// The whole text of an answer.
     pub fn content(&self, receipt: &Receipt) -> String {
         let mut text = self.text();
-        words_of(&receipt.output).into_iter().map(|word| self.push(&mut text, word)).collect()
+        receipt.words().into_iter().map(|word| self.push(&mut text, word)).collect()
+    }
+
+    /// The words of an answer, with the log-probabilities that were asked for.
+    pub fn words(&self, receipt: &Receipt) -> Vec<Word> {
+        let width = receipt.job.kind.generation().map_or(0, Generation::logprob_values);
+        let (_, values) = split_output(&receipt.output, &receipt.worker.receipt);
+        let row = |index: usize| values.get(index * width..).and_then(|rest| rest.get(..width)).unwrap_or_default();
+        let words = receipt.words().into_iter().enumerate();
+        words.map(|(index, word)| Word { word, logprobs: row(index).to_vec() }).collect()
+    }
+
+    /// The log-probabilities of the next words of a choice; null where they were not asked for.
+    pub fn logprobs(&self, telling: &mut Telling, words: &[Word]) -> Value {
+        if !self.prepared.logprobs {
+            return Value::Null;
+        }
+        telling.tell(&self.prepared.model, self.prepared.shape, words)
     }
 
     /// The whole answer, in JSON.
@@ -95,7 +115,8 @@ impl Answering {
                 Shape::Chat => json!({"message": {"role": "assistant", "content": content, "refusal": null}}),
                 Shape::Completion => json!({"text": content}),
             };
-            self.choice(index, said, Some(ended.reason))
+            let logprobs = self.logprobs(&mut Telling::default(), &self.words(&ended.receipt));
+            self.choice(index, said, logprobs, Some(ended.reason))
         };
         let choices = ended.iter().enumerate().map(choice).collect();
         let object = match self.prepared.shape {
@@ -108,23 +129,32 @@ impl Answering {
         serde_json::to_vec(&answer).map_err(|error| ApiError::internal(error.to_string()))
     }
 
-    /// A chunk of a stream in which a choice says something more, or ends.
-    pub fn chunk(&self, index: usize, piece: Option<&str>, reason: Option<&str>) -> Map<String, Value> {
+    /// A chunk of a stream in which a choice says something more.
+    pub fn piece(&self, index: usize, piece: &str, logprobs: Value) -> Map<String, Value> {
+        self.chunk(index, Some(piece), logprobs, None)
+    }
+
+    /// The chunk with which a choice ends.
+    pub fn end(&self, index: usize, reason: &str) -> Map<String, Value> {
+        self.chunk(index, None, Value::Null, Some(reason))
+    }
+
+    fn chunk(&self, index: usize, piece: Option<&str>, logprobs: Value, reason: Option<&str>) -> Map<String, Value> {
         let said = match (self.prepared.shape, piece) {
             (Shape::Completion, piece) => json!({"text": piece.unwrap_or_default()}),
             (Shape::Chat, Some(piece)) => json!({"delta": {"content": piece}}),
             (Shape::Chat, None) => json!({"delta": {}}),
         };
-        self.event(vec![self.choice(index, said, reason)])
+        self.event(vec![self.choice(index, said, logprobs, reason)])
     }
 
     /// The first chunk of a choice.
     pub fn opening(&self, index: usize) -> Map<String, Value> {
         match self.prepared.shape {
-            Shape::Completion => self.chunk(index, None, None),
+            Shape::Completion => self.chunk(index, None, Value::Null, None),
             Shape::Chat => {
                 let said = json!({"delta": {"role": "assistant", "content": ""}});
-                self.event(vec![self.choice(index, said, None)])
+                self.event(vec![self.choice(index, said, Value::Null, None)])
             }
         }
     }
@@ -162,10 +192,10 @@ impl Answering {
         serde_json::to_value(extra).map_err(|error| ApiError::internal(error.to_string()))
     }
 
-    fn choice(&self, index: usize, said: Value, reason: Option<&str>) -> Value {
+    fn choice(&self, index: usize, said: Value, logprobs: Value, reason: Option<&str>) -> Value {
         let mut choice = said;
         choice["index"] = json!(index);
-        choice["logprobs"] = Value::Null;
+        choice["logprobs"] = logprobs;
         choice["finish_reason"] = json!(reason);
         choice
     }

@@ -1,13 +1,15 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`.
 //!
 //! - [`request`]: the bodies, and what of them is not done here. [`decimal`]: their decimals as integers.
-//! - [`prepare`]: to jobs. [`text`]: tokens back to text.
-//! - [`answer`]: in OpenAI's shapes. [`stream`]: as server-sent events while the words come.
+//! - [`prepare`]: to jobs. [`conversation`]: to text. [`text`]: tokens back to text.
+//! - [`answer`], [`logprobs`]: in OpenAI's shapes. [`stream`]: as server-sent events while the words come.
 //! - [`abandon`]: what happens to the jobs of a client that goes away.
 
 mod abandon;
 mod answer;
+mod conversation;
 mod decimal;
+mod logprobs;
 mod prepare;
 mod request;
 mod stream;
@@ -25,6 +27,7 @@ use tokio::time::Instant;
 
 use self::abandon::Abandon;
 use self::answer::Answering;
+pub use self::conversation::conversation_text;
 use self::prepare::{Prepared, Shape, Terms};
 use super::access::{self, Presented};
 use super::embeddings::read_body;
@@ -75,6 +78,7 @@ async fn handle(
         }
     };
     let prepared = app.blocking(prepare).await??;
+    app.charge(&place, prepared.order.tokens(), std::time::Instant::now())?;
     let (access, token) = access::draw()?;
     let kept = prepared.order.kept(access);
     let pending = jobs::submit(&app, &prepared.order, token, Presented::in_headers(&headers)).await?;

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use lockstep_model::template::{ChatMessage, Date, Rendering, TemplateError};
 use lockstep_model::tokenizer::{TokenizeError, TooLong};
 use lockstep_protocol::generation::{Generation, SAMPLING_ONE};
 use lockstep_protocol::ids::Seed;
 use lockstep_protocol::job::RequestInput;
 use lockstep_protocol::limits::{
-    DEFAULT_COMPLETION_TOKENS, MAX_GENERATED_TOKENS, MAX_LOGIT_BIAS, MAX_PENALTY, MAX_RUN_ROOTS, MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
+    DEFAULT_COMPLETION_TOKENS, MAX_GENERATED_TOKENS, MAX_LOGIT_BIAS, MAX_OUTPUT_VALUES, MAX_PENALTY, MAX_RUN_ROOTS,
+    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 use serde::de::DeserializeOwned;
 
+use super::conversation;
 use super::decimal::{signed, unsigned};
 use super::request::{ChatRequest, Common, CompletionRequest, Extension, Stop};
 use crate::config::ClientCaps;
@@ -51,6 +51,17 @@ pub struct Prepared {
     pub rendered: Option<String>,
     /// Texts that end an answer.
     pub stops: Vec<Vec<u8>>,
+    /// Whether log-probabilities are wanted.
+    pub logprobs: bool,
+}
+
+/// What the two kinds of requests say each in its own way.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Most tokens of an answer, where there is a number.
+    max_tokens: Option<u64>,
+    /// Which log-probabilities, as a job says it.
+    logprobs: u8,
 }
 
 /// What requests are prepared with.
@@ -79,12 +90,12 @@ impl Terms<'_> {
         let request: ChatRequest = read(body)?;
         let model = self.decoder(&request.common.model)?;
         request.check()?;
-        let max_tokens = request.max_tokens()?;
+        let asked = Asked { max_tokens: request.max_tokens()?, logprobs: request.logprobs()? };
         let text = render(&model, &request)?;
         // The template has written the special tokens out.
         let tokens = tokenise(&model, "messages", &text, false)?;
         let prompt = Prompt { input: RequestInput::Text(text.clone()), tokens };
-        let prepared = self.prepare(model, &request.common, vec![prompt], max_tokens, Shape::Chat)?;
+        let prepared = self.prepare(model, &request.common, vec![prompt], asked, Shape::Chat)?;
         Ok(Prepared { rendered: Some(text), ..prepared })
     }
 
@@ -105,7 +116,8 @@ impl Terms<'_> {
         };
         let prompts = request.prompt.0.iter().map(prompt).collect::<Result<_, _>>()?;
         let max_tokens = request.max_tokens.or(Some(DEFAULT_COMPLETION_TOKENS.into()));
-        self.prepare(model, &request.common, prompts, max_tokens, Shape::Completion)
+        let asked = Asked { max_tokens, logprobs: request.logprobs()? };
+        self.prepare(model, &request.common, prompts, asked, Shape::Completion)
     }
 
     fn decoder(&self, name: &str) -> Result<Arc<Model>, ApiError> {
@@ -122,7 +134,7 @@ impl Terms<'_> {
         model: Arc<Model>,
         common: &Common,
         prompts: Vec<Prompt>,
-        max_tokens: Option<u64>,
+        asked: Asked,
         shape: Shape,
     ) -> Result<Prepared, ApiError> {
         let default = Extension::default();
@@ -133,12 +145,12 @@ impl Terms<'_> {
         let nonces = nonces(extension.nonce.as_ref(), choices * prompts.len())?;
         let seed = seed(common.seed, extension.seed)?;
         let (policy, audits_asked) = wished(self.audit, extension.audit);
-        let settings = settings(&model, common)?;
+        let settings = Generation { logprobs: asked.logprobs, ..settings(&model, common)? };
         let mut jobs = Vec::with_capacity(nonces.len());
         let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
         let mut nonces = nonces.into_iter();
         for prompt in prompts {
-            let max_tokens = self.max_tokens(&model, prompt.tokens.len(), max_tokens)?;
+            let max_tokens = self.max_tokens(&model, prompt.tokens.len(), &settings, asked.max_tokens)?;
             let generation = Generation { max_tokens, ..settings.clone() };
             generation.check().map_err(|error| ApiError::invalid(format!("{error}.")))?;
             for (choice, nonce) in (0..choices).zip(nonces.by_ref()) {
@@ -161,6 +173,7 @@ impl Terms<'_> {
             include_usage: common.stream_options.unwrap_or_default().include_usage.unwrap_or(false),
             prompt_tokens,
             rendered: None,
+            logprobs: settings.logprobs > 0,
             stops: settings.stop_strings,
         })
     }
@@ -181,12 +194,19 @@ impl Terms<'_> {
     }
 
     /// Most tokens of an answer: what is asked for, or all that there is room for.
-    fn max_tokens(&self, model: &Model, prompt: usize, asked: Option<u64>) -> Result<u32, ApiError> {
+    fn max_tokens(
+        &self,
+        model: &Model,
+        prompt: usize,
+        settings: &Generation,
+        asked: Option<u64>,
+    ) -> Result<u32, ApiError> {
         let context = model.max_tokens();
-        // The last token is not put in again. A run may stream only so many roots.
+        // The last token is not put in again. A run may stream only so many roots, and an output has only so many values.
         let room = (context + 1).saturating_sub(prompt);
         let most =
             (self.caps.max_tokens as usize).min(MAX_GENERATED_TOKENS).min(MAX_RUN_ROOTS / model.streamed_layers());
+        let most = most.min(MAX_OUTPUT_VALUES / settings.values_per_point());
         let Some(asked) = asked else {
             return Ok(u32::try_from(room.min(most)).unwrap_or(u32::MAX));
         };
@@ -229,20 +249,7 @@ fn render(model: &Model, request: &ChatRequest) -> Result<String, ApiError> {
         let message = "This model has no chat template: see POST /v1/completions.";
         ApiError::parameter("model", message).with_code("wrong_kind_of_model")
     })?;
-    let message = |message: &super::request::Message| {
-        // What OpenAI calls the system since some models ago.
-        let role = if message.role == "developer" { "system" } else { &message.role };
-        Ok(ChatMessage { role: role.to_owned(), content: message.text()?, name: message.name.clone() })
-    };
-    let messages: Vec<_> = request.messages.iter().map(message).collect::<Result<_, ApiError>>()?;
-    let date = match request.common.lockstep.as_ref().and_then(|extension| extension.date.as_deref()) {
-        None => Date::DEFAULT,
-        Some(date) => date.parse().map_err(|error| ApiError::parameter("lockstep.date", format!("{error}.")))?,
-    };
-    template.render(&messages, Rendering { add_generation_prompt: true, date }).map_err(|error| match error {
-        TemplateError::Syntax(_) => ApiError::internal(format!("{error}.")),
-        _ => ApiError::parameter("messages", format!("{error}.")),
-    })
+    conversation::render(template, &request.messages, request.common.lockstep.as_ref())
 }
 
 fn tokenise(model: &Model, param: &'static str, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use lockstep_protocol::ids::Seed;
+use lockstep_protocol::limits::{MAX_COMPLETION_LOGPROBS, MAX_LOGPROBS};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -23,10 +24,10 @@ pub struct ChatRequest {
     /// The same; the newer name.
     #[serde(default)]
     pub max_completion_tokens: Option<u64>,
-    /// Whether probabilities are asked for.
+    /// Whether log-probabilities are asked for.
     #[serde(default)]
     logprobs: Option<bool>,
-    /// Of how many tokens.
+    /// Of how many of the likeliest tokens.
     #[serde(default)]
     top_logprobs: Option<u64>,
     /// Functions that the model may call.
@@ -59,7 +60,7 @@ pub struct CompletionRequest {
     /// Most tokens of the answer.
     #[serde(default)]
     pub max_tokens: Option<u64>,
-    /// Of how many tokens probabilities are asked for.
+    /// Of how many of the likeliest tokens log-probabilities are asked for, beside those of the answer's own.
     #[serde(default)]
     logprobs: Option<u64>,
     #[serde(default)]
@@ -251,10 +252,19 @@ impl ChatRequest {
                 return Err(not_done(param, what));
             }
         }
-        if self.logprobs == Some(true) || self.top_logprobs.is_some_and(|count| count > 0) {
-            return Err(no_logprobs());
-        }
         Ok(())
+    }
+
+    /// Which log-probabilities are wanted, as a job says it.
+    ///
+    /// # Errors
+    /// Too many, or a number without the wish.
+    pub fn logprobs(&self) -> Result<u8, ApiError> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (true, top) => wanted("top_logprobs", top.unwrap_or(0), MAX_LOGPROBS),
+            (false, None | Some(0)) => Ok(0),
+            (false, Some(_)) => Err(ApiError::parameter("top_logprobs", "top_logprobs is given without logprobs.")),
+        }
     }
 
     /// Most tokens of the answer.
@@ -286,7 +296,15 @@ impl CompletionRequest {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(not_done("suffix", "a suffix"));
         }
-        if self.logprobs.is_some() { Err(no_logprobs()) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Which log-probabilities are wanted, as a job says it.
+    ///
+    /// # Errors
+    /// Too many.
+    pub fn logprobs(&self) -> Result<u8, ApiError> {
+        self.logprobs.map_or(Ok(0), |top| wanted("logprobs", top, MAX_COMPLETION_LOGPROBS))
     }
 }
 
@@ -308,7 +326,10 @@ fn not_done(param: &'static str, what: &str) -> ApiError {
     ApiError::parameter(param, format!("This coordinator does not serve {what}.")).with_code("unsupported_parameter")
 }
 
-fn no_logprobs() -> ApiError {
-    let message = "Workers do not report probabilities of tokens yet: ask without logprobs.";
-    ApiError::parameter("logprobs", message).with_code("unsupported_parameter")
+/// Log-probabilities of the answer's tokens, and of so many of the likeliest ones.
+fn wanted(param: &'static str, top: u64, most: u8) -> Result<u8, ApiError> {
+    match u8::try_from(top) {
+        Ok(top) if top <= most => Ok(top + 1),
+        _ => Err(ApiError::parameter(param, format!("{param} is {top}; 0 to {most} are allowed."))),
+    }
 }

@@ -24,8 +24,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::abandon::Abandon;
 use super::answer::{Answering, Ended};
+use super::logprobs::{Telling, is_told};
 use super::text::TextStream;
-use crate::engine::{EngineHandle, JobEnd, Progress, Watch};
+use crate::engine::{EngineHandle, JobEnd, Progress, Watch, Word};
 use crate::http::error::ApiError;
 use crate::http::jobs::{Pending, answered, no_answer_yet};
 use crate::http::{App, Place};
@@ -136,7 +137,7 @@ impl Stream {
                     let Some(joined) = joined else { break };
                     let (index, end) = joined.map_err(|error| Broken::Failed(failed(&error)))??;
                     abandon.ended(&self.answering.kept.jobs[index]);
-                    let last = self.answering.chunk(index, None, Some(end.reason));
+                    let last = self.answering.end(index, end.reason);
                     ended[index] = Some(end);
                     self.close(last, &ended).await?;
                 }
@@ -171,9 +172,11 @@ impl Stream {
             Pending::Coming { end, .. } => self.listen(index, &mut heard, end).await?,
         };
         let receipt = answered(job, end).map_err(Broken::Failed)?;
-        let right = self.answering.content(&receipt);
-        let rest = right.strip_prefix(&heard.shown).ok_or_else(|| Broken::Failed(revoked(job)))?;
-        self.say(index, rest).await?;
+        let (right, words) = (self.answering.content(&receipt), self.answering.words(&receipt));
+        let is_right = !self.answering.prepared.logprobs || words.starts_with(&heard.words);
+        let rest = right.strip_prefix(&heard.shown).filter(|_| is_right).ok_or_else(|| Broken::Failed(revoked(job)))?;
+        let unheard = words.get(heard.words.len()..).unwrap_or_default();
+        self.say(index, &mut heard.telling, rest, unheard).await?;
         Ok((index, Ended::new(receipt)))
     }
 
@@ -194,8 +197,9 @@ impl Stream {
                 // Without a watch, or where this one fell behind, only the end is waited for.
                 Some(progress) = next(&mut watch) => match progress {
                     Progress::Word { index: at, word } => {
-                        let piece = heard.take(&self.answering, at as usize, word);
-                        self.say(index, &piece).await?;
+                        if let Some(piece) = heard.take(&self.answering, at as usize, &word) {
+                            self.say(index, &mut heard.telling, &piece, &[word]).await?;
+                        }
                     }
                     Progress::Ended(end) => return Ok(end),
                 },
@@ -205,8 +209,14 @@ impl Stream {
         }
     }
 
-    async fn say(&self, index: usize, piece: &str) -> Result<(), Gone> {
-        if piece.is_empty() { Ok(()) } else { self.send(self.answering.chunk(index, Some(piece), None)).await }
+    /// Shows what these words add to a choice, if anything.
+    async fn say(&self, index: usize, telling: &mut Telling, piece: &str, words: &[Word]) -> Result<(), Gone> {
+        let has_logprobs = self.answering.prepared.logprobs && words.iter().any(is_told);
+        if piece.is_empty() && !has_logprobs {
+            return Ok(());
+        }
+        let logprobs = self.answering.logprobs(telling, words);
+        self.send(self.answering.piece(index, piece, logprobs)).await
     }
 }
 
@@ -221,7 +231,8 @@ async fn next(watch: &mut Option<Watch>) -> Option<Progress> {
 #[derive(Default)]
 struct Heard {
     text: TextStream,
-    words: usize,
+    telling: Telling,
+    words: Vec<Word>,
     /// What the client has.
     shown: String,
     /// Whether a word was taken back: nothing more is shown then before the end says what is right.
@@ -229,16 +240,16 @@ struct Heard {
 }
 
 impl Heard {
-    /// Takes a word, and gives what can be shown of it. One that was heard before is taken back by another.
-    fn take(&mut self, answering: &Answering, index: usize, word: u32) -> String {
-        self.is_doubtful |= index != self.words;
+    /// Takes a word, and gives what can be shown of its text. One that was heard before is taken back by another.
+    fn take(&mut self, answering: &Answering, index: usize, word: &Word) -> Option<String> {
+        self.is_doubtful |= index != self.words.len();
         if self.is_doubtful {
-            return String::new();
+            return None;
         }
-        self.words += 1;
-        let piece = answering.push(&mut self.text, word);
+        self.words.push(word.clone());
+        let piece = answering.push(&mut self.text, word.word);
         self.shown.push_str(&piece);
-        piece
+        Some(piece)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use lockstep_kernels::backend::Backend;
+use lockstep_kernels::backend::{Backend, Executor};
 use lockstep_kernels::conformance::{DecoderShape, decoder as small};
 use lockstep_kernels::program::{Op, Program};
-use lockstep_kernels::sampling::split_word;
+use lockstep_kernels::sampling::{logprobs, split_word};
 use lockstep_kernels::value::{Batch, Params, Sampler, Sequence};
 use lockstep_protocol::ids::Root;
 use lockstep_protocol::trace::root_of_rows;
@@ -37,8 +37,19 @@ pub fn decoder(is_loud: bool) -> Model {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     pub words: Vec<u32>,
+    pub logprobs: Vec<i32>,
     pub roots: Vec<Root>,
     pub saturations: u64,
+}
+
+/// The log-probabilities of the last point of a pass.
+fn row_of(program: &Program, executor: &mut dyn Executor, word: u32, wanted: u8) -> Vec<i32> {
+    let Some(Op::Sample { logits, frac, .. }) = program.layers.last().unwrap().ops.last() else { panic!("no sampler") };
+    let logits = read_i32(executor, *logits).unwrap();
+    let k = usize::from(wanted.saturating_sub(1));
+    let of = logprobs(&logits[logits.len() - VOCAB..], (*frac).into(), split_word(word).0, k);
+    let top = of.top.into_iter().flat_map(|(token, value)| [token.cast_signed(), value]);
+    of.token.into_iter().chain(top).take(if wanted > 0 { 1 + 2 * k } else { 0 }).collect()
 }
 
 /// Computes every point from the first token on, in a pass of its own, without caches and without hashing in steps.
@@ -46,7 +57,7 @@ pub fn expected(model: &Model, backend: &dyn Backend, request: &Request) -> Expe
     let program = &model.program;
     let mut executor = backend.load(Arc::clone(program), Arc::clone(&model.params)).unwrap();
     let mut tokens = request.prompt.clone();
-    let mut out = Expected { words: Vec::new(), roots: Vec::new(), saturations: 0 };
+    let mut out = Expected { words: Vec::new(), logprobs: Vec::new(), roots: Vec::new(), saturations: 0 };
     loop {
         let points = request.prompt.len() - 1..tokens.len();
         let draws = points.map(|point| draw(&request.seed, point as u32)).collect();
@@ -59,7 +70,9 @@ pub fn expected(model: &Model, backend: &dyn Backend, request: &Request) -> Expe
             out.saturations += executor.run_layer(index).unwrap().saturations;
             let rows = read_i32(&mut *executor, layer.output).unwrap();
             if index + 1 == program.layers.len() {
-                out.words.push(rows.last().unwrap().cast_unsigned());
+                let word = rows.last().unwrap().cast_unsigned();
+                out.words.push(word);
+                out.logprobs.extend(row_of(program, &mut *executor, word, request.logprobs));
                 out.roots.push(root_of_rows(&rows[rows.len() - 1..], 1));
             } else if index > 0 {
                 out.roots.push(root_of_rows(&rows, program.tensor(layer.output).cols as usize));

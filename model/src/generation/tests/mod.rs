@@ -26,7 +26,9 @@ fn prompt(len: usize, seed: usize) -> Vec<u32> {
 /// A request that draws its tokens.
 fn request(len: usize, max_tokens: u32, seed: u8) -> Request {
     let sampling = Sampling { temperature: 9_000, top_p: 9_500, ..Sampling::greedy(len as u32, max_tokens) };
-    Request { prompt: prompt(len, usize::from(seed)), sampling, seed: Seed::from_bytes([seed; 32]), hint: Vec::new() }
+    let (prompt, hint) = (prompt(len, usize::from(seed)), Vec::new());
+    // Some want log-probabilities: of none but the drawn token, of one more, or of two.
+    Request { prompt, sampling, seed: Seed::from_bytes([seed; 32]), hint, logprobs: seed % 4 }
 }
 
 /// What a generator said about one request.
@@ -35,6 +37,7 @@ struct Heard {
     places: Vec<Place>,
     roots: Vec<Root>,
     words: Vec<u32>,
+    logprobs: Vec<i32>,
     run: Option<Run>,
 }
 
@@ -46,10 +49,11 @@ fn hear(heard: &mut BTreeMap<TaskId, Heard>, id: TaskId, event: Event) {
             heard.places.push(place);
             heard.roots.push(root);
         }
-        Event::Word { point, word } => {
+        Event::Word { point, word, logprobs } => {
             let layers = heard.places.iter().filter(|place| place.point == point).count();
             assert_eq!(layers, 2, "a word comes between the roots of layers L and L + 1");
             heard.words.push(word);
+            heard.logprobs.extend(logprobs);
         }
         Event::Done(run) => heard.run = Some(run),
     }
@@ -67,7 +71,8 @@ fn run_all(generator: &mut Generator, requests: &[Request]) -> Vec<Heard> {
 /// All that was said is what comes out by the plainest means, in stream order.
 fn assert_is(heard: &Heard, request: &Request, expected: &Expected) {
     let run = heard.run.as_ref().expect("the run ended");
-    assert_eq!(run.words, expected.words);
+    assert_eq!((&run.words, &run.logprobs), (&expected.words, &expected.logprobs));
+    assert_eq!(heard.logprobs, run.logprobs);
     assert_eq!(run.roots, expected.roots);
     assert_eq!(run.saturations, expected.saturations);
     assert_eq!((&heard.words, &heard.roots), (&run.words, &run.roots));
