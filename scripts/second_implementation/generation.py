@@ -37,7 +37,7 @@ def run(package, job, words):
             if op.op == "gather":
                 env[op.out] = env[op.input][first:]
             elif op.op == "sample":
-                table, seed, drawn = package.params[op.table], bytes.fromhex(job["seed"]), []
+                table, seed, drawn = package.params[op.table].tolist(), bytes.fromhex(job["seed"]), []
                 for point, logits in enumerate(env[op.logits].tolist(), first):
                     word = sample(logits, op.frac, table, settings, tokens[:point + 1], draw(seed, point))
                     drawn.append([word])

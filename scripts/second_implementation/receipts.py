@@ -139,7 +139,7 @@ def values_per_point(g):
 
 def rows_are_possible(values, width):
     """13.7."""
-    for row in (values[at:at + width] for at in range(0, len(values), width)):
+    for row in (values[at:at + width] for at in range(0, len(values), max(width, 1))):
         likely = row[2::2]
         if row[0] > 0 or any(value > 0 for value in likely) or any(a < b for a, b in zip(likely, likely[1:])):
             return False
