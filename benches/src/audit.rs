@@ -13,7 +13,9 @@ use lockstep_protocol::generation::{Generation, SAMPLING_ONE};
 use lockstep_protocol::ids::Seed;
 use lockstep_protocol::trace::RowTree;
 
-use crate::commit::median;
+use crate::report::{Figure, Row};
+use crate::samples::{Samples, median};
+use crate::watch::Watch;
 
 /// What to generate and audit.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +57,22 @@ impl AuditSamples {
     /// Share of hashing in an audit, as if nothing overlapped.
     pub fn audit_commit_share(&self) -> f64 {
         self.audit_hashing / median(self.audit.iter().copied())
+    }
+
+    /// The row of a report.
+    pub fn row(&self, workload: Workload, watch: &Watch) -> Row {
+        let [generate, audit] = [&self.generate, &self.audit].map(|seconds| Samples(seconds.clone()));
+        Row::new([("prompt_tokens", workload.prompt.into()), ("tokens", self.words.into())])
+            .figure(Figure::of("generate_median_seconds", "generation s", &generate))
+            .figure(Figure::of("audit_median_seconds", "audit s", &audit))
+            .figure(Figure::exact("audit_ratio", "audit / generation", self.ratio()))
+            .figure(Figure::exact("commit_share", "commit share", self.commit_share()))
+            .figure(Figure::exact("audit_commit_share", "of the audit", self.audit_commit_share()))
+            .detail("generate_seconds", self.generate.clone())
+            .detail("audit_seconds", self.audit.clone())
+            .detail("generate_hashing_seconds", self.generate_hashing)
+            .detail("audit_hashing_seconds", self.audit_hashing)
+            .disturbed(watch.disturbances())
     }
 }
 
@@ -100,7 +118,7 @@ fn timed(generator: &mut Generator, request: Request) -> Result<(Run, f64)> {
 }
 
 /// Seconds of hashing the rows of all layers, with a root at each point. The time does not depend on what is hashed.
-fn hashing(program: &Program, prompt: usize, points: usize, keeps_states: bool) -> f64 {
+pub(crate) fn hashing(program: &Program, prompt: usize, points: usize, keeps_states: bool) -> f64 {
     let start = Instant::now();
     for layer in &program.layers[1..program.layers.len() - 1] {
         let cols = program.tensor(layer.output).cols as usize;

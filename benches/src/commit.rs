@@ -10,6 +10,10 @@ use lockstep_model::embed::{EmbedError, embed};
 use lockstep_model::package::Package;
 use lockstep_protocol::trace::root_of_rows;
 
+use crate::report::{Figure, Row};
+use crate::samples::Samples;
+use crate::watch::Watch;
+
 /// What to run.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload {
@@ -31,22 +35,23 @@ pub struct CommitSamples {
 }
 
 impl CommitSamples {
-    /// Median share of a pass that was spent on commitments, 0 to 1.
-    pub fn share(&self) -> f64 {
-        median(self.total.iter().zip(&self.hashing).map(|(total, hashing)| hashing / total))
+    /// Share of each pass that was spent on commitments, 0 to 1.
+    fn shares(&self) -> Samples {
+        self.total.iter().zip(&self.hashing).map(|(total, hashing)| hashing / total).collect()
     }
 
-    /// Median sequences per second.
-    pub fn rate(&self, workload: Workload) -> f64 {
-        workload.batch as f64 / median(self.total.iter().copied())
+    /// The row of a report.
+    pub fn row(&self, workload: Workload, watch: &Watch) -> Row {
+        let Workload { batch, tokens, .. } = workload;
+        let total = Samples(self.total.clone());
+        Row::new([("batch", batch.into()), ("tokens", tokens.into())])
+            .figure(Figure::rate("sequences_per_second", "sequences/s", batch as f64, &total))
+            .figure(Figure::rate("tokens_per_second", "tokens/s", (batch * tokens) as f64, &total))
+            .figure(Figure::of("commit_share", "commit share", &self.shares()))
+            .detail("total_seconds", self.total.clone())
+            .detail("hashing_seconds", self.hashing.clone())
+            .disturbed(watch.disturbances())
     }
-}
-
-/// The middle of the sorted samples; of the two middle ones the lower. `NaN` where there are none.
-pub fn median(samples: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = samples.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs the model on token ids that count up from 1,000, hashes every layer as a worker does, and takes the time.
@@ -80,16 +85,4 @@ pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> 
         }
     }
     Ok(samples)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_is_the_lower_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.0);
-        assert!(median([].into_iter()).is_nan());
-    }
 }

@@ -1,6 +1,15 @@
 //! Benchmarks: the engine behind `lockstep bench`. It measures and asserts nothing.
 
 pub mod audit;
+pub mod ceilings;
 pub mod commit;
 pub mod dispute;
+pub mod environment;
+pub mod model;
+pub mod net;
+pub mod ops;
 pub mod perplexity;
+pub mod report;
+pub mod roofline;
+pub mod samples;
+pub mod watch;

@@ -163,5 +163,5 @@ pub(super) fn referee_seconds(
         }
         samples.push(start.elapsed().as_secs_f64());
     }
-    Ok(crate::commit::median(samples.into_iter()))
+    Ok(crate::samples::median(samples.into_iter()))
 }

@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
-use lockstep_benches::commit::{Workload, measure, median};
-use lockstep_model::package::Package;
-use serde_json::json;
+use lockstep_benches::commit::{Workload, measure};
+use lockstep_benches::report::Report;
+use lockstep_benches::watch::Watch;
 
-use crate::backend;
+use super::output::{DeviceArgs, OutputArgs, stamp};
+use crate::cli::generate;
 use crate::exit::{Exit, OrExit, Outcome};
 
 /// Arguments of `lockstep bench commit`.
@@ -26,39 +27,23 @@ pub struct CommitArgs {
     /// Passes that count.
     #[arg(long, default_value = "30")]
     passes: NonZeroUsize,
-    /// Backend.
-    #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
-    backend: String,
-    /// Threads to use [default: all].
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
-    /// Print one JSON object on the last line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Measures.
-pub fn run(args: &CommitArgs) -> Outcome {
-    let threads = args.threads.unwrap_or_else(backend::all_threads);
-    let backend = backend::open(&args.backend, threads)?;
-    let package = Package::open_checked(&args.package, threads).or_exit(Exit::Configuration)?;
+pub fn run(args: &CommitArgs, output: OutputArgs) -> Outcome {
+    let backend = args.device.open()?;
+    let threads = args.device.threads();
+    let package = generate::open(Some(&args.package), threads)?;
     let workload = Workload { batch: args.batch.get(), tokens: args.tokens.get(), passes: args.passes.get() };
+    let watch = Watch::start();
     let samples = measure(&package, &*backend, workload).or_exit(Exit::Configuration)?;
-    let (share, rate) = (samples.share(), samples.rate(workload));
-    if args.json {
-        println!(
-            "{}",
-            json!({
-                "model_id": package.model_id().to_string(), "backend": backend.name(), "threads": threads,
-                "batch": args.batch, "tokens": args.tokens, "commit_share": share, "sequences_per_second": rate,
-                "total_seconds": samples.total, "hashing_seconds": samples.hashing,
-            })
-        );
-    } else {
-        println!("{} on {}, {threads} threads", package.manifest().name, backend.name());
-        println!("{} x {} tokens: {rate:.1} sequences/s, median of {} passes", args.batch, args.tokens, args.passes);
-        let milliseconds = 1e3 * median(samples.hashing.iter().copied());
-        println!("commitments: {milliseconds:.3} ms a pass, {:.2}% of run time", 100.0 * share);
-    }
+    let about =
+        format!("{} on {}, {threads} threads; medians of {}", package.manifest().name, backend.name(), args.passes);
+    let mut report = Report::new("commit", about);
+    report.rows.push(samples.row(workload, &watch));
+    stamp(&mut report, &package, &backend.name(), threads);
+    output.print(&report);
     Ok(())
 }

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use lockstep_benches::dispute::{Measured, Seconds, Workload, measure};
+use lockstep_benches::report::{Figure, Report, Row};
+use lockstep_benches::watch::Watch;
 use lockstep_model::package::Package;
 use serde_json::{Value, json};
 
+use super::output::{OutputArgs, stamp};
 use crate::backend::{self, Local};
 use crate::exit::{Exit, OrExit, Outcome};
 use crate::progress;
@@ -35,13 +38,10 @@ pub struct DisputeArgs {
     /// Threads of a player [default: all].
     #[arg(long)]
     threads: Option<NonZeroUsize>,
-    /// Print one JSON object on the last line.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Measures.
-pub fn run(args: &DisputeArgs) -> Outcome {
+pub fn run(args: &DisputeArgs, output: OutputArgs) -> Outcome {
     let threads = args.threads.unwrap_or_else(backend::all_threads);
     let local = Local::open(&args.backend, threads)?;
     let package = Package::open_checked(&args.package, threads);
@@ -49,54 +49,45 @@ pub fn run(args: &DisputeArgs) -> Outcome {
         package.map_err(|e| anyhow::anyhow!("{}: {e}", args.package.display())).or_exit(Exit::Configuration)?;
     let workload = Workload::new(&package, args.positions.get()).or_exit(Exit::Configuration)?;
     let bar = progress::bar(workload.disputes() as u64, "disputes");
+    let watch = Watch::start();
     let disputes = measure(&workload, &*local.honest(), &|lie| local.lying(&[lie]), &mut |_| bar.inc(1))?;
     bar.finish_and_clear();
+    let disturbed = watch.disturbances();
     let lost = disputes.iter().filter(|d| d.claimant_loses).count();
-    if args.json {
-        println!("{}", summary(args, &local.honest().name(), threads, &package, &disputes));
-    } else {
-        println!(
-            "{} on {}, {threads} threads, {} positions",
-            package.manifest().name,
-            local.honest().name(),
-            args.positions
-        );
-        table(&disputes);
-    }
+    let backend = local.honest().name();
+    let about = format!("{} on {backend}, {threads} threads, {} positions", package.manifest().name, args.positions);
+    let mut report = Report::new("dispute", about);
+    report.rows = disputes.iter().map(|d| row(d).disturbed(disturbed.clone())).collect();
+    report.summary = Some(most_of(&disputes));
+    report.json_summary = Some(summary(args, &backend, threads, &package, &disputes));
+    stamp(&mut report, &package, &backend, threads);
+    output.print(&report);
     if lost == disputes.len() {
         return Ok(());
     }
     Err(anyhow::anyhow!("in {} disputes the liar did not lose", disputes.len() - lost)).or_exit(Exit::Refuted)
 }
 
-fn table(disputes: &[Measured]) {
-    println!(
-        "{:<14} {:>5} {:>6} {:>9} {:>10} {:>9} {:>9} {:>9}  ended at",
-        "op", "layer", "rounds", "bytes", "referee us", "layer ms", "moves ms", "rerun ms"
-    );
-    for d in disputes {
-        let slower = d.slower();
-        println!(
-            "{:<14} {:>5} {:>6} {:>9} {:>10.0} {:>9.1} {:>9.1} {:>9.1}  {}",
-            d.op,
-            d.layer,
-            d.rounds,
-            d.referee_bytes,
-            1e6 * d.referee_seconds,
-            1e3 * slower.layer,
-            1e3 * slower.game,
-            1e3 * slower.prefill,
-            d.ended()
-        );
-    }
+fn row(d: &Measured) -> Row {
+    let slower = d.slower();
+    Row::new([("op", d.op.into()), ("layer", d.layer.into()), ("ended_at", d.ended().into())])
+        .figure(Figure::exact("rounds", "rounds", d.rounds.into()))
+        .figure(Figure::exact("referee_bytes", "bytes", d.referee_bytes as f64))
+        .figure(Figure::exact("referee_micros", "referee us", 1e6 * d.referee_seconds))
+        .figure(Figure::exact("layer_seconds", "layer s", slower.layer))
+        .figure(Figure::exact("game_seconds", "moves s", slower.game))
+        .figure(Figure::exact("prefill_seconds", "rerun s", slower.prefill))
+}
+
+fn most_of(disputes: &[Measured]) -> String {
     let most = Most::of(disputes);
-    println!(
+    format!(
         "at most {} rounds, {} bytes and {:.0} us of the referee; {:.1} ms of a player",
         most.rounds,
         most.bytes,
         1e6 * most.referee_seconds,
         1e3 * most.player_seconds
-    );
+    )
 }
 
 /// The largest of each figure.

@@ -1,0 +1,165 @@
+//! Every op by itself, at shapes of real models: how long it takes, and what share of the machine it uses.
+//!
+//! An op runs as part of a program on any backend, several copies in one layer, each with parameters of its own, so that
+//! weights come from memory where a model's would. What feeds the copies (quantising before a product, narrow products
+//! before attention) is in the time, and small beside them.
+//!
+//! - [`counts`]: operations and bytes by an op's definition. [`cases`]: programs and shapes.
+
+pub mod cases;
+pub mod counts;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use lockstep_kernels::backend::{Backend, Executor};
+use lockstep_kernels::conformance::OwnedParams;
+use lockstep_kernels::value::Params;
+use serde_json::json;
+
+use self::cases::{OpCase, Spec, build};
+use self::counts::{Counts, counts};
+use crate::ceilings::Ceilings;
+use crate::report::{Figure, Row};
+use crate::samples::{Effort, Samples};
+use crate::watch::Watch;
+
+/// Bytes of parameters that all copies together have where few rows share them: more than caches hold.
+const COLD_BYTES: u64 = 128 << 20;
+/// Rows up to which a product reads its weights faster than it multiplies.
+const FEW_ROWS: usize = 8;
+/// Time that all copies together should take, so that a clock is exact enough.
+const LAYER_SECONDS: f64 = 2e-3;
+/// Copies at the most.
+const MAX_COPIES: u64 = 48;
+
+/// An op that was measured.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// What.
+    pub spec: Spec,
+    /// What it takes by its definition.
+    pub counts: Counts,
+    /// Seconds of one copy.
+    pub seconds: Samples,
+    /// Copies that ran in each sample.
+    pub copies: usize,
+    /// What disturbed it.
+    pub disturbed: Vec<String>,
+}
+
+impl Measured {
+    /// Bytes a second.
+    pub fn bandwidth(&self) -> f64 {
+        self.counts.bytes as f64 / self.seconds.median()
+    }
+
+    /// Operations a second, by definition.
+    pub fn rate(&self) -> f64 {
+        self.counts.operations as f64 / self.seconds.median()
+    }
+
+    /// The time that the ceilings allow at the least: to read and write its bytes, or to make its products of bytes.
+    pub fn least_seconds(&self, ceilings: &Ceilings) -> f64 {
+        (self.counts.bytes as f64 / ceilings.memory).max(self.counts.byte_operations as f64 / ceilings.int8)
+    }
+
+    /// The row of a report. Ceilings are those of the machine's CPU; for other devices there are none.
+    pub fn row(&self, ceilings: Option<&Ceilings>) -> Row {
+        let Self { spec, counts, seconds, .. } = self;
+        let mut row = Row::new([
+            ("op", spec.op.into()),
+            ("shape", spec.to_string().into()),
+            ("variant", spec.variant.name().into()),
+        ])
+        .figure(Figure::of("median_micros", "us", &seconds.0.iter().map(|s| 1e6 * s).collect()))
+        .figure(Figure::exact("samples", "samples", seconds.0.len() as f64))
+        .figure(Figure::exact("gigabytes_per_second", "GB/s", self.bandwidth() / 1e9))
+        .figure(Figure::exact("tera_ops_per_second", "TOP/s", self.rate() / 1e12))
+        .figure(Figure::exact("bytes_counted", "bytes", counts.bytes as f64))
+        .figure(Figure::exact("operations_counted", "operations", counts.operations as f64));
+        if let Some(ceilings) = ceilings {
+            let byte_rate = counts.byte_operations as f64 / seconds.median();
+            row = row
+                .figure(Figure::exact("memory_share", "of memory", self.bandwidth() / ceilings.memory))
+                .figure(Figure::exact("int8_share", "of int8", byte_rate / ceilings.int8))
+                .figure(Figure::exact("roof_share", "of the roof", self.least_seconds(ceilings) / seconds.median()));
+        }
+        row.detail("seconds", json!(seconds.0))
+            .detail("copies", self.copies)
+            .detail("byte_operations_counted", counts.byte_operations)
+            .disturbed(self.disturbed.clone())
+    }
+}
+
+/// Measures an op at a shape.
+///
+/// # Errors
+/// No program has that shape, or the backend fails.
+pub fn measure(spec: &Spec, backend: &dyn Backend, budget: Duration) -> Result<Measured> {
+    let copies = copies(spec)?;
+    let case = build(spec, copies)?;
+    let counts = counts(&case.program, case.op(), &case.batch);
+    let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&case.params);
+    let mut executor = backend.load(Arc::clone(&case.program), params)?;
+    let effort = Effort { least: 5, most: 500, budget };
+    let watch = Watch::start();
+    let seconds = effort
+        .sample(|| once(&case, &mut *executor).map(|seconds| seconds / copies as f64))
+        .with_context(|| format!("{} at {spec}", spec.op))?;
+    Ok(Measured { spec: spec.clone(), counts, seconds, copies, disturbed: watch.disturbances() })
+}
+
+/// As many copies as a clock and the caches ask for.
+fn copies(spec: &Spec) -> Result<usize> {
+    let one = build(spec, 1)?;
+    let counted = counts(&one.program, one.op(), &one.batch);
+    // What a machine of two slow cores would take.
+    let seconds = (counted.bytes as f64 / 20e9).max(counted.byte_operations as f64 / 1e12);
+    let for_clock = (LAYER_SECONDS / seconds.max(1e-9)) as u64;
+    let is_cold = spec.op == "matmul" && spec.shape[0] <= FEW_ROWS;
+    let for_cold = if is_cold { COLD_BYTES / counted.bytes.max(1) + 1 } else { 1 };
+    Ok(for_clock.max(for_cold).clamp(2, MAX_COPIES) as usize)
+}
+
+fn once(case: &OpCase, executor: &mut dyn Executor) -> Result<f64> {
+    executor.begin(&case.batch)?;
+    if let Some(input) = &case.input {
+        executor.run_layer(0)?;
+        executor.write(case.program.layers[0].output, input.clone())?;
+    }
+    let start = Instant::now();
+    executor.run_layer(case.layer)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_kernels::cpu::Cpu;
+    use lockstep_kernels::reference::Reference;
+
+    use super::cases::Variant;
+    use super::*;
+
+    #[test]
+    fn what_is_reported_follows_from_what_was_counted_and_measured() {
+        let spec = Spec::new("matmul", &[2, 64, 32], Variant::W8).expect("a shape");
+        let cpu = Cpu::new(None, 1).expect("a backend");
+        for backend in [&cpu as &dyn Backend, &Reference] {
+            let measured = measure(&spec, backend, Duration::ZERO).expect("measured");
+            assert!(measured.seconds.median() > 0.0 && measured.seconds.0.len() == 5);
+            assert_eq!(measured.counts.operations, 2 * 2 * 64 * 32);
+            let operations = measured.rate() * measured.seconds.median();
+            assert!((operations / 8_192.0 - 1.0).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn few_rows_get_as_many_weights_as_no_cache_holds() {
+        let copies =
+            |shape: &[usize]| copies(&Spec::new("matmul", shape, Variant::W8).expect("a shape")).expect("copies");
+        assert!(copies(&[1, 1024, 4096]) * 1024 * 4096 > COLD_BYTES as usize);
+        assert_eq!(copies(&[512, 1024, 4096]), 2);
+    }
+}

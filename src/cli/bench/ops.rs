@@ -1,0 +1,103 @@
+//! `lockstep bench ops`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::Args;
+use lockstep_benches::ceilings::{Ceilings, Workload};
+use lockstep_benches::ops::cases::{Spec, defaults};
+use lockstep_benches::ops::measure;
+use lockstep_benches::report::Report;
+use lockstep_benches::roofline;
+use lockstep_kernels::program::OP_NAMES;
+
+use super::output::{DeviceArgs, OutputArgs};
+use crate::cli::files;
+use crate::exit::{Exit, Failure, OrExit, Outcome};
+use crate::progress;
+
+/// Arguments of `lockstep bench ops`.
+#[derive(Args)]
+#[command(
+    after_help = "Operations and bytes are counted from an op's definition: a multiply-accumulate is two operations, and every \
+operand and the result are moved once. Of the roof is the least time that the ceilings allow, over the time that it took: bytes \
+from memory, or products of bytes (two for each product with 8-bit weights, four with 16-bit ones). Rows that a cache holds may \
+come to more than all of memory. Ceilings are measured in the same run, and only for backends on the CPU."
+)]
+pub struct OpsArgs {
+    /// Only this op.
+    #[arg(long, value_name = "NAME")]
+    op: Option<String>,
+    /// Its shape, as 512x2048x5632: rows, reduction and columns of a product; positions, heads, heads of keys and their size
+    /// for attention; points and vocabulary for sample; rows, heads and their size for rope; else rows and columns.
+    #[arg(long, requires = "op", value_name = "SHAPE")]
+    shape: Option<String>,
+    /// Milliseconds for each row.
+    #[arg(long, value_name = "N", default_value = "300")]
+    budget_ms: u64,
+    /// MiB of memory to read for its ceiling.
+    #[arg(long, value_name = "N", default_value = "1024")]
+    memory_mib: std::num::NonZeroUsize,
+    /// Draw a roofline, with every op on it.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Measures.
+pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
+    let specs = specs(args)?;
+    let backend = args.device.open()?;
+    let threads = args.device.threads();
+    let budget = Duration::from_millis(args.budget_ms);
+    let is_cpu = backend.name().starts_with("cpu") || backend.name() == "reference";
+    if args.plot.is_some() && !is_cpu {
+        return Err(anyhow!("{} has no ceilings to draw", backend.name())).or_exit(Exit::Configuration);
+    }
+    let workload = Workload { threads: threads.get(), memory_bytes: args.memory_mib.get() << 20, budget };
+    let ceilings = is_cpu.then(|| Ceilings::measure(workload));
+    let mut report = Report::new("ops", format!("ops on {}, {threads} threads", backend.name()));
+    let mut all = Vec::with_capacity(specs.len());
+    let bar = progress::bar(specs.len() as u64, "ops");
+    for spec in &specs {
+        let measured = measure(spec, &*backend, budget).or_exit(Exit::Configuration)?;
+        report.rows.push(measured.row(ceilings.as_ref()));
+        all.push(measured);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(ceilings) = &ceilings {
+        let (memory, int8) = (ceilings.memory / 1e9, ceilings.int8 / 1e12);
+        report.summary =
+            Some(format!("ceilings: memory {memory:.1} GB/s, int8 {int8:.2} TOP/s on {}", ceilings.unit.name()));
+        let details = [("ceiling_gigabytes_per_second", memory.into()), ("ceiling_tera_ops_per_second", int8.into())];
+        report.stamp(&[], &details);
+        if let Some(path) = &args.plot {
+            let cpu = report.environment.cpu.as_deref().unwrap_or("unknown CPU");
+            let about = format!(
+                "{cpu}, {}, {threads} threads · products count as operations on bytes · percentages are shares of the roof",
+                backend.name()
+            );
+            files::write(path, roofline::svg(&all, ceilings, &about).as_bytes())?;
+        }
+    }
+    report.stamp(&[("backend", backend.name().into()), ("threads", threads.get().into())], &[]);
+    output.print(&report);
+    Ok(())
+}
+
+fn specs(args: &OpsArgs) -> Result<Vec<Spec>, Failure> {
+    let Some(op) = &args.op else { return Ok(OP_NAMES.into_iter().flat_map(defaults).collect()) };
+    if let Some(shape) = &args.shape {
+        let numbers: Result<Vec<usize>, _> = shape.split('x').map(str::parse).collect();
+        let numbers = numbers.map_err(|e| anyhow!("{shape:?} is no shape: {e}")).or_exit(Exit::Configuration)?;
+        return Spec::all(op, &numbers).or_exit(Exit::Configuration);
+    }
+    let specs = defaults(op);
+    if specs.is_empty() || !OP_NAMES.contains(&op.as_str()) {
+        return Err(anyhow!("no op is called {op:?}; there are {}", OP_NAMES.join(", "))).or_exit(Exit::Configuration);
+    }
+    Ok(specs)
+}
