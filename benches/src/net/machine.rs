@@ -121,8 +121,10 @@ fn prepare(workload: Workload) -> Result<(Bench, Keys)> {
     for number in 0..idle {
         join(&mut bench, streams + number)?;
     }
+    // One point each: the machine bounds what all jobs may come to stream.
+    let short = Shape { points: 1, ..shape };
     for number in 0..waiting {
-        bench.feed(Input::Submit(spec(streams + number, shape)))?;
+        bench.feed(Input::Submit(spec(streams + number, short)))?;
     }
     Ok((bench, known))
 }
