@@ -15,7 +15,7 @@ const HEIGHT: f64 = 860.0;
 const PLOT: Area = Area { x: 84.0, y: 76.0, width: WIDTH - 84.0 - 36.0, height: HEIGHT - 76.0 - 64.0 };
 /// Size of the labels, and what a character of them takes, rounded up.
 const FONT: f64 = 11.5;
-const CHARACTER: f64 = 6.4;
+const CHARACTER: f64 = 6.8;
 const RADIUS: f64 = 4.5;
 
 const STYLE: &str = "
@@ -251,7 +251,9 @@ fn draw_points(out: &mut String, points: &[Point], scale: &Scale, mut taken: Vec
             if (near[0] - x).hypot(near[1] - y) > 2.5 * RADIUS {
                 line(out, "leader", [x, y, near[0], near[1]]);
             }
-            text(&mut labels, area.x + 2.0, area.bottom() - 3.5, "label", "start", label);
+            // Letters may be wider or narrower than thought: they run away from the point, not into it.
+            let (at, anchor) = if area.right() <= x { (area.right() - 2.0, "end") } else { (area.x + 2.0, "start") };
+            text(&mut labels, at, area.bottom() - 3.5, "label", anchor, label);
         }
         let title = escape(label);
         let _ = writeln!(

@@ -50,7 +50,7 @@ pub struct Measured {
 }
 
 /// Handshakes that are under way at a time.
-const JOINING: usize = 64;
+const JOINING: usize = 16;
 
 /// Runs the workload with a data folder of its own.
 ///
@@ -242,7 +242,8 @@ impl Worker {
         let geometry = geometry(job, shape)?;
         for (index, (place, root)) in geometry.places().zip(roots).enumerate() {
             if place.layer == last {
-                send(&mut stream, &JobMessage::Token { word: words[index / usize::from(last)] }).await?;
+                send(&mut stream, &JobMessage::Token { word: words[index / usize::from(last)], logprobs: Vec::new() })
+                    .await?;
             }
             send(&mut stream, &JobMessage::Layer { place, root: *root }).await?;
         }

@@ -143,7 +143,7 @@ fn stream_all(
         for Stream { node, job, epoch, .. } in &*streams {
             let (node, job, epoch) = (*node, *job, *epoch);
             if (index + 1).is_multiple_of(of_point) {
-                bench.feed(Input::Token { node, job, epoch, word: words[index / of_point] })?;
+                bench.feed(Input::Token { node, job, epoch, word: words[index / of_point], logprobs: Vec::new() })?;
             }
             bench.feed(Input::LayerRoot { node, job, epoch, place: *place, root: *root })?;
         }
