@@ -341,8 +341,8 @@ pub const MAX_HTTP_BODY_BYTES: usize = 4 << 20;
 pub const MAX_HTTP_REQUESTS: usize = 1_024;
 /// Most connections of clients: those that are being answered, and as many that are idle.
 pub const MAX_HTTP_CONNECTIONS: usize = 2 * MAX_HTTP_REQUESTS;
-/// Most of them from one address.
-pub const MAX_HTTP_CONNECTIONS_PER_ADDRESS: usize = MAX_HTTP_CONNECTIONS / 2;
+/// Most of them from one address: it can't take the place of every request by itself.
+pub const MAX_HTTP_CONNECTIONS_PER_ADDRESS: usize = MAX_HTTP_REQUESTS / 2;
 /// Pieces of tokenising, hashing and reading that go on at a time for clients, for each core.
 pub const HTTP_WORK_PER_CORE: usize = 2;
 /// How long a client may take to send a request's head, or be idle.

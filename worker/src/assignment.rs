@@ -255,7 +255,7 @@ impl JobStream {
             // The session is over.
             None => return Ok(()),
         }
-        send(&mut self.stream, &JobMessage::Result { result: kept.result, salt: kept.salt }).await?;
+        send(&mut self.stream, &JobMessage::Result { result: Box::new(kept.result), salt: kept.salt }).await?;
         // Only a stream that was reset can't be finished, and its connection is at its end.
         let _ = self.stream.finish();
         self.finished = true;

@@ -93,7 +93,7 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
                 session.tell(Input::Committed { node, job, epoch, commitment }).await?;
             }
             Some(JobMessage::Result { result, salt }) => {
-                session.tell(Input::Completed { node, job, epoch, result: Box::new(result), salt }).await?;
+                session.tell(Input::Completed { node, job, epoch, result, salt }).await?;
                 frames.stop();
                 return Ok(());
             }

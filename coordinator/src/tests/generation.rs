@@ -106,7 +106,7 @@ async fn answer(worker: &mut Worker, job: &Job, epoch: LeaseEpoch, words: Vec<u3
     let output = words.into_iter().map(u32::cast_signed).chain(rows).collect();
     let result = JobResult { receipt: receipt.sign(&worker.keys), output };
     worker.expect_reveal(job.id(), epoch).await;
-    lockstep_link::send(&mut stream, &JobMessage::Result { result, salt: SALT }).await.unwrap();
+    lockstep_link::send(&mut stream, &JobMessage::Result { result: Box::new(result), salt: SALT }).await.unwrap();
     stream.finish().unwrap();
     let _ = stream.stopped().await;
 }

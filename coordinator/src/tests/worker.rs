@@ -164,7 +164,7 @@ impl Worker {
     /// Sends the result of a run that was committed to.
     pub async fn reveal(&mut self, job: JobId, epoch: LeaseEpoch) {
         let (mut stream, result, _) = self.committed.remove(&(job, epoch)).expect("it was committed to");
-        send(&mut stream, &JobMessage::Result { result, salt: SALT }).await.unwrap();
+        send(&mut stream, &JobMessage::Result { result: Box::new(result), salt: SALT }).await.unwrap();
         stream.finish().unwrap();
         // Held until it has arrived: a dropped stream is finished all the same, but a dropped connection is not.
         let _ = stream.stopped().await;

@@ -109,7 +109,7 @@ const _: () = {
     assert!(WORKER_KEPT_RESULTS as u64 <= STRAY_BURST_STREAMS);
     // A client's time to wait covers its upload.
     assert!(HTTP_HEAD_MS + HTTP_BODY_MS <= HTTP_WAIT_MS);
-    assert!(MAX_HTTP_REQUESTS <= MAX_HTTP_CONNECTIONS);
+    assert!(MAX_HTTP_REQUESTS <= MAX_HTTP_CONNECTIONS && MAX_HTTP_CONNECTIONS_PER_ADDRESS < MAX_HTTP_REQUESTS);
     assert!(LEASE_MIN_MS + LEASE_PULL_MS < LEASE_MAX_MS);
     assert!(MAX_POSITIONS <= MAX_UNFINISHED_TOKENS);
     assert!(STORE_BATCH <= STORE_QUEUE);

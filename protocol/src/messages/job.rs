@@ -64,7 +64,7 @@ pub enum JobMessage {
     /// The end; the stream is finished after it.
     Result {
         /// What came out.
-        result: JobResult,
+        result: Box<JobResult>,
         /// Opens the commitment.
         salt: Salt,
     },
@@ -128,7 +128,7 @@ impl Canonical for JobMessage {
         Ok(match reader.u16()? {
             1 => Self::Begin { job: reader.value()?, epoch: reader.value()? },
             2 => Self::Layer { place: reader.value()?, root: reader.value()? },
-            3 => Self::Result { result: reader.value()?, salt: reader.value()? },
+            3 => Self::Result { result: Box::new(reader.value()?), salt: reader.value()? },
             4 => Self::Commit { commitment: reader.value()? },
             5 => Self::Move(reader.value()?),
             6 => Self::Partial(reader.value()?),

@@ -78,7 +78,7 @@ fn stream() -> Vec<JobMessage> {
         JobMessage::Token { word: 1 << 24 | 9, logprobs: vec![-5, 9, -1] },
         JobMessage::Commit { commitment: RunCommitment::from_bytes([9; 32]) },
         JobMessage::Partial(partial()),
-        JobMessage::Result { result: run(&keys(1), &job(1), LeaseEpoch(4)), salt: Salt::from_bytes([8; 32]) },
+        JobMessage::Result { result: Box::new(run(&keys(1), &job(1), LeaseEpoch(4))), salt: Salt::from_bytes([8; 32]) },
     ]
 }
 

@@ -312,7 +312,7 @@ impl RunStream {
             Ok(Some(JobMessage::Commit { commitment })) => self.run.commitment = Some(commitment),
             Ok(Some(JobMessage::Result { result, salt })) => {
                 assert!(self.run.commitment.is_some(), "a result without a commitment");
-                (self.run.result, self.run.salt) = (Some(result), Some(salt));
+                (self.run.result, self.run.salt) = (Some(*result), Some(salt));
             }
             Ok(Some(JobMessage::Token { word, logprobs })) => {
                 self.run.words.push((self.run.layers.len(), word));
