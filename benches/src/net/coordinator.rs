@@ -218,7 +218,7 @@ impl Worker {
                 }
                 Some(ToWorker::Reveal { job, epoch }) => {
                     let Some((mut stream, signed)) = committed.remove(&(job, epoch)) else { continue };
-                    send(&mut stream, &JobMessage::Result { result: signed.result, salt: SALT }).await?;
+                    send(&mut stream, &JobMessage::Result { result: Box::new(signed.result), salt: SALT }).await?;
                     stream.finish()?;
                 }
                 Some(_) => {}
