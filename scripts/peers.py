@@ -338,7 +338,7 @@ def main() -> None:
         return
     engines = ([version("llama-cpp-python")] if options.shapes else []) + ([version("onnxruntime")] if options.minilm else [])
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{time.strftime('%Y-%m-%d', time.gmtime())}, {options.threads} threads, medians of {options.rounds} rounds; "
+    print(f"{time.strftime('%Y-%m-%d', time.gmtime())}, {options.threads} thread{'s' * (options.threads > 1)}, medians of {options.rounds} rounds; "
           f"{', '.join(engines)}; load averages at the end {load}\n")
     print(markdown(rows))
 
