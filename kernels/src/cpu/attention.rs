@@ -166,7 +166,7 @@ impl<'a> Piece<'a> {
                 let rows = step_rows.min(self.rows.len() - row);
                 self.multiplier.product(&self.queries, keys, Block { row, rows, tile, tiles }, &mut sums);
                 for r in row..row + rows {
-                    let lack = keys.offset() * self.queries.sum(r);
+                    let lack = PackedMatrix::WIDE_OFFSET * self.queries.sum(r);
                     let seen = self.visible(self.rows.start + r, b);
                     for c in tile..tile + tiles {
                         let limbs = sums.tile((r - row) * tiles + c - tile);
@@ -211,7 +211,7 @@ impl<'a> Piece<'a> {
                 self.multiplier.product(&self.weights, values, Block { row, rows, tile, tiles }, &mut sums);
                 for r in row..row + rows {
                     let out = &mut block.values[r * block.cols + tile * TILE..][..tiles * TILE];
-                    let lack = values.offset() * block.weights[r];
+                    let lack = PackedMatrix::WIDE_OFFSET * block.weights[r];
                     for (c, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
                         let sums = sums.tile((r - row) * tiles + c);
                         exact(self.isa, sums, values.correction(tile + c), lack, out);

@@ -49,7 +49,7 @@ impl Element for i16 {
 
 /// What turns the sums of a tile's columns into outputs.
 struct Columns {
-    mantissa: [i64; TILE],
+    mantissa: [i32; TILE],
     /// What all sums of a column lack, times its mantissa.
     correction: [i64; TILE],
     shift: [i64; TILE],
@@ -67,11 +67,11 @@ impl Columns {
         let count = TILE.min(w.mantissa.len().wrapping_sub(first));
         // Padding repeats the last shift, and has mantissa 0.
         let shifts = sixteen(&w.shift[first..], w.shift[first + count - 1]);
-        let mantissa = widened(sixteen(&w.mantissa[first..], 0));
+        let mantissa: [i32; TILE] = widened(sixteen(&w.mantissa[first..], 0));
         let mut correction = *packed.correction(tile);
         for (correction, m) in correction.iter_mut().zip(mantissa) {
             // Below 2^60 in magnitude.
-            *correction = correction.wrapping_mul(m);
+            *correction = correction.wrapping_mul(i64::from(m));
         }
         let bias = match bias {
             Some(bias) => widened(sixteen(&bias[first..], 0)),
@@ -97,8 +97,8 @@ fn sixteen<T: Copy>(values: &[T], padding: T) -> [T; TILE] {
 }
 
 #[inline(always)]
-fn widened<T: Copy + Into<i64>>(values: [T; TILE]) -> [i64; TILE] {
-    let mut wide = [0; TILE];
+fn widened<T: Into<W>, W: Copy + Default>(values: [T; TILE]) -> [W; TILE] {
+    let mut wide = [W::default(); TILE];
     for (wide, value) in wide.iter_mut().zip(values) {
         *wide = value.into();
     }
@@ -199,14 +199,14 @@ for_each_path! {
             let columns = Columns::new(&by.scales, by.w, by.bias, block.tile.wrapping_add(c));
             for r in 0..block.rows {
                 let row = block.row.wrapping_add(r);
-                // A row sum is below 2^29.
-                let lack = left.rows.sum(row).wrapping_mul(by.w.offset());
+                // At most 2^14 codes of 2^15.
+                let row_sum = left.rows.sum(row) as i32;
                 let exponent = i64::from(left.exponents[row]);
                 let i = r.wrapping_mul(block.tiles).wrapping_add(c);
                 let out = &mut out[r.wrapping_mul(width).wrapping_add(c.wrapping_mul(TILE))..][..columns.count];
                 let more = match sums.limbs() {
-                    2 => finish::<2, T>(sums.tile(i), lack, &columns, exponent, out),
-                    _ => finish::<3, T>(sums.tile(i), lack, &columns, exponent, out),
+                    2 => finish::<2, T>(sums.tile(i), row_sum, &columns, exponent, out),
+                    _ => finish::<3, T>(sums.tile(i), row_sum, &columns, exponent, out),
                 };
                 clamped = clamped.wrapping_add(more);
             }
@@ -219,7 +219,7 @@ for_each_path! {
 #[inline(always)]
 fn finish<const LIMBS: usize, T: Element>(
     limbs: &[[i32; TILE]; LIMBS],
-    lack: i64,
+    row_sum: i32,
     columns: &Columns,
     exponent: i64,
     out: &mut [T],
@@ -227,10 +227,10 @@ fn finish<const LIMBS: usize, T: Element>(
     let [least, most] = columns.shifts.map(|s| s.wrapping_sub(exponent));
     if least >= 1 && most <= 63 {
         let fits = match <&mut [T; TILE]>::try_from(&mut *out) {
-            Ok(out) => scale_right(limbs, lack, columns, exponent, out),
+            Ok(out) => scale_right(limbs, row_sum, columns, exponent, out),
             Err(_) => {
                 let mut tile = [T::default(); TILE];
-                let fits = scale_right(limbs, lack, columns, exponent, &mut tile);
+                let fits = scale_right(limbs, row_sum, columns, exponent, &mut tile);
                 out.copy_from_slice(&tile[..out.len()]);
                 fits
             }
@@ -239,7 +239,7 @@ fn finish<const LIMBS: usize, T: Element>(
             return 0;
         }
     }
-    scale_any(limbs, lack, columns, exponent, out)
+    scale_any(limbs, row_sum, columns, exponent, out)
 }
 
 /// Where every column is shifted right by 1 to 63. Tells whether every output is in range; where it is not, `out` has no
@@ -247,19 +247,19 @@ fn finish<const LIMBS: usize, T: Element>(
 #[inline(always)]
 fn scale_right<const LIMBS: usize, T: Element>(
     limbs: &[[i32; TILE]; LIMBS],
-    lack: i64,
+    row_sum: i32,
     columns: &Columns,
     exponent: i64,
     out: &mut [T; TILE],
 ) -> bool {
     let mut outside = false;
     for c in 0..TILE {
-        let m = columns.mantissa[c];
+        // Products of 32-bit numbers are the cheap ones.
+        let scaled = |limb: i32| i64::from(limb).wrapping_mul(i64::from(columns.mantissa[c]));
         // The whole sum is below 2^46 and the product below 2^62, so it does not matter if a part of it wraps.
-        let product = limbs
-            .iter()
-            .fold(0_i64, |sum, limb| (sum << 8).wrapping_add(i64::from(limb[c]).wrapping_mul(i64::from(m as i32))));
-        let product = product.wrapping_add(columns.correction[c]).wrapping_add(lack.wrapping_mul(m));
+        let product = limbs.iter().fold(0_i64, |sum, limb| (sum << 8).wrapping_add(scaled(limb[c])));
+        let lack = if LIMBS == 2 { 0 } else { scaled(row_sum).wrapping_mul(PackedMatrix::WIDE_OFFSET) };
+        let product = product.wrapping_add(columns.correction[c]).wrapping_add(lack);
         // Half up, with the bias added in the same units: floor((floor(p / 2^(s-1)) + 2b + 1) / 2).
         let down = columns.shift[c].wrapping_sub(exponent).wrapping_sub(1) & 63;
         let doubled = columns.bias[c].wrapping_mul(2).wrapping_add(1);
@@ -275,14 +275,15 @@ fn scale_right<const LIMBS: usize, T: Element>(
 #[inline(never)]
 fn scale_any<const LIMBS: usize, T: Element>(
     limbs: &[[i32; TILE]; LIMBS],
-    lack: i64,
+    row_sum: i32,
     columns: &Columns,
     exponent: i64,
     out: &mut [T],
 ) -> u64 {
+    let lack = if LIMBS == 2 { 0 } else { i64::from(row_sum) * PackedMatrix::WIDE_OFFSET };
     let mut clamped = 0;
     for (c, out) in out.iter_mut().enumerate() {
-        let mantissa = columns.mantissa[c];
+        let mantissa = i64::from(columns.mantissa[c]);
         // The mantissa divides its product with the correction.
         let correction = columns.correction[c].checked_div(mantissa).unwrap_or(0);
         let sum = limbs.iter().fold(0, |sum, limb| (sum << 8) + i64::from(limb[c])) + correction + lack;

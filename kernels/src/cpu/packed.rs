@@ -99,10 +99,8 @@ impl PackedMatrix {
         self.planes
     }
 
-    /// What each left row's sum is multiplied with and added: 128 for two planes.
-    pub(crate) const fn offset(&self) -> i64 {
-        if self.planes == 2 { 128 } else { 0 }
-    }
+    /// What each left row's sum is multiplied with and added, for two planes; with one there is nothing to add.
+    pub(crate) const WIDE_OFFSET: i64 = 128;
 
     /// `[steps][planes]` of one tile.
     pub(crate) fn tile(&self, tile: usize) -> &[Quad] {

@@ -52,7 +52,7 @@ pub(crate) const fn block_shape(isa: Isa, planes: usize, rows: usize) -> (usize,
 }
 
 /// Limb sums of one block, `[rows][tiles][limbs][16]`, the most significant limb first. An element's exact sum is that of
-/// `limb * 256^i`, and [`PackedMatrix::correction`] and [`PackedMatrix::offset`] times the row's sum.
+/// `limb * 256^i`, and [`PackedMatrix::correction`] and with two digit planes [`PackedMatrix::WIDE_OFFSET`] times the row's sum.
 ///
 /// There is one limb more than the right operand has digit planes.
 #[derive(Clone, Debug)]
