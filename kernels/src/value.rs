@@ -111,7 +111,8 @@ pub struct CacheId(pub u64);
 pub struct Sampler {
     /// Settings of the whole generation.
     pub sampling: Arc<Sampling>,
-    /// One draw for each point of this pass, in order of position.
+    /// One draw for each point of this pass, in order of position; or for the last few of them, and then the others are
+    /// not sampled and cost nothing in the last layer.
     pub draws: Vec<u64>,
 }
 
@@ -139,11 +140,16 @@ impl Sequence {
         self.tokens.len().saturating_sub(self.start)
     }
 
-    /// Positions of this pass after which a word is sampled: from the last one of the prompt on.
+    /// Positions of this pass after which a word is sampled: from the last one of the prompt on, or the last of these
+    /// where there are fewer draws.
     pub fn points(&self) -> Range<usize> {
         let end = self.tokens.len();
         let first = self.sampler.as_ref().map_or(end, |s| s.sampling.prompt_tokens.saturating_sub(1) as usize);
-        first.max(self.start).min(end)..end
+        let first = first.max(self.start).min(end);
+        match self.sampler.as_ref().map_or(0, |s| s.draws.len()) {
+            0 => first..end,
+            draws => first.max(end.saturating_sub(draws))..end,
+        }
     }
 }
 

@@ -199,6 +199,34 @@ fn the_last_layer_goes_by_points() {
     assert_eq!(program.activation_bytes(9, 1), bytes(1, 0));
 }
 
+/// With fewer draws than points only the last ones are sampled, and give what they give among all.
+#[test]
+fn points_without_a_draw_are_not_sampled() {
+    let case = decoder(SHAPE, &[1]);
+    for backend in [&Reference as &dyn Backend, &Cpu::new(None, 2).expect("the detected path")] {
+        let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&case.params);
+        let mut executor = backend.load(Arc::clone(&case.program), params).expect("a valid program");
+        let mut sampled = |draws: Vec<u64>| {
+            let sampling = Sampling { temperature: 10_000, repetition_penalty: 11_000, ..Sampling::greedy(4, 30) };
+            let sampler = Some(Sampler { sampling: Arc::new(sampling), draws });
+            let sequence = Sequence { sampler, ..part(1, 0, 20) };
+            let points = sequence.points();
+            let logits = run(executor.as_mut(), &case.program, vec![sequence]).expect("a pass");
+            let words = executor.read(case.program.layers.last().expect("a program has layers").output);
+            let Value::I32(words) = words.expect("it was sampled") else { panic!("words are i32") };
+            (points, logits, words)
+        };
+        let draws: Vec<u64> = (0..17).map(|point| point << 59).collect();
+        let (points, logits, words) = sampled(draws.clone());
+        assert_eq!((points, words.len()), (3..20, 17));
+        for last in [1, 2, 16] {
+            let (points, few, said) = sampled(draws[17 - last..].to_vec());
+            assert_eq!(points, 20 - last..20);
+            assert_eq!((&few[..], &said[..]), (&logits[(17 - last) * SHAPE.vocab..], &words[17 - last..]));
+        }
+    }
+}
+
 /// A decoder with one thing changed is refused, and says why.
 #[test]
 fn a_program_that_mixes_kinds_of_rows_is_refused() {
