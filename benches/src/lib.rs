@@ -11,5 +11,6 @@ pub mod ops;
 pub mod perplexity;
 pub mod report;
 pub mod roofline;
+mod rows;
 pub mod samples;
 pub mod watch;

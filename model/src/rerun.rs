@@ -10,7 +10,7 @@ use lockstep_protocol::job::{Job, JobKind};
 use lockstep_protocol::trace::root_of_rows;
 
 use crate::embed::{EmbedError, embed};
-use crate::generation::{Event, Generator, Limits, Refused, Request, Run};
+use crate::generation::{Event, Generator, Limits, Recorder, Refused, Request, Run};
 use crate::package::Package;
 
 /// What a job gives.
@@ -60,9 +60,25 @@ impl RerunError {
 /// # Errors
 /// Where the backend fails or the job does not fit the model.
 pub fn rerun_job(package: &Package, backend: &dyn Backend, job: &Job, hint: &[u32]) -> Result<Rerun, RerunError> {
-    let JobKind::Generation(generation) = &job.kind else { return Ok(rerun(package, backend, &job.tokens)?) };
+    rerun_recorded(package, backend, job, hint, None)
+}
+
+/// As [`rerun_job`], with somebody who is told the rows.
+///
+/// # Errors
+/// As [`rerun_job`].
+pub fn rerun_recorded(
+    package: &Package,
+    backend: &dyn Backend,
+    job: &Job,
+    hint: &[u32],
+    recorder: Option<Box<dyn Recorder>>,
+) -> Result<Rerun, RerunError> {
+    let JobKind::Generation(generation) = &job.kind else {
+        return Ok(embed_again(package, backend, &job.tokens, recorder)?);
+    };
     let request = Request::new(job.tokens.clone(), generation, job.seed, hint.to_vec());
-    let run = regenerate(package, backend, request)?;
+    let run = regenerate(package, backend, request, recorder)?;
     let points = run.words.len() as u64;
     // The last word is no input.
     let work_units = package.program().macs(job.tokens.len() as u64 + points - 1, points);
@@ -71,12 +87,17 @@ pub fn rerun_job(package: &Package, backend: &dyn Backend, job: &Job, hint: &[u3
 }
 
 /// Runs one generation alone.
-fn regenerate(package: &Package, backend: &dyn Backend, request: Request) -> Result<Run, RerunError> {
+fn regenerate(
+    package: &Package,
+    backend: &dyn Backend,
+    request: Request,
+    recorder: Option<Box<dyn Recorder>>,
+) -> Result<Run, RerunError> {
     let program = package.program();
     let positions = request.prompt.len() as u64 + u64::from(request.sampling.max_tokens);
     let limits = Limits::of_one(program, positions);
     let mut generator = Generator::new(Arc::clone(program), package.params(), backend, limits)?;
-    generator.submit(request)?;
+    generator.submit_recorded(request, recorder)?;
     let mut done = None;
     let mut note = |_, event| {
         if let Event::Done(run) = event {
@@ -92,6 +113,15 @@ fn regenerate(package: &Package, backend: &dyn Backend, request: Request) -> Res
 /// # Errors
 /// [`EmbedError::Backend`] where the backend fails or the tokens do not fit the model.
 pub fn rerun(package: &Package, backend: &dyn Backend, tokens: &[u32]) -> Result<Rerun, EmbedError> {
+    embed_again(package, backend, tokens, None)
+}
+
+fn embed_again(
+    package: &Package,
+    backend: &dyn Backend,
+    tokens: &[u32],
+    mut recorder: Option<Box<dyn Recorder>>,
+) -> Result<Rerun, EmbedError> {
     let program = package.program();
     let mut executor = backend.load(Arc::clone(program), package.params())?;
     let mut roots = Vec::with_capacity(program.layers.len());
@@ -100,8 +130,14 @@ pub fn rerun(package: &Package, backend: &dyn Backend, tokens: &[u32]) -> Result
         if layer.layer > 0 {
             roots.push(root_of_rows(layer.sequence(0), layer.cols));
         }
+        if let Some(recorder) = recorder.as_mut().filter(|_| (1..program.layers.len() - 1).contains(&layer.layer)) {
+            recorder.push(layer.layer, layer.sequence(0));
+        }
         ControlFlow::Continue(())
     })?;
+    if let Some(recorder) = recorder {
+        recorder.finish(tokens);
+    }
     let output = embeddings.rows.into_iter().next().unwrap_or_default();
     let work_units = program.macs(tokens.len() as u64, 0);
     Ok(Rerun { roots, output, saturations: embeddings.saturations, work_units })

@@ -11,7 +11,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::Batch;
 use lockstep_model::embed::{EmbedError, LayerRows, embed};
-use lockstep_model::generation::Limits;
+use lockstep_model::generation::{Limits, Recorder};
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::Root;
@@ -22,7 +22,7 @@ use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
 use crate::generation::Generations;
-use crate::kept::{KeptRuns, Layers};
+use crate::kept::{KeptRuns, Recording};
 use crate::store::Model;
 
 /// The computing thread. It ends after its current batch when it is stopped or dropped.
@@ -43,7 +43,7 @@ impl Engine {
         let queue = Arc::new(Queue::default());
         let waiting = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let mut generations = Generations::new(Arc::clone(&backend), keys.clone(), limits);
+            let mut generations = Generations::new(Arc::clone(&backend), keys.clone(), limits, Arc::clone(&kept));
             let mut runner = Runner { backend, keys, kept, loaded: Vec::new() };
             // Batches and passes take turns.
             while let Some(work) = waiting.next(batch_tokens, generations.is_idle()) {
@@ -91,7 +91,7 @@ struct Runner {
 struct Computed {
     roots: Vec<Vec<Root>>,
     /// Of those that are to be kept.
-    layers: Vec<Option<Layers>>,
+    recordings: Vec<Option<Box<Recording>>>,
     outputs: Vec<Vec<i32>>,
     saturations: Vec<u64>,
 }
@@ -140,11 +140,11 @@ impl Runner {
     }
 
     fn report(&self, tasks: &[Task], computed: Computed, elapsed: Duration) {
-        let Computed { roots, layers, outputs, saturations } = computed;
+        let Computed { roots, recordings, outputs, saturations } = computed;
         // Before the result is out: whoever gets it may dispute it.
-        for (task, layers) in tasks.iter().zip(layers).filter(|(task, _)| !task.is_cancelled()) {
-            if let Some(layers) = layers {
-                self.kept.keep(task.key.0, layers);
+        for (task, recording) in tasks.iter().zip(recordings) {
+            if let Some(recording) = recording {
+                recording.finish(&task.tokens);
             }
         }
         for (((task, roots), output), saturations) in tasks.iter().zip(roots).zip(outputs).zip(saturations) {
@@ -196,6 +196,8 @@ fn result_of(task: &Task, finished: &Finished, keys: &Keypair) -> Option<JobResu
 
 /// A finished layer on its way to be hashed.
 struct FinishedLayer {
+    /// In the program; 0 is the embedding.
+    layer: usize,
     rows: Vec<i32>,
     cols: usize,
     spans: Vec<std::ops::Range<usize>>,
@@ -203,16 +205,16 @@ struct FinishedLayer {
 
 impl FinishedLayer {
     fn copy_of(layer: LayerRows<'_>) -> Self {
-        Self { rows: layer.rows.to_vec(), cols: layer.cols, spans: layer.spans.to_vec() }
+        Self { layer: layer.layer, rows: layer.rows.to_vec(), cols: layer.cols, spans: layer.spans.to_vec() }
     }
 }
 
 /// Runs the tasks as one batch. Each layer is hashed, and its roots are sent, while the next one runs.
-fn compute(executor: &mut dyn Executor, tasks: &[Task], kept: &KeptRuns) -> Result<Computed, EmbedError> {
+fn compute(executor: &mut dyn Executor, tasks: &[Task], kept: &Arc<KeptRuns>) -> Result<Computed, EmbedError> {
     let program = tasks[0].model.package.program();
     let batch = Batch::of(tasks.iter().map(|task| task.tokens.clone()).collect());
     let (sender, receiver) = sync_channel(WORKER_LAYERS_AHEAD);
-    let (ran, (roots, layers)) = std::thread::scope(|scope| {
+    let (ran, (roots, recordings)) = std::thread::scope(|scope| {
         let hasher = scope.spawn(|| hash_layers(receiver, tasks, kept));
         let ran = run_layers(executor, program, &batch, tasks, sender);
         // A panic of the hasher is one of this thread.
@@ -220,7 +222,7 @@ fn compute(executor: &mut dyn Executor, tasks: &[Task], kept: &KeptRuns) -> Resu
     });
     let (outputs, clamped) = ran?;
     let saturations = saturations(executor, program, batch, clamped)?;
-    Ok(Computed { roots, layers, outputs, saturations })
+    Ok(Computed { roots, recordings, outputs, saturations })
 }
 
 /// Returns the outputs and the saturations of the whole batch.
@@ -249,19 +251,22 @@ fn run_layers(
 fn hash_layers(
     layers: Receiver<FinishedLayer>,
     tasks: &[Task],
-    kept: &KeptRuns,
-) -> (Vec<Vec<Root>>, Vec<Option<Layers>>) {
+    kept: &Arc<KeptRuns>,
+) -> (Vec<Vec<Root>>, Vec<Option<Box<Recording>>>) {
     let geometries: Vec<Option<Geometry>> = tasks.iter().map(|task| task.model.geometry(&task.header).ok()).collect();
     let mut roots = vec![Vec::new(); tasks.len()];
-    let keeps = |task: &Task| kept.fits(kept_bytes(task)).then(Layers::new);
-    let mut outputs: Vec<_> = tasks.iter().map(keeps).collect();
+    let record = |task: &Task| {
+        let package = &task.model.package;
+        kept.record(task.key.0, package.model_id(), package.program(), task.tokens.len()).map(Box::new)
+    };
+    let mut recordings: Vec<_> = tasks.iter().map(record).collect();
     for layer in layers {
-        let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(roots.iter_mut().zip(&mut outputs));
-        for (((span, task), geometry), (roots, outputs)) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
+        let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(roots.iter_mut().zip(&mut recordings));
+        for (((span, task), geometry), (roots, recording)) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
             let rows = &layer.rows[span.start * layer.cols..span.end * layer.cols];
             let root = root_of_rows(rows, layer.cols);
-            if let Some(outputs) = outputs.as_mut().filter(|_| roots.len() < usize::from(task.model.layers)) {
-                outputs.push(rows.into());
+            if let Some(recording) = recording.as_mut().filter(|_| layer.layer <= usize::from(task.model.layers)) {
+                recording.push(layer.layer, rows);
             }
             if let Some(place) = geometry.as_ref().and_then(|geometry| geometry.place(roots.len())) {
                 task.say(Step::Layer { place, root });
@@ -269,15 +274,7 @@ fn hash_layers(
             roots.push(root);
         }
     }
-    (roots, outputs)
-}
-
-/// What the outputs of a task's transformer layers take.
-fn kept_bytes(task: &Task) -> u64 {
-    let program = task.model.package.program();
-    let layers = program.layers.iter().skip(1).take(task.model.layers.into());
-    let cols = layers.map(|layer| u64::from(program.tensor(layer.output).cols)).sum::<u64>();
-    (task.tokens.len() as u64).saturating_mul(4).saturating_mul(cols)
+    (roots, recordings)
 }
 
 /// The saturations of each sequence alone. A backend counts those of a batch; where there are any, each sequence runs

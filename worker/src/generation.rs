@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_kernels::backend::{Backend, BackendError};
-use lockstep_model::generation::{Event, Generator, Limits, Refused, Request, Run, TaskId};
+use lockstep_model::generation::{Event, Generator, Limits, Recorder, Refused, Request, Run, TaskId};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::limits::WORKER_LOADED_MODELS;
 use lockstep_protocol::messages::FailureCode;
 
 use crate::batch::{Failure, Step, Task};
 use crate::engine::{Finished, sign};
+use crate::kept::KeptRuns;
 use crate::store::Model;
 
 /// A task that its model's generator has.
@@ -33,6 +34,7 @@ pub(crate) struct Generations {
     backend: Arc<dyn Backend>,
     keys: Keypair,
     limits: Limits,
+    kept: Arc<KeptRuns>,
     /// The most recently used last.
     loaded: Vec<Loaded>,
     /// Tasks whose model waits until another one has nothing to do.
@@ -41,8 +43,8 @@ pub(crate) struct Generations {
 
 impl Generations {
     /// Each loaded model may take what the limits say.
-    pub fn new(backend: Arc<dyn Backend>, keys: Keypair, limits: Limits) -> Self {
-        Self { backend, keys, limits, loaded: Vec::new(), waiting: VecDeque::new() }
+    pub fn new(backend: Arc<dyn Backend>, keys: Keypair, limits: Limits, kept: Arc<KeptRuns>) -> Self {
+        Self { backend, keys, limits, kept, loaded: Vec::new(), waiting: VecDeque::new() }
     }
 
     /// Whether there is nothing to advance.
@@ -72,12 +74,13 @@ impl Generations {
     }
 
     fn start_waiting(&mut self) {
+        let kept = Arc::clone(&self.kept);
         for task in std::mem::take(&mut self.waiting) {
             if task.is_cancelled() {
                 continue;
             }
             match self.generator(&task) {
-                Ok(Some(loaded)) => loaded.start(task),
+                Ok(Some(loaded)) => loaded.start(task, &kept),
                 Ok(None) => self.waiting.push_back(task),
                 Err(failure) => task.say(Step::Failed(failure)),
             }
@@ -120,7 +123,10 @@ fn failure_of(refused: Refused) -> Failure {
 }
 
 impl Loaded {
-    fn start(&mut self, mut task: Task) {
+    fn start(&mut self, mut task: Task, kept: &Arc<KeptRuns>) {
+        let package = &self.model.package;
+        let recording = kept.record(task.key.0, package.model_id(), package.program(), task.tokens.len());
+        let recorder = recording.map(|recording| Box::new(recording) as Box<dyn Recorder>);
         let request = match task.header.kind.generation() {
             Some(generation) => {
                 let (tokens, hint) = (std::mem::take(&mut task.tokens), std::mem::take(&mut task.hint));
@@ -128,7 +134,7 @@ impl Loaded {
             }
             None => return task.say(Step::Failed(Failure::new(FailureCode::Internal, "the job generates nothing"))),
         };
-        match self.generator.submit(request) {
+        match self.generator.submit_recorded(request, recorder) {
             Ok(id) => {
                 task.say(Step::Started { batch: self.generator.requests() });
                 self.active.insert(id, Active { task, start: Instant::now() });

@@ -1,14 +1,16 @@
 //! Who disputes, and what they signed: everything that a coordinator would have before it opens a dispute.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lockstep_model::package::Package;
-use lockstep_model::rerun::Rerun;
-use lockstep_protocol::dispute::{Held, Signed, Terms};
+use lockstep_protocol::dispute::{Held, Partial, Signed, Terms};
 use lockstep_protocol::generation::{Generation, SAMPLING_ONE};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_protocol::receipt::{Run, WorkerReceipt};
+
+use super::honest::Honest;
+use super::lies::Lied;
 
 /// Time enough for both sides: what is measured is not their hurry.
 const BUDGET_MS: u64 = 3_600_000;
@@ -46,27 +48,28 @@ pub(super) fn job(package: &Package, tokens: Vec<u32>) -> Job {
     }
 }
 
-/// The terms between the liar, who is challenged, and the honest one.
-pub(super) fn terms(package: &Package, job: &Job, keys: &Keys, runs: [&Rerun; 2]) -> Result<Terms> {
-    let layers = u16::try_from(package.program().layers.len() - 2)?;
-    let words = runs.map(|run| match job.kind {
-        JobKind::Embedding => Vec::new(),
-        JobKind::Generation(_) => run.output.iter().map(|word| word.cast_unsigned()).collect::<Vec<_>>(),
-    });
-    let sign = |side: usize| -> Result<Signed> {
-        let run = Run {
-            epoch: LeaseEpoch(1 + side as u64),
-            layers,
-            roots: runs[side].roots.clone(),
-            words: words[side].clone(),
-            output_count: u32::try_from(runs[side].output.len())?,
-            work_units: runs[side].work_units,
-            saturations: runs[side].saturations,
-        };
-        let keys = &keys.sides[side];
-        Ok(Signed::Receipt(WorkerReceipt::of_run(&job.header(), run, keys.id())?.sign(keys)))
+/// The terms between the liar, who was halted where its run differs, and the honest one, whose run is whole.
+pub(super) fn terms(honest: &Honest<'_>, keys: &Keys, lied: &Lied) -> Result<Terms> {
+    let (job, words) = (honest.job, honest.words());
+    let layers = u16::try_from(honest.package.program().layers.len() - 2)?;
+    let geometry = job.header().geometry(layers)?;
+    let [liar, other] = &keys.sides;
+    let partial = Partial::of_roots(job.id(), &geometry, LeaseEpoch(1), &lied.roots, &lied.words, liar.id());
+    let partial = partial.context("the liar streamed no run of this job")?;
+    let run = Run {
+        epoch: LeaseEpoch(2),
+        layers,
+        roots: honest.run.roots.clone(),
+        words: words.clone(),
+        output_count: u32::try_from(honest.run.output.len())?,
+        work_units: honest.run.work_units,
+        saturations: honest.run.saturations,
     };
-    let signed = [sign(0)?, sign(1)?];
-    let held = [0, 1].map(|side| Held { signed: &signed[side], roots: &runs[side].roots, words: &words[side] });
+    let receipt = WorkerReceipt::of_run(&job.header(), run, other.id())?;
+    let signed = [Signed::Partial(partial.sign(liar)), Signed::Receipt(receipt.sign(other))];
+    let held = [
+        Held { signed: &signed[0], roots: &lied.roots, words: &lied.words },
+        Held { signed: &signed[1], roots: &honest.run.roots, words: &words },
+    ];
     Ok(Terms::of_runs(keys.coordinator.id(), job.header(), layers, held, [BUDGET_MS; 2])?)
 }

@@ -1,14 +1,18 @@
 //! Which numbers are lied about: one of each kind of op, where the program has it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lockstep_kernels::backend::Backend;
 use lockstep_kernels::program::{Program, Rows, TensorKind};
-use lockstep_model::package::Package;
-use lockstep_model::rerun::{Rerun, rerun_job};
-use lockstep_protocol::job::Job;
+use lockstep_model::dispute::Trace;
+use lockstep_model::embed::read_i32;
+use lockstep_protocol::ids::{Place as RunPlace, Root};
 use lockstep_sim::adversary::{Change, Lie, Target};
+
+use super::Liar;
+use super::honest::Honest;
 
 /// An op to lie about.
 #[derive(Clone, Copy, Debug)]
@@ -37,16 +41,25 @@ pub(super) fn places(program: &Program) -> Vec<Place> {
 /// beyond 16-bit elements.
 const BITS: [u32; 9] = [14, 20, 26, 30, 31, 12, 8, 4, 1];
 
-/// A lie about the middle element of what an op puts out, and the run of a worker that tells it.
-pub(super) fn tell(
-    package: &Package,
-    job: &Job,
-    place: Place,
-    honest: &Rerun,
-    liar: &dyn Fn(Lie) -> std::sync::Arc<dyn Backend>,
-) -> Result<(Lie, Rerun)> {
+/// What a liar has who tells one lie: the run that it streamed up to where it differs, and its evidence.
+pub(super) struct Lied {
+    pub lie: Lie,
+    /// The first layer whose root differs, at the last point.
+    pub place: RunPlace,
+    /// All roots up to there.
+    pub roots: Vec<Root>,
+    /// The words of all points that are complete.
+    pub words: Vec<u32>,
+    pub trace: Trace,
+    /// What the disputed layer took.
+    pub layer: Duration,
+}
+
+/// A lie about the middle element of what an op puts out that shows in a root. The run before it is the honest one.
+pub(super) fn tell(honest: &Honest<'_>, at: Place, liar: &Liar<'_>) -> Result<Lied> {
+    let (package, job) = (honest.package, honest.job);
     let program = package.program();
-    let op = &program.layers[place.layer].ops[place.op];
+    let op = &program.layers[at.layer].ops[at.op];
     let tensor = program.tensor(op.out());
     let row = match tensor.rows {
         Rows::Position if !program.is_decoder() => job.tokens.len() / 2,
@@ -54,16 +67,24 @@ pub(super) fn tell(
         // The position of the first token that was generated, which is the last point.
         Rows::Position | Rows::Point => job.tokens.len(),
     };
+    let place = honest.place(at.layer.max(1));
     let target = Target::Element { row, col: tensor.cols as usize / 2 };
     let widths = |bit: &&u32| tensor.kind == TensorKind::I32 || **bit < 15;
     for bit in BITS.iter().filter(widths) {
-        let lie = Lie { layer: place.layer, op: place.op, target, change: Change::Xor(1 << bit) };
-        let lied = rerun_job(package, &*liar(lie), job, &[])?;
-        if lied.roots != honest.roots {
-            return Ok((lie, lied));
+        let lie = Lie { layer: at.layer, op: at.op, target, change: Change::Xor(1 << bit) };
+        let mut executor = liar(lie).load(Arc::clone(program), package.params())?;
+        let (trace, layer) = honest.trace(&mut *executor, place)?;
+        let root = *trace.roots().last().context("a trace has the root of its layer")?;
+        if trace.agrees_with(honest.last_roots()) {
+            continue;
         }
+        let mut words = honest.words();
+        // The last point is complete where its word is what differs.
+        if let Some(word) = words.pop().filter(|_| usize::from(place.layer) + 1 == program.layers.len()) {
+            let output = read_i32(&mut *executor, program.layers[usize::from(place.layer)].output)?;
+            words.push(output.last().map_or(word, |word| word.cast_unsigned()));
+        }
+        return Ok(Lied { lie, place, roots: honest.roots_with(place, root), words, trace, layer });
     }
-    None.with_context(|| {
-        format!("no lie about op {} ({}) of layer {} shows in a root", place.op, op.name(), place.layer)
-    })
+    None.with_context(|| format!("no lie about op {} ({}) of layer {} shows in a root", at.op, op.name(), at.layer))
 }

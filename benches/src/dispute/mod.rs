@@ -1,23 +1,27 @@
 //! What disputes cost: one lie about each kind of op, played to its verdict with the real players and the real referee.
 //!
-//! - `lies`: which numbers are altered. `claims`: what both sides signed. `play`: the game, and who spends how long.
+//! - `honest`: the run that both sides share up to the lie. `lies`: which numbers are altered. `claims`: what both sides
+//!   signed. `play`: the game, and who spends how long.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use lockstep_kernels::backend::Backend;
 use lockstep_model::dispute::LayerCase;
 use lockstep_model::package::Package;
-use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::dispute::{Side, VerdictKind};
-use lockstep_protocol::job::Job;
 use lockstep_sim::adversary::Lie;
 
 use self::claims::Keys;
+use self::honest::{Costs, Honest};
+use self::lies::Lied;
 use self::play::{Party, Played};
 
 mod claims;
+mod honest;
 mod lies;
 mod play;
 
@@ -43,8 +47,8 @@ impl<'a> Workload<'a> {
         if positions == 0 || positions > program.max_positions as usize {
             bail!("the model takes 1 to {} positions, not {positions}", program.max_positions);
         }
-        if program.is_decoder() && (positions < 2 || positions == program.max_positions as usize) {
-            bail!("a generation takes 2 to {} positions here, not {positions}", program.max_positions - 1);
+        if program.is_decoder() && positions < 2 {
+            bail!("a generation takes 2 positions or more here, not {positions}");
         }
         let prompt = positions - usize::from(program.is_decoder());
         let tokens = (0..prompt).map(|t| ((1_000 + t) % program.vocab_size as usize) as u32).collect();
@@ -62,8 +66,6 @@ impl<'a> Workload<'a> {
 pub struct Seconds {
     /// The disputed layer, run once more from the kept rows of the one below, with everything kept that may be asked for.
     pub layer: f64,
-    /// All layers up to that one instead, as where nothing is kept any more.
-    pub prefill: f64,
     /// All its moves: the steps of the disputed row, hashes, openings and signatures.
     pub game: f64,
 }
@@ -92,6 +94,10 @@ pub struct Measured {
     pub referee_seconds: f64,
     /// What claimant and challenger spend.
     pub players: [Seconds; 2],
+    /// What an honest player spends on all layers up to the disputed one, where nothing of its run is kept any more.
+    pub prefill_seconds: f64,
+    /// What the disputed layer alone takes over all positions, without anything that a dispute needs of it.
+    pub alone_seconds: f64,
     /// Whether the liar, and nobody else, lost.
     pub claimant_loses: bool,
     /// How the verdict is known.
@@ -109,6 +115,11 @@ impl Measured {
         if a.total() < b.total() { b } else { a }
     }
 
+    /// What the slower player spends, in units of the disputed layer.
+    pub fn layers(&self) -> f64 {
+        self.slower().total() / self.alone_seconds
+    }
+
     /// Where it ended, for people.
     pub fn ended(&self) -> String {
         let step = self.step.as_deref().unwrap_or("no step");
@@ -116,7 +127,8 @@ impl Measured {
     }
 }
 
-/// Plays all disputes, one after the other. `done` is told how many are.
+/// Plays all disputes, one after the other: the liar's run is challenged by the honest one. The honest run is made once.
+/// `done` is told how many are.
 ///
 /// # Errors
 /// A backend fails, no lie about an op shows, or an honest move is refused.
@@ -127,42 +139,45 @@ pub fn measure(
     done: &mut dyn FnMut(usize),
 ) -> Result<Vec<Measured>> {
     let job = claims::job(workload.package, workload.tokens.clone());
-    let truth = rerun_job(workload.package, honest, &job, &[])?;
-    let mut all = Vec::with_capacity(workload.places.len());
-    for place in &workload.places {
-        let (lie, lied) = lies::tell(workload.package, &job, *place, &truth, liar)?;
-        all.push(one(workload, &job, lie, [&lied, &truth], [&*liar(lie), honest])?);
+    let truth = Honest::run(workload.package, honest, &job)?;
+    let (mut all, mut costs) = (Vec::with_capacity(workload.places.len()), BTreeMap::new());
+    for at in &workload.places {
+        let lied = lies::tell(&truth, *at, liar)?;
+        let costs = match costs.entry(lied.place.layer) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(room) => *room.insert(truth.costs(honest, lied.place)?),
+        };
+        all.push(one(&truth, honest, lied, costs)?);
         done(all.len());
     }
     Ok(all)
 }
 
-/// One dispute: the liar's run is challenged by the honest one.
-fn one(
-    workload: &Workload<'_>,
-    job: &Job,
-    lie: Lie,
-    runs: [&lockstep_model::rerun::Rerun; 2],
-    backends: [&dyn Backend; 2],
-) -> Result<Measured> {
-    let (package, keys) = (workload.package, Keys::new());
-    let terms = claims::terms(package, job, &keys, runs)?;
-    let place = terms.check()?.place;
+/// One dispute.
+fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, costs: Costs) -> Result<Measured> {
+    let (package, keys) = (truth.package, Keys::new());
+    let terms = claims::terms(truth, &keys, &lied)?;
+    let Lied { lie, place, trace, layer, .. } = lied;
+    ensure!(terms.check()?.place == place, "the runs differ elsewhere than at the lie");
     let case = || Ok(LayerCase::new(package.manifest(), &terms.job, place)?);
-    let party = |side: Side| {
-        let (backend, keys) = (backends[side.index()], &keys.sides[side.index()]);
-        Party::prepare(package, backend, (&terms, job), (side, keys))
-    };
-    let mut parties = [party(Side::Claimant)?, party(Side::Challenger)?];
+    let mut executor = backend.load(Arc::clone(package.program()), package.params())?;
+    let (honest, honest_layer) = truth.trace(&mut *executor, place)?;
+    drop(executor);
+    let [liar_keys, honest_keys] = &keys.sides;
+    let mut parties = [
+        Party::new(Side::Claimant, liar_keys, case()?, trace),
+        Party::new(Side::Challenger, honest_keys, case()?, honest),
+    ];
     let referee_case = case()?;
-    let played = play::play(&terms, job, &keys, &referee_case, &mut parties)?;
+    let played = play::play(&terms, truth.job, &keys, &referee_case, &mut parties)?;
     let referee_seconds = play::referee_seconds(&terms, &keys, case, &played)?;
     let Played { verdict, rounds, bytes, .. } = played;
     let step = verdict.chunk.zip(verdict.step).and_then(|(chunk, step)| {
         let plan = referee_case.plan(chunk);
         plan.steps().get(usize::from(step)).map(|step| step.name(package.program()))
     });
-    let seconds = |duration: Duration| duration.as_secs_f64();
+    let [claimant, challenger] = parties.map(|party| party.game);
+    let seconds = |layer: Duration, game: Duration| Seconds { layer: layer.as_secs_f64(), game: game.as_secs_f64() };
     Ok(Measured {
         op: package.program().layers[lie.layer].ops[lie.op].name(),
         layer: lie.layer,
@@ -170,11 +185,9 @@ fn one(
         rounds,
         referee_bytes: bytes,
         referee_seconds,
-        players: parties.map(|party| Seconds {
-            layer: seconds(party.layer),
-            prefill: seconds(party.prefill),
-            game: seconds(party.game),
-        }),
+        players: [seconds(layer, claimant), seconds(honest_layer, challenger)],
+        prefill_seconds: costs.prefill.as_secs_f64(),
+        alone_seconds: costs.alone.as_secs_f64(),
         claimant_loses: verdict.losers == [true, false],
         kind: verdict.kind,
         step,

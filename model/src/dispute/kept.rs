@@ -1,14 +1,13 @@
 //! What a player keeps of a run: everything from which the tensors of one layer's dispute view follow.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::{Op, Program, Rows, TensorId, TensorKind};
 use lockstep_kernels::sampling::Sampling;
 use lockstep_kernels::steps::{Part, Plan, PlanError, Step};
-use lockstep_kernels::value::{Batch, CacheId, Sampler, Sequence, Value};
+use lockstep_kernels::value::{Batch, Sampler, Sequence, Value};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::trace::{RowTree, push_padded_row, root_of_rows};
 
@@ -32,7 +31,7 @@ pub(super) struct Kept {
     sampling: Option<(Arc<Sampling>, u64)>,
     /// The roots of layers 1 to the disputed one, over the rows up to the point.
     pub roots: Vec<Root>,
-    /// The same while passes go on.
+    /// The same while layers run.
     trees: Vec<RowTree>,
     /// `R_{l-1}`: padded rows. Empty for layer 1.
     pub input: Vec<u8>,
@@ -42,12 +41,8 @@ pub(super) struct Kept {
     values: BTreeMap<(usize, usize), Value>,
 }
 
-/// The cache of a sequence that is run in two passes. Nothing else runs on the executor meanwhile.
-const CACHE: CacheId = CacheId(0);
-
 impl Kept {
-    /// Runs the layers up to the disputed one over the tokens up to the point. Only the disputed word of a generation is
-    /// sampled, in a pass of its own: a long one has more logits than anybody has memory.
+    /// Runs the layers up to the disputed one over the tokens up to the point.
     pub fn run(
         executor: &mut dyn Executor,
         program: &Arc<Program>,
@@ -56,34 +51,26 @@ impl Kept {
         sampling: Option<(Arc<Sampling>, u64)>,
     ) -> Result<Self, TraceError> {
         let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
-        let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
-        let sampler = kept.sampling.clone().filter(|_| layer + 1 == program.layers.len());
-        let mut sequence = Sequence::new(tokens[..positions].to_vec());
-        if let Some((sampling, draw)) = sampler {
-            if positions > 1 {
-                sequence.cache = Some(CACHE);
-                let before = Sequence { tokens: tokens[..positions - 1].to_vec(), ..sequence.clone() };
-                kept.pass(executor, before)?;
-            }
-            sequence.start = positions - 1;
-            sequence.sampler = Some(Sampler { sampling, draws: vec![draw] });
+        let rows = kept.begin(executor, tokens)?;
+        for l in 0..=usize::from(place.layer) {
+            executor.run_layer(l)?;
+            kept.after(executor, l, rows)?;
         }
-        kept.pass(executor, sequence)?;
-        executor.drop_cache(CACHE);
         kept.roots = kept.trees.drain(..).map(|tree| tree.root()).collect();
         Ok(kept)
     }
 
-    /// Runs the disputed layer of an encoder alone, from the output of the one below. `None` where that is not what was
-    /// signed, or where the disputed layer is the first one, which starts from the tokens.
+    /// Runs the disputed layer alone, from the output of the one below. `None` where that is not what was signed, or where
+    /// the disputed layer is the first one, which starts from the tokens.
     pub fn resume(
         executor: &mut dyn Executor,
         program: &Arc<Program>,
         tokens: &[u32],
         place: Place,
+        sampling: Option<(Arc<Sampling>, u64)>,
         below: Below<'_>,
     ) -> Result<Option<Self>, TraceError> {
-        let mut kept = Self::empty(program, tokens.len(), place, None)?;
+        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
         let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
         let input = program.layers[layer - 1].output;
         let cols = program.tensor(input).cols as usize;
@@ -94,15 +81,26 @@ impl Kept {
             return Ok(None);
         }
         rows.chunks_exact(cols).for_each(|row| push_padded_row(row, &mut kept.input));
-        let sequence = Sequence::new(tokens[..positions].to_vec());
-        let pass = [sequence.rows(), sequence.points().len()];
-        executor.begin(&Batch { sequences: vec![sequence] })?;
+        let pass = kept.begin(executor, tokens)?;
         executor.write(input, Value::I32(rows.to_vec()))?;
         executor.run_layer(layer)?;
         kept.after(executor, layer, pass)?;
         let output = kept.trees.drain(..).next_back().map(|tree| tree.root());
         kept.roots = signed.iter().copied().chain(output).collect();
         Ok(Some(kept))
+    }
+
+    /// Begins a pass over the tokens up to the point, in which only the disputed word is sampled, if any: all of a long
+    /// generation have more logits than anybody has memory. Returns how many positions and points it has.
+    fn begin(&self, executor: &mut dyn Executor, tokens: &[u32]) -> Result<[usize; 2], TraceError> {
+        let is_last = usize::from(self.place.layer) + 1 == self.program.layers.len();
+        let sampler = self.sampling.clone().filter(|_| is_last);
+        let sampler = sampler.map(|(sampling, draw)| Sampler { sampling, draws: vec![draw] });
+        let tokens = tokens[..=self.place.point as usize].to_vec();
+        let sequence = Sequence { sampler, ..Sequence::new(tokens) };
+        let pass = [sequence.rows(), sequence.points().len()];
+        executor.begin(&Batch { sequences: vec![sequence] })?;
+        Ok(pass)
     }
 
     /// Nothing of a run over so many tokens yet.
@@ -136,17 +134,6 @@ impl Kept {
         Plan::new(&self.program, self.place.layer.into(), self.place.point + 1, row, sampling)
     }
 
-    /// Runs a part of the sequence, and appends what it makes.
-    fn pass(&mut self, executor: &mut dyn Executor, sequence: Sequence) -> Result<(), TraceError> {
-        let rows = [sequence.rows(), sequence.points().len()];
-        executor.begin(&Batch { sequences: vec![sequence] })?;
-        for l in 0..=usize::from(self.place.layer) {
-            executor.run_layer(l)?;
-            self.after(executor, l, rows)?;
-        }
-        Ok(())
-    }
-
     /// Takes what is needed of a layer that has just run; later ones may write over it.
     fn after(&mut self, executor: &mut dyn Executor, l: usize, pass: [usize; 2]) -> Result<(), TraceError> {
         let (program, layer) = (Arc::clone(&self.program), usize::from(self.place.layer));
@@ -163,12 +150,7 @@ impl Kept {
         if l == layer || (l, layer) == (0, 1) {
             for (op, kind) in program.layers[l].ops.iter().enumerate() {
                 let value = self.read(executor, kind.out(), pass)?;
-                match self.values.entry((l, op)) {
-                    Entry::Vacant(room) => {
-                        room.insert(value);
-                    }
-                    Entry::Occupied(held) => append(held.into_mut(), value),
-                }
+                self.values.insert((l, op), value);
             }
         }
         Ok(())
@@ -232,19 +214,6 @@ impl Kept {
             _ => unreachable!("{} has no output {}", op.name(), step.part.name()),
         }
         bytes
-    }
-}
-
-/// Appends a tensor's rows of a later pass.
-fn append(held: &mut Value, more: Value) {
-    match (held, more) {
-        (Value::I32(held), Value::I32(more)) => held.extend(more),
-        (Value::I16(held), Value::I16(more)) => held.extend(more),
-        (Value::Bfp { codes, exponents }, Value::Bfp { codes: more, exponents: rows }) => {
-            codes.extend(more);
-            exponents.extend(rows);
-        }
-        _ => unreachable!("every tensor was checked against its declaration"),
     }
 }
 

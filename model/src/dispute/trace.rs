@@ -10,7 +10,7 @@ use blake3::hazmat::HasherExt;
 
 use lockstep_kernels::backend::Executor;
 use lockstep_kernels::program::{ParamId, Program};
-use lockstep_kernels::sampling::split_word;
+use lockstep_kernels::sampling::{Sampling, split_word};
 use lockstep_kernels::steps::Plan;
 use lockstep_kernels::value::Params;
 use lockstep_protocol::dispute::{Evidence, EvidenceError, Source, Tensor};
@@ -39,6 +39,33 @@ pub struct Trace {
     outboards: BTreeMap<Source, Outboard>,
 }
 
+/// What a job's run is made from, up to a place.
+struct Inputs<'a> {
+    /// Those of the prompt, and of the words before the point.
+    tokens: Cow<'a, [u32]>,
+    /// Settings and draw of the point, in a generation.
+    sampling: Option<(Arc<Sampling>, u64)>,
+    ids: Ids,
+}
+
+impl<'a> Inputs<'a> {
+    fn of(job: &'a Job, words: &[u32], place: Place) -> Result<Self, TraceError> {
+        let Some(generation) = job.kind.generation() else {
+            let ids = Ids { tokens: le_bytes(&job.tokens), words: Vec::new() };
+            return Ok(Self { tokens: Cow::Borrowed(&job.tokens), sampling: None, ids });
+        };
+        let before = (place.point as usize + 1).saturating_sub(job.tokens.len());
+        let words = words.get(..before).ok_or(TraceError::Words { place, words: words.len() })?;
+        let generated = words.iter().map(|word| split_word(*word).0);
+        let settings = sampling(generation, job.header().token_count);
+        Ok(Self {
+            tokens: job.tokens.iter().copied().chain(generated).collect(),
+            sampling: Some((Arc::new(settings), draw(&job.seed, place.point))),
+            ids: Ids { tokens: le_bytes(&job.tokens), words: le_bytes(words) },
+        })
+    }
+}
+
 /// The dispute view of one row.
 struct View {
     row: usize,
@@ -64,21 +91,21 @@ impl Trace {
         Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
     }
 
-    /// As [`run`](Self::run), from the output of the layer below the disputed one, so that only that layer is run. `None`
-    /// where there is none below, or where the rows are not those that were signed.
+    /// As [`of_job`](Self::of_job), from the output of the layer below the disputed one, so that only that layer is run.
+    /// `None` where there is none below, or where the rows are not those that were signed.
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// As [`of_job`](Self::of_job).
     pub fn resume(
         executor: &mut dyn Executor,
         program: &Arc<Program>,
         params: Arc<dyn Params>,
-        tokens: &[u32],
+        (job, words): (&Job, &[u32]),
         place: Place,
         below: Below<'_>,
     ) -> Result<Option<Self>, TraceError> {
-        let kept = Kept::resume(executor, program, tokens, place, below)?;
-        let ids = Ids { tokens: le_bytes(tokens), words: Vec::new() };
+        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
+        let kept = Kept::resume(executor, program, &tokens, place, sampling, below)?;
         Ok(kept.map(|kept| Self { kept, params, ids, view: None, outboards: BTreeMap::new() }))
     }
 
@@ -95,17 +122,8 @@ impl Trace {
         words: &[u32],
         place: Place,
     ) -> Result<Self, TraceError> {
-        let Some(generation) = job.kind.generation() else {
-            return Self::run(executor, program, params, &job.tokens, place);
-        };
-        let before = (place.point as usize + 1).saturating_sub(job.tokens.len());
-        let words = words.get(..before).ok_or(TraceError::Words { place, words: words.len() })?;
-        let generated = words.iter().map(|word| split_word(*word).0);
-        let tokens: Vec<u32> = job.tokens.iter().copied().chain(generated).collect();
-        let settings = sampling(generation, job.header().token_count);
-        let sampling = (Arc::new(settings), draw(&job.seed, place.point));
-        let kept = Kept::run(executor, program, &tokens, place, Some(sampling))?;
-        let ids = Ids { tokens: le_bytes(&job.tokens), words: le_bytes(words) };
+        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
+        let kept = Kept::run(executor, program, &tokens, place, sampling)?;
         Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
     }
 

@@ -3,7 +3,7 @@
 //! - [`Generator`] takes requests and advances all of them pass by pass. What a request gives never depends on who
 //!   shares a pass, how prompts are cut, what was computed before, or on a hint.
 //! - `schedule`: who gets how many positions in a pass. `pass`: one pass, every layer hashed on the way.
-//! - `task`: one generation. `prefix`: prefixes that were computed before.
+//! - `task`: one generation. `prefix`: prefixes that were computed before. [`Recorder`]: whoever wants the rows.
 //! - `sampling`: a job's settings and draws, as the program's last op wants them. [`TokenText`], [`Utf8Stream`]: words
 //!   to text.
 //!
@@ -16,6 +16,7 @@ mod logprobs;
 mod memory;
 mod pass;
 mod prefix;
+mod recorder;
 mod sampling;
 mod schedule;
 mod task;
@@ -34,6 +35,7 @@ use lockstep_protocol::generation::Generation;
 use lockstep_protocol::ids::{Place, Root, Seed};
 
 pub use memory::{Limits, Refused};
+pub use recorder::Recorder;
 pub use sampling::{draw, sampling};
 pub use text::{TokenText, Utf8Stream};
 
@@ -155,11 +157,25 @@ impl Generator {
     /// # Errors
     /// Where it is malformed, or could never run within the limits.
     pub fn submit(&mut self, request: Request) -> Result<TaskId, Refused> {
+        self.submit_recorded(request, None)
+    }
+
+    /// As [`submit`](Self::submit), with somebody who is told the rows.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn submit_recorded(
+        &mut self,
+        request: Request,
+        recorder: Option<Box<dyn Recorder>>,
+    ) -> Result<TaskId, Refused> {
         let reserved = self.limits.reservation(&self.program, &request)?;
         let (id, cache) = (TaskId(self.next_id), CacheId(self.next_id));
         self.next_id += 1;
         let trees = memory::trees(&self.program);
-        self.waiting.push_back(Task::new(id, cache, request, self.program.vocab_size, reserved, trees));
+        let mut task = Task::new(id, cache, request, self.program.vocab_size, reserved, trees);
+        task.recorder = recorder;
+        self.waiting.push_back(task);
         Ok(id)
     }
 
@@ -167,7 +183,8 @@ impl Generator {
     pub fn cancel(&mut self, id: TaskId) {
         self.waiting.retain(|task| task.id != id);
         if let Some(index) = self.running.iter().position(|task| task.id == id) {
-            let task = self.running.remove(index);
+            let mut task = self.running.remove(index);
+            task.finish_recording();
             self.executor.drop_cache(task.cache);
         }
     }
@@ -292,6 +309,7 @@ impl Generator {
                 task.saturations = Some(self.count_again(&task)?);
             }
             self.executor.drop_cache(task.cache);
+            task.finish_recording();
             say(task.id, Event::Done(task.into_run()));
         }
         Ok(())

@@ -10,6 +10,7 @@ use lockstep_protocol::ids::Root;
 use lockstep_protocol::trace::RowTree;
 
 use super::logprobs::Logits;
+use super::recorder::Recorder;
 use crate::embed::read_i32;
 
 /// Layers that may wait to be hashed while the next ones run.
@@ -48,14 +49,20 @@ pub(super) struct Part {
     pub wants_logits: bool,
     /// The hashes of layers 1 to L. They end with the last row of the pass.
     pub trees: Vec<RowTree>,
+    /// Whoever is told its rows.
+    pub recorder: Option<Box<dyn Recorder>>,
     /// For each of these layers, one of each cut.
     pub noted: Vec<Vec<Noted>>,
 }
 
 impl Part {
-    /// Hashes its rows of one layer, of which `rows` holds those of the pass. Returns a root that is to be told.
+    /// Hashes its rows of one layer, of which `rows` holds those of the pass, and passes them on. Returns a root that is to
+    /// be told.
     fn push(&mut self, layer: usize, rows: &[i32], cols: usize) -> Option<Root> {
         let rows = &rows[self.span.start * cols..self.span.end * cols];
+        if let Some(recorder) = &mut self.recorder {
+            recorder.push(layer, rows);
+        }
         let (tree, mut at) = (&mut self.trees[layer - 1], 0);
         let mut noted = Vec::with_capacity(self.cuts.len());
         for cut in &self.cuts {

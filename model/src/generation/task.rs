@@ -10,6 +10,7 @@ use lockstep_protocol::trace::{RowTree, root_of_rows};
 
 use super::pass::{Cut, Part, Passed};
 use super::prefix::{Key, Lineage, PAGE};
+use super::recorder::Recorder;
 use super::sampling::draw;
 use super::schedule::Slot;
 use super::{Event, Request, Run, TaskId};
@@ -36,6 +37,8 @@ pub(super) struct Task {
     reused: usize,
     /// The hashes of layers 1 to L.
     trees: Vec<RowTree>,
+    /// Whoever is told the rows.
+    pub recorder: Option<Box<dyn Recorder>>,
     pub lineage: Lineage,
     /// What its own rows clamped; `None` where that can't be told apart from what others did.
     pub saturations: Option<u64>,
@@ -83,6 +86,7 @@ impl Task {
             computed: 0,
             reused: 0,
             trees,
+            recorder: None,
             lineage: Lineage::At(None),
             saturations: Some(0),
             reserved,
@@ -104,6 +108,9 @@ impl Task {
         (self.computed, self.reused) = (positions, positions);
         self.trees = trees.to_vec();
         self.lineage = Lineage::At(Some(key));
+        if let Some(recorder) = &mut self.recorder {
+            recorder.reuse(&self.tokens[..positions]);
+        }
     }
 
     pub fn slot(&self) -> Slot {
@@ -142,7 +149,7 @@ impl Task {
         (0..self.computed).step_by(most).map(move |at| self.sequence_of(at..self.computed.min(at + most)))
     }
 
-    /// Hands the hashes to a pass of `count` positions, whose rows are `span`.
+    /// Hands the hashes, and whoever is told the rows, to a pass of `count` positions, whose rows are `span`.
     pub fn part(&mut self, count: usize, span: Range<usize>, keeps_pages: bool) -> Part {
         let first_point = self.prompt_tokens() - 1;
         let end = self.computed + count;
@@ -155,9 +162,9 @@ impl Task {
             Cut { rows: position + 1 - self.computed, root, state }
         };
         let cuts = (self.computed..end).map(cut).filter(|cut| cut.root || cut.state).collect();
-        let trees = std::mem::take(&mut self.trees);
+        let (trees, recorder) = (std::mem::take(&mut self.trees), self.recorder.take());
         let wants_logits = self.wanted > 0 && points > 0;
-        Part { span, cuts, is_told: points == 1, wants_logits, trees, noted: Vec::new() }
+        Part { span, cuts, is_told: points == 1, wants_logits, trees, recorder, noted: Vec::new() }
     }
 
     /// Takes in what a pass computed, with these of its points, up to the first word that the draft did not foresee, and says
@@ -208,7 +215,18 @@ impl Task {
             }
         }
         self.trees = part.trees;
+        self.recorder = part.recorder;
+        if let (Some(recorder), true) = (&mut self.recorder, advance.is_rolled_back) {
+            recorder.truncate(self.computed);
+        }
         advance
+    }
+
+    /// Tells whoever is told the rows that no more come.
+    pub fn finish_recording(&mut self) {
+        if let Some(recorder) = self.recorder.take() {
+            recorder.finish(&self.tokens[..self.computed]);
+        }
     }
 
     /// Says and keeps the roots and the word of one point, with its log-probabilities.

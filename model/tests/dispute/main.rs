@@ -167,7 +167,7 @@ fn a_trace_from_the_layer_below_is_that_of_the_run() {
         let signed = truth.roots().to_vec();
         let resume = |rows: &[i32], signed: &[Root]| {
             let (mut executor, below) = (cpu.load(program.clone(), params.clone()).unwrap(), Below { rows, signed });
-            Trace::resume(&mut *executor, program, params.clone(), &world.job.tokens, place, below).unwrap()
+            Trace::resume(&mut *executor, program, params.clone(), (&world.job, &[]), place, below).unwrap()
         };
         let Some(mut resumed) = resume(&rows, &signed) else {
             assert_eq!(layer, 1, "only the first layer starts from the tokens");

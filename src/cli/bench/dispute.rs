@@ -21,9 +21,9 @@ use crate::progress;
     after_help = "For each kind of op one dispute, in this process: a claimant who altered one number of what such an op \
     of the middle layer puts out (of the embedding or of the output layer, where it has ops of its own) and computed on \
     from it, against an honest challenger. The referee has the manifest and nothing else. Its time is the median of \
-    several passes over the same moves: signatures, openings and the recomputed number, without disk and network. The \
-    time of a player is that of the slower one: its own run up to the disputed layer once more, then all its moves. \
-    Kernels are not checked against the reference first: see `lockstep conformance`."
+    several passes over the same moves: signatures, openings and the recomputed number, without disk and network, in \
+    processor time. The time of a player is that of the slower one: the disputed layer once more, from the kept output of \
+    the one below, then all its moves; beside it what the layer alone takes, and all layers up to it. Kernels are not checked against the reference first: see `lockstep conformance`."
 )]
 pub struct DisputeArgs {
     /// Package to dispute about.
@@ -76,7 +76,8 @@ fn row(d: &Measured) -> Row {
         .figure(Figure::exact("referee_micros", "referee us", 1e6 * d.referee_seconds))
         .figure(Figure::exact("layer_seconds", "layer s", slower.layer))
         .figure(Figure::exact("game_seconds", "moves s", slower.game))
-        .figure(Figure::exact("prefill_seconds", "rerun s", slower.prefill))
+        .figure(Figure::exact("player_layers", "x layer", d.layers()))
+        .figure(Figure::exact("prefill_seconds", "rerun s", d.prefill_seconds))
 }
 
 fn most_of(disputes: &[Measured]) -> String {
@@ -112,11 +113,11 @@ impl Most {
 fn summary(args: &DisputeArgs, backend: &str, threads: NonZeroUsize, package: &Package, all: &[Measured]) -> Value {
     let dispute = |d: &Measured| {
         let seconds = d.slower();
-        let Seconds { layer, prefill, game } = seconds;
+        let Seconds { layer, game } = seconds;
         json!({
             "op": d.op, "layer": d.layer, "rounds": d.rounds, "referee_bytes": d.referee_bytes,
-            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": seconds.total(), "layer_seconds": layer, "prefill_seconds": prefill,
-            "game_seconds": game, "verdict": if d.claimant_loses { "claimant_loses" } else { "claimant_wins" },
+            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": seconds.total(), "layer_seconds": layer,
+            "game_seconds": game, "player_layers": d.layers(), "prefill_seconds": d.prefill_seconds, "verdict": if d.claimant_loses { "claimant_loses" } else { "claimant_wins" },
             "kind": d.kind, "disputed_layer": d.disputed_layer, "step": d.step, "element": d.element,
         })
     };

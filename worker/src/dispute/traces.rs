@@ -91,9 +91,9 @@ impl Traces {
         let made = catch_unwind(AssertUnwindSafe(|| {
             let loaded = self.backend.load(Arc::clone(program), Arc::clone(&params));
             let mut executor = loaded.map_err(|error| error.to_string())?;
-            if let (From::KeptRuns { signed }, Some(rows), None) = (from, &below, job.kind.generation()) {
-                let below = Below { rows, signed };
-                let resumed = Trace::resume(&mut *executor, program, Arc::clone(&params), &job.tokens, place, below);
+            if let (From::KeptRuns { signed }, Some(rows)) = (from, &below) {
+                let (inputs, below) = ((job, &ground.words[..]), Below { rows, signed });
+                let resumed = Trace::resume(&mut *executor, program, Arc::clone(&params), inputs, place, below);
                 if let Some(trace) = resumed.map_err(|error| error.to_string())? {
                     return Ok(trace);
                 }

@@ -152,10 +152,11 @@ pub struct Table {
 impl Table {
     /// The other side plays from its own run on `theirs`.
     pub fn new(package: &Package, job: &Job, terms: Terms, side: Side, theirs: &dyn Backend) -> Self {
-        let place = terms.check().unwrap().place;
-        let case = LayerCase::new(package.manifest(), &job.header(), place).unwrap();
-        let mut executor = theirs.load(Arc::clone(package.program()), package.params()).unwrap();
-        let trace = Trace::run(&mut *executor, package.program(), package.params(), &job.tokens, place).unwrap();
+        let ground = terms.check().unwrap();
+        let case = LayerCase::new(package.manifest(), &job.header(), ground.place).unwrap();
+        let (program, params) = (package.program(), package.params());
+        let mut executor = theirs.load(Arc::clone(program), Arc::clone(&params)).unwrap();
+        let trace = Trace::of_job(&mut *executor, program, params, job, &ground.words, ground.place).unwrap();
         let (referee, opened) = Referee::open(terms, Millis(1), keys(), &case).unwrap();
         let pending = opened.actions.into();
         let (job, now) = (job.clone(), Millis(1));

@@ -1,4 +1,5 @@
 mod fixture;
+mod records;
 
 use std::collections::BTreeMap;
 
