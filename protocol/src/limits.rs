@@ -299,6 +299,8 @@ pub const WORKER_OUTBOX_MESSAGES: usize = 64;
 pub const WORKER_EVENT_LAG: usize = 4_096;
 /// Runs whose roots a worker remembers, so that it can sign them when it is told to halt.
 pub const WORKER_STREAMS: usize = 2 * WORKER_KEPT_RESULTS;
+/// Runs that a worker remembers to take back where the next test of its machine fails.
+pub const WORKER_UNPROVEN_RUNS: usize = 1_024;
 /// Disputes that a worker plays at a time.
 pub const WORKER_DISPUTES: usize = 64;
 /// Disputed runs that a worker keeps from one round to the next.

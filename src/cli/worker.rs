@@ -3,6 +3,7 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -24,6 +25,8 @@ use crate::{backend, config, paths, progress};
     names in snake_case. Flags win over the environment, the environment over the file.\n\
     Where another worker gets another result of a job, this one defends its own by itself, from its own run made once more; \
     what it signs for that is kept in its folder.\n\
+    A backend that fails a test while it works is not used any more: results since the last good test are taken back, and \
+    the worker ends.\n\
     SIGTERM or Ctrl-C drains: running jobs are finished, new ones refused. A second signal stops at once."
 )]
 pub struct WorkerArgs {
@@ -64,6 +67,10 @@ struct Options {
     /// passes [default: a quarter of the machine's].
     #[arg(long, env = "LOCKSTEP_GENERATION_BYTES", value_name = "BYTES")]
     generation_bytes: Option<u64>,
+    /// Minutes between tests of the machine while it works; one is made before each dispute about a run of this worker too.
+    /// 0 makes none [default: 60].
+    #[arg(long, env = "LOCKSTEP_SELF_TEST_MINUTES", value_name = "N")]
+    self_test_minutes: Option<u32>,
 }
 
 impl Options {
@@ -78,6 +85,7 @@ impl Options {
             max_package_bytes: self.max_package_bytes.or(file.max_package_bytes),
             kept_runs_bytes: self.kept_runs_bytes.or(file.kept_runs_bytes),
             generation_bytes: self.generation_bytes.or(file.generation_bytes),
+            self_test_minutes: self.self_test_minutes.or(file.self_test_minutes),
         }
     }
 }
@@ -108,6 +116,9 @@ impl Options {
             config.kept_runs_bytes = bytes;
         }
         config.generation_bytes = self.generation_bytes;
+        if let Some(minutes) = self.self_test_minutes {
+            config.self_test = (minutes > 0).then(|| Duration::from_secs(60 * u64::from(minutes)));
+        }
         Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
     }
 }
@@ -239,6 +250,12 @@ fn line(event: &Event) -> Option<String> {
         Event::HeadRefused { size, reason } => {
             format!("WARNING: a head of the coordinator's log ({size} entries) was not cosigned: {reason}")
         }
+        Event::SelfTested { damaged } if damaged.is_empty() => return None,
+        Event::SelfTested { damaged } => format!("{} damaged packages were found on this machine", damaged.len()),
+        Event::SelfTestFailed { reason } => {
+            format!("THIS MACHINE FAILED A TEST and takes back what it signed since the last good one: {reason}")
+        }
+        Event::Retracted { job, .. } => format!("job {}: its result may be wrong, and is taken back", short(job)),
         Event::Faulty { reason } => format!("set aside by the coordinator, testing this machine: {reason}"),
         Event::Quarantined { reason } => format!("the coordinator found this worker wrong: {reason}"),
         Event::Draining => "draining".into(),

@@ -130,6 +130,7 @@ async fn relay(
                 let kept = Kept::new(*result, roots).map_err(Broken::Failure)?;
                 // Kept before anything of it is sent: the connection may break in between.
                 shared.keep_result(key, kept.clone());
+                shared.self_test.signed(key);
                 // What waits takes nothing of the device.
                 seat.give_back();
                 shared.events.emit(Event::Finished { job, epoch, work_units, elapsed });

@@ -40,6 +40,8 @@ pub struct Config {
     pub max_package_bytes: u64,
     /// A package that is in use is hashed again before it is used when its last check is older than this.
     pub recheck: Duration,
+    /// How often the machine is tested while it works, and whether before each dispute about one of its runs; `None` never.
+    pub self_test: Option<Duration>,
     /// The pause after the first connection that fails; it doubles with each further one.
     pub first_pause: Duration,
     /// The longest pause between connections.
@@ -52,8 +54,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Sixteen assignments at a time in batches of up to 4,096 tokens, 512 MiB of kept runs, models pulled ahead, 64 GiB of packages, each
-    /// checked again every hour, pauses of half a second to half a minute, and of five minutes where two share a key.
+    /// Sixteen assignments at a time in batches of up to 4,096 tokens, 512 MiB of kept runs, models pulled ahead, 64 GiB of
+    /// packages, these and the machine checked again every hour, pauses of half a second to half a minute, and of five minutes where two share a key.
     pub fn new(coordinator: NodeId, address: String, data_dir: PathBuf, threads: NonZeroUsize) -> Self {
         Self {
             coordinator,
@@ -68,6 +70,7 @@ impl Config {
             prefetch: true,
             max_package_bytes: 64 << 30,
             recheck: Duration::from_secs(3_600),
+            self_test: Some(Duration::from_secs(3_600)),
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(30),
             good_session: Duration::from_secs(60),

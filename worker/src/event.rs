@@ -215,6 +215,23 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The machine passed a test while it worked: the backend gave every known answer.
+    SelfTested {
+        /// Packages that are damaged on this machine; they are pulled again.
+        damaged: Vec<ModelId>,
+    },
+    /// The backend failed a test while it worked. The worker takes back what it signed since the last good one, and ends.
+    SelfTestFailed {
+        /// Which element of which op, or what else.
+        reason: String,
+    },
+    /// The worker takes back a run that it signed, because a test of this machine failed since.
+    Retracted {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+    },
     /// The worker took a run back, and tests itself before it comes again.
     Faulty {
         /// What the coordinator said.

@@ -19,6 +19,7 @@
 //!   they are sent.
 //! - `heads`: the coordinator's log as this worker saw it, and the cosignatures of what continues it.
 //! - `preflight`: the backend's conformance to the oracle, and its speed.
+//! - `selftest`: tests of backend and packages while the worker works, and the runs that it takes back where one fails.
 //! - `data_dir`: the worker's folder, its lock and its key.
 //!
 //! Nothing is computed, hashed or verified on the threads that serve the network.
@@ -41,6 +42,7 @@ mod kept;
 mod preflight;
 mod pull;
 mod running;
+mod selftest;
 mod session;
 mod store;
 mod streams;

@@ -110,6 +110,11 @@ impl Running {
         Some(run.task)
     }
 
+    /// All assignments.
+    pub fn keys(&self) -> Vec<Key> {
+        self.runs.keys().copied().collect()
+    }
+
     /// Which assignment a task is.
     pub fn find(&self, task: Id) -> Option<Key> {
         self.runs.iter().find(|(_, run)| run.task.id() == task).map(|(key, _)| *key)

@@ -70,6 +70,11 @@ pub(crate) struct Session {
     stop: watch::Receiver<Stop>,
     /// When a drained worker no longer waits for acknowledgements.
     give_up: Option<Instant>,
+    /// When the machine is tested next.
+    next_test: Option<Instant>,
+    /// Tells that a test failed.
+    alarm: mpsc::UnboundedSender<WorkerError>,
+    alarms: mpsc::UnboundedReceiver<WorkerError>,
 }
 
 /// An ask that was taken up.
@@ -112,6 +117,8 @@ impl Session {
         };
         let (outbox, letters) = mpsc::channel(WORKER_OUTBOX_MESSAGES);
         let running = Running::default();
+        let (alarm, alarms) = mpsc::unbounded_channel();
+        let next_test = shared.config.self_test.map(|period| Instant::now() + shared.self_test.due_in(period));
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(running.in_flight())));
         let mut session = Self {
@@ -124,6 +131,9 @@ impl Session {
             tasks,
             stop,
             give_up: None,
+            next_test,
+            alarm,
+            alarms,
         };
         session.welcomed(welcome);
         Ok(Ok(session))
@@ -163,7 +173,7 @@ impl Session {
                 close(&self.connection, Close::Done, "drained");
                 return Ok(End::Drained);
             }
-            let give_up = self.give_up;
+            let (give_up, next_test) = (self.give_up, self.next_test);
             tokio::select! {
                 message = self.inbox.next() => match message {
                     Ok(Some(message)) => match self.handle(message).await? {
@@ -174,6 +184,8 @@ impl Session {
                     Err(error) => return Ok(replaced(&self.connection).unwrap_or_else(|| End::Lost(lost(&self.connection, &error)))),
                 },
                 Some(ended) = self.tasks.join_next_with_id() => self.ended(ended).await,
+                Some(error) = self.alarms.recv() => return Err(self.take_back(error).await),
+                () = sleep_until(next_test.unwrap_or_else(Instant::now)), if next_test.is_some() => self.test(),
                 () = told_to_drain(&mut self.stop), if give_up.is_none() => self.begin_drain().await,
                 () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() && self.running.is_empty() => {
                     return Ok(End::Drained);
@@ -292,7 +304,46 @@ impl Session {
         });
     }
 
-    /// Answers an ask, instead of one before it in the same dispute: each says everything.
+    /// Tests the machine beside everything else.
+    fn test(&mut self) {
+        self.next_test = self.shared.config.self_test.map(|period| Instant::now() + period);
+        let (shared, alarm) = (Arc::clone(&self.shared), self.alarm.clone());
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.self_test.test(&shared.store).await {
+                // A session that is over is followed by another, or by the end.
+                let _ = alarm.send(error);
+            }
+            (None, Ok(()))
+        });
+    }
+
+    /// The backend failed a test: takes back what may be wrong, gives back what runs, and waits until the coordinator has
+    /// heard, within reason. Returns why the worker ends.
+    async fn take_back(&mut self, error: WorkerError) -> WorkerError {
+        self.asked.keys().copied().collect::<Vec<_>>().iter().for_each(|dispute| self.stop_playing(dispute));
+        for (job, epoch) in self.shared.self_test.take_unproven() {
+            self.shared.events.emit(Event::Retracted { job, epoch });
+            self.say(ToCoordinator::Retract { job, epoch }).await;
+        }
+        for key in self.running.keys() {
+            self.running.remove(&key).into_iter().for_each(|task| task.abort());
+            self.shared.forget(&key);
+            self.give_back(key, Failure::new(FailureCode::Backend, error.to_string())).await;
+        }
+        let heard = async {
+            while let Ok(Some(message)) = self.inbox.next().await {
+                if matches!(message, ToWorker::Refused { .. } | ToWorker::Shutdown) {
+                    return;
+                }
+            }
+        };
+        // A coordinator in which no such run stands any more says nothing.
+        let _ = timeout(Duration::from_millis(WORKER_LAST_WAIT_MS), heard).await;
+        error
+    }
+
+    /// Answers an ask, instead of one before it in the same dispute: each says everything. Before its first move the
+    /// machine is tested: one that is broken does not dispute.
     fn play(&mut self, ask: Box<Ask>) {
         let (dispute, moves) = (ask.terms.id(), ask.moves.len());
         self.asked.retain(|_, asked| asked.is_open());
@@ -308,7 +359,14 @@ impl Session {
         let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
         let answered = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&answered);
+        let alarm = Some(self.alarm.clone()).filter(|_| moves == 0 && shared.config.self_test.is_some());
         let playing = async move {
+            if let Some(alarm) = alarm
+                && let Err(error) = shared.self_test.test(&shared.store).await
+            {
+                let _ = alarm.send(error);
+                return (None, Ok(()));
+            }
             dispute::play(shared, connection, outbox, ask, flag).await;
             (None, Ok(()))
         };

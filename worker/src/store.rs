@@ -187,16 +187,27 @@ impl Store {
         found
     }
 
-    /// Hashes the packages that are in use once more, for a worker that was found wrong: events tell which of them are
-    /// damaged on this machine.
-    pub async fn check_all(&self) {
+    /// Hashes the packages that are in use once more. Returns which of them are damaged on this machine; they are looked at
+    /// anew, and pulled again, by whoever wants them next.
+    pub async fn check_all(&self) -> Vec<ModelId> {
         let slots: Vec<_> = self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut damaged = Vec::new();
         for slot in slots {
-            if let Slot::Ready { model, .. } = &*slot.lock().await {
-                // The event has told; a check that could not be made tells nothing.
-                let _ = self.check_again(model).await;
+            let mut slot = slot.lock().await;
+            let Slot::Ready { model, .. } = &*slot else { continue };
+            let model = Arc::clone(model);
+            // A check that could not be made tells nothing.
+            if let Ok(checked) = self.check_again(&model).await {
+                *slot = match checked {
+                    Ok(()) => Slot::Ready { model, checked: Instant::now() },
+                    Err(_) => {
+                        damaged.push(model.package.model_id());
+                        Slot::Unknown
+                    }
+                };
             }
         }
+        damaged
     }
 
     /// Hashes the bytes that runs read, as they are now: a disk or another program may have changed them under the

@@ -26,6 +26,7 @@ use crate::handle::Stop;
 use crate::heads::Heads;
 use crate::kept::KeptRuns;
 use crate::preflight;
+use crate::selftest::SelfTest;
 use crate::session::{End, Session};
 use crate::store::Store;
 use crate::streams::Streams;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub heads: Heads,
     pub streams: Streams,
     pub disputes: Arc<Disputes>,
+    pub self_test: SelfTest,
     /// Results whose acknowledgement has not come.
     results: Mutex<BTreeMap<Key, Kept>>,
 }
@@ -117,14 +119,15 @@ impl Supervisor {
         let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), kept, keys, config.coordinator, seen);
         let disputes = Arc::new(disputes);
         let (streams, results) = (Streams::new(dir.keys.clone()), Mutex::default());
-        let shared = Arc::new(Shared { config, events, store, engine, heads, streams, disputes, results });
+        let self_test = SelfTest::new(Arc::clone(&backend), events.clone());
+        let shared = Arc::new(Shared { config, events, store, engine, heads, streams, disputes, self_test, results });
         let mut service = Service { shared, backend, hello, client, backoff, stop };
         let ended = service.serve().await;
         if let Err(WorkerError::Refused { code: RefusalCode::Quarantined, .. }) = ended {
             // Whoever looks into it should know whether a damaged file was the reason.
             let mut stop = service.stop.clone();
             tokio::select! {
-                () = service.shared.store.check_all() => {}
+                _ = service.shared.store.check_all() => {}
                 () = stopped(&mut stop, Stop::Abort) => {}
             }
         }

@@ -78,7 +78,7 @@ impl Machine {
         for side in Side::BOTH.into_iter().filter(|side| verdict.losers[side.index()]) {
             let (node, lease) = (terms.key(side), (job, terms.claim(side).epoch()));
             let opponent = Some(terms.key(side.other())).filter(|_| !verdict.losers[side.other().index()]);
-            if verdict.reason == Reason::Conceded && self.may_retract(&node) && self.stands(lease) {
+            if verdict.reason == Reason::Conceded && self.may_withdraw(&node) && self.stands(lease) {
                 self.withdraw(node, lease, opponent, out);
             } else {
                 self.forfeit(node, lease, opponent, out);

@@ -2,8 +2,9 @@
 //! when it has to speak loses what it staked, and no more.
 //!
 //! It loses the bond of the run, which is worth the audits and what keeps a lie from paying, and gets no pay. It is set aside
-//! for [`FAULTY_MS`], to test its machine, and may then join again. A worker that does it again before
-//! [`RETRACT_JOBS`] of its runs were accepted is treated as one that was refuted.
+//! for [`FAULTY_MS`], to test its machine, and may then join again. A worker that takes back a run that was accepted after
+//! that, before [`RETRACT_JOBS`] were, is treated as one that was refuted. Runs that were accepted before belong to the same
+//! fault: each costs its own bond, so that lies which are taken back together bring nothing either.
 
 use super::{Action, Machine, Output, Record};
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, VerdictKind};
@@ -48,7 +49,7 @@ impl Machine {
         self.record(Record::Retracted { job, epoch }, out);
         self.end_challenges_of((job, epoch), out);
         self.forfeit(node, (job, epoch), opponent, out);
-        if self.may_retract(&node) {
+        if self.may_withdraw(&node) {
             self.set_aside(node, job, out);
         } else {
             let place = self.jobs[&job].geometry.place(0).expect("a job commits somewhere");
@@ -75,9 +76,15 @@ impl Machine {
         }
     }
 
-    /// Whether a worker may take a run back and be no worse off than a faulty machine is.
+    /// Whether a worker may have another fault and be no worse off than a faulty machine is.
     pub(super) fn may_retract(&self, node: &NodeId) -> bool {
         self.faults.get(node).is_none_or(|fault| fault.accepted >= RETRACT_JOBS)
+    }
+
+    /// Whether a worker may take back a run of a job that has not ended. Where none was accepted since its last fault, the
+    /// run is from before that, and belongs to it.
+    pub(super) fn may_withdraw(&self, node: &NodeId) -> bool {
+        self.may_retract(node) || self.faults.get(node).is_some_and(|fault| fault.accepted == 0)
     }
 
     /// Whether a worker is set aside now.

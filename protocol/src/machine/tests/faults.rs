@@ -66,6 +66,39 @@ fn a_second_retraction_too_soon_is_treated_as_a_refutation() {
     assert!(actions.iter().any(is_quarantine));
 }
 
+/// A machine that was faulty for a while takes back all that it made meanwhile, at the price of each, and is not ruined.
+#[test]
+fn runs_from_before_a_fault_are_taken_back_as_part_of_it() {
+    let mut shell = Shell::new();
+    shell.feed(joined(1, 1));
+    let specs = [1, 2, 3].map(|number| spec(number, always(1, false)));
+    let mut epochs = Vec::new();
+    for spec in &specs {
+        shell.feed(Input::Submit(spec.clone()));
+        epochs.push(shell.assigned[0].1);
+        shell.run_wrong(0);
+    }
+    let node = keys(1).id();
+    for (number, epoch) in (1..).zip(&epochs[..2]) {
+        let actions = shell.feed(Input::Retracted { node, job: job(number).id(), epoch: *epoch });
+        assert!(actions.iter().any(|action| matches!(action, Action::SetAside { .. })), "{actions:?}");
+    }
+    // The third one was not heard: its audit finds it wrong, and it is conceded at the same price.
+    shell.judges = false;
+    shell.feed(joined(2, 1));
+    let third = job(3).id();
+    while shell.assigned[0].2.id() != third {
+        shell.run_right(0);
+    }
+    shell.run_right(0);
+    assert_eq!(shell.disputes[0].1.key(Side::Claimant), node);
+    shell.end_with(Verdict { reason: Reason::Conceded, ..verdict([true, false], VerdictKind::Proven) });
+    assert_eq!(shell.machine.quarantined().count(), 0);
+    assert!(shell.machine.is_set_aside(&node));
+    let lost: u64 = specs.iter().map(bond).sum();
+    assert_eq!(shell.machine.ledger().free(&node), GRANT - lost);
+}
+
 #[test]
 fn after_enough_good_runs_a_worker_may_take_one_back_again() {
     let (mut shell, node, epoch) = ran_once();
@@ -134,7 +167,7 @@ fn who_concedes_a_dispute_is_set_aside_once_and_pays_the_other_side() {
         shell.run_wrong(0);
         let [winner, loser] = Side::BOTH.map(|side| shell.disputes[0].1.key(side));
         if !is_first {
-            shell.machine.faults.insert(loser, Fault { until: Millis(0), accepted: 0 });
+            shell.machine.faults.insert(loser, Fault { until: Millis(0), accepted: 1 });
         }
         let conceded = Verdict { reason: Reason::Conceded, ..verdict([false, true], VerdictKind::Proven) };
         shell.end_with(conceded);
