@@ -20,29 +20,30 @@ struct World {
     package: PathBuf,
     data: PathBuf,
     liar: Liar,
-    _honest: Process,
+    honest: Process,
     job: String,
     access: String,
     temp: tempfile::TempDir,
 }
 
 impl World {
-    /// With `OPTIONS`, every job is audited, so that the two differ; without audits, whoever is drawn gives the answer.
-    fn new(pause: Duration, options: &[&str]) -> Option<Self> {
+    /// With `OPTIONS`, every job is audited, so that the two differ; without audits, whoever is drawn gives the answer. The
+    /// liar waits in its first dispute until it is let go.
+    fn new(options: &[&str]) -> Option<Self> {
         let package = minilm_package()?.to_path_buf();
         let temp = tempfile::tempdir().expect("a folder");
         let data = temp.path().join("c");
         let coordinator = Coordinator::start(&package, &data, options);
         let honest = coordinator.worker(&temp.path().join("honest"));
         honest.after("is here, verified");
-        let liar = Liar::join(&coordinator.address, &temp.path().join("liar"), pause);
+        let liar = Liar::join(&coordinator.address, &temp.path().join("liar"));
         wait_for("two workers with the model", || {
             let workers: Value = serde_json::from_str(&coordinator.get("/v1/workers").1).expect("JSON");
             let ready = |worker: &&Value| worker["models"].as_array().is_some_and(|models| !models.is_empty());
             (workers["data"].as_array()?.iter().filter(ready).count() == 2).then_some(())
         });
         let (job, access) = submit(&coordinator);
-        Some(Self { coordinator, package, data, liar, _honest: honest, job, access, temp })
+        Some(Self { coordinator, package, data, liar, honest, job, access, temp })
     }
 
     /// The only dispute, once it is there and `until` says so.
@@ -117,7 +118,8 @@ fn convicts(world: &World, file: &Path) -> Value {
 
 #[test]
 fn a_dispute_is_exported_and_judged_and_every_changed_byte_is_noticed() {
-    let Some(world) = World::new(Duration::ZERO, &OPTIONS) else { return };
+    let Some(world) = World::new(&OPTIONS) else { return };
+    world.liar.let_go();
     let dispute = world.dispute("verdict", |dispute| dispute["status"] == "judged");
     // The job still runs: it needs another auditor. Nobody else is told what it is about.
     assert_eq!(dispute["job"], Value::Null, "{dispute}");
@@ -185,12 +187,13 @@ fn pays(world: &World) {
 /// `kill -9` while the liar's clock runs, twice; the dispute goes on where it was, and ends as it would have.
 #[test]
 fn a_killed_coordinator_goes_on_with_its_disputes() {
-    let Some(mut world) = World::new(Duration::from_millis(1_500), &OPTIONS) else { return };
+    let Some(mut world) = World::new(&OPTIONS) else { return };
     let opened = world.dispute("dispute", |_| true);
     for _ in 0..2 {
         assert_eq!(world.dispute("dispute", |_| true)["status"], "open");
         world.coordinator = world.coordinator.restart(&world.package, &world.data, &OPTIONS);
     }
+    world.liar.let_go();
     let judged = world.dispute("verdict", |dispute| dispute["status"] == "judged");
     assert_eq!(judged["id"], opened["id"], "one and the same dispute");
     let file = world.export(&judged, "dispute");
@@ -200,10 +203,35 @@ fn a_killed_coordinator_goes_on_with_its_disputes() {
     assert_eq!(world.ledger()["folded"], true);
 }
 
+/// `kill -9` of a player after its first move, which it signed and sent and may not have delivered. Its dispute goes on
+/// without it as far as that goes, and with it when it is there again: it loses nothing but the time.
+#[test]
+fn a_killed_player_goes_on_with_its_dispute() {
+    let Some(mut world) = World::new(&OPTIONS) else { return };
+    let opened = world.dispute("dispute", |_| true);
+    world.honest.after(": moved in round 0 (descend)");
+    // The liar has not moved: the dispute is in its first round, and stays there.
+    world.honest.kill();
+    let held = world.dispute("dispute", |_| true);
+    assert_eq!((&held["id"], &held["status"], &held["round"]), (&opened["id"], &json!("open"), &json!(0)));
+    world.liar.let_go();
+    // What it had signed is on its disk, and is what it sends whenever it is asked again.
+    let kept = world.temp.path().join("honest/disputes").join(opened["id"].as_str().expect("an id"));
+    let first = fs::read(kept.join("move-00000")).expect("the move was kept before it was sent");
+    world.honest = world.coordinator.worker(&world.temp.path().join("honest"));
+    let judged = world.dispute("verdict", |dispute| dispute["status"] == "judged");
+    assert_eq!(judged["id"], opened["id"], "one and the same dispute");
+    convicts(&world, &world.export(&judged, "dispute"));
+    assert_eq!(fs::read(kept.join("move-00000")).expect("it is kept"), first);
+    assert!(kept.join("move-00001").exists(), "it went on after its restart");
+    world.honest.after(": not lost");
+}
+
 /// An answer that nobody audited is disputed by its client, with a worker's key and a run of its own.
 #[test]
 fn a_wrong_answer_is_challenged_and_a_right_one_can_not_be() {
-    let Some(mut world) = World::new(Duration::ZERO, &["--audit-probability", "0"]) else { return };
+    let Some(mut world) = World::new(&["--audit-probability", "0"]) else { return };
+    world.liar.let_go();
     let receipt = world.temp.path().join("receipt.json");
     let liar = json!(world.liar.key.to_string());
     let challenge = |world: &World| {
