@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{lockstep, minilm, run_json};
+use common::{lockstep, minilm, run, run_json};
 use serde_json::{Value, json};
 
 /// What both demos show: the cheat, and nobody else, is found at the layer that it altered and convicted by one number.
@@ -29,7 +29,18 @@ fn the_cheat_is_convicted(out: &Value) {
 #[test]
 fn text_is_streamed_and_the_cheat_is_caught_in_the_middle_of_it() {
     let cache = tempfile::tempdir().expect("a folder");
-    let out = run_json(lockstep().args(["demo", "--json"]).env("XDG_CACHE_HOME", cache.path()));
+    let output = run(lockstep().args(["demo", "--json"]).env("XDG_CACHE_HOME", cache.path()));
+    let (stdout, story) = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("UTF-8")).into();
+    let out: Value = serde_json::from_str(&stdout).expect("one JSON object and nothing else");
+    // A person sees how the dispute narrows, to one number, and who loses it.
+    let told =
+        ["differs", "is the first to differ", "1 KiB revealed by each", "opened against", "the referee recomputes"];
+    let mut rest = &story[..];
+    for step in told {
+        let at = rest.find(step).unwrap_or_else(|| panic!("{step:?} is not told in its turn: {story}"));
+        rest = &rest[at..];
+    }
+    assert!(rest.contains("loses (proven"), "{story}");
     the_cheat_is_convicted(&out);
     // Found at the position that it altered, long before the end of the text.
     assert_eq!(out["first_difference"]["point"], out["altered_position"], "{out}");

@@ -30,7 +30,7 @@ pub struct DemoArgs {
     /// Embed texts with a sentence encoder, instead of writing text.
     #[arg(long)]
     embeddings: bool,
-    /// Print one JSON object on the last line, and nothing else on standard output.
+    /// Print one JSON object, and nothing else on standard output; the story goes to standard error.
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +44,7 @@ struct Ended {
 
 /// Runs the demo.
 pub fn run(args: &DemoArgs) -> Outcome {
-    let story = Story::new(!args.json);
+    let story = Story::new(args.json);
     story.title();
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = if args.embeddings {
@@ -55,10 +55,9 @@ pub fn run(args: &DemoArgs) -> Outcome {
         runtime.block_on(generation::perform(&package, &story))?
     };
     let Ended { verdict, checked, summary } = ended;
+    story.end(&verdict, checked.as_ref());
     if args.json {
         println!("{summary}");
-    } else {
-        story.end(&verdict, checked.as_ref());
     }
     if verdict.honest_verified && verdict.cheater_found && checked.is_some_and(|checked| checked.holds) {
         return Ok(());

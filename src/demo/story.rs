@@ -12,9 +12,9 @@ use super::network::Member;
 use super::round::{self, Moved, Rounds};
 use super::verdict::Verdict;
 
-/// Prints to standard output, or stays silent.
+/// Prints to standard output, or to standard error where that is kept for a program.
 pub struct Story {
-    loud: bool,
+    aside: bool,
     told: Mutex<Told>,
 }
 
@@ -34,30 +34,33 @@ struct Told {
 }
 
 impl Story {
-    /// A story that is told, or not.
-    pub fn new(loud: bool) -> Self {
-        Self { loud, told: Mutex::default() }
+    /// A story that is told on standard output, or aside.
+    pub fn new(aside: bool) -> Self {
+        Self { aside, told: Mutex::default() }
+    }
+
+    /// Prints at once. Who does not read has no hurry.
+    fn print(&self, text: &str) {
+        if self.aside {
+            eprint!("{text}");
+        } else {
+            print!("{text}");
+            let _ = std::io::stdout().flush();
+        }
     }
 
     /// One line.
     pub fn say(&self, line: &str) {
-        if self.loud {
-            println!("  {line}");
-        }
+        self.print(&format!("  {line}\n"));
     }
 
     fn heading(&self, line: &str) {
-        if self.loud {
-            println!("\n{line}");
-        }
+        self.print(&format!("\n{line}\n"));
     }
 
     /// What this is.
     pub fn title(&self) {
-        if self.loud {
-            println!("Lockstep: a neural network on machines that nobody has to trust\n");
-            println!("The model");
-        }
+        self.print("Lockstep: a neural network on machines that nobody has to trust\n\nThe model\n");
     }
 
     /// Who takes part.
@@ -83,22 +86,15 @@ impl Story {
 
     /// A text begins.
     pub fn prompt(&self, prompt: &str) {
-        if self.loud {
-            print!("\n  {prompt}");
-            self.flush();
-        }
-        self.lock().is_in_text = self.loud;
+        self.print(&format!("\n  {prompt}"));
+        self.lock().is_in_text = true;
     }
 
     /// More of the text that is being written.
     pub fn piece(&self, text: &str) {
-        let mut told = self.lock();
-        if self.loud {
-            // After something else was told, the text goes on in a line of its own.
-            let mark = if std::mem::replace(&mut told.is_in_text, true) { "" } else { "  ... " };
-            print!("{mark}{}", text.replace('\n', "\n  "));
-            self.flush();
-        }
+        // After something else was told, the text goes on in a line of its own.
+        let mark = if std::mem::replace(&mut self.lock().is_in_text, true) { "" } else { "  ... " };
+        self.print(&format!("{mark}{}", text.replace('\n', "\n  ")));
     }
 
     /// The text has ended.
@@ -108,13 +104,8 @@ impl Story {
 
     fn leave_text(&self) {
         if std::mem::take(&mut self.lock().is_in_text) {
-            println!();
+            self.print("\n");
         }
-    }
-
-    fn flush(&self) {
-        // Who does not read has no hurry.
-        let _ = std::io::stdout().flush();
     }
 
     fn lock(&self) -> MutexGuard<'_, Told> {
