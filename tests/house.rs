@@ -161,3 +161,15 @@ fn links_in_documents_lead_somewhere() {
         }
     }
 }
+
+/// Each rule of disputes names the tests that hold it.
+#[test]
+fn the_tests_that_rules_of_disputes_name_are_there() {
+    let text = read(&root().join("docs/disputes.md"));
+    let (_, rules) = text.split_once("## Rules").expect("the rules have a section");
+    let sources: String = files(root(), &["rs"]).iter().map(|file| read(file)).collect();
+    let is_test = |name: &&str| name.contains('_') && !name.contains('/');
+    let named: Vec<&str> = rules.split('`').skip(1).step_by(2).filter(is_test).collect();
+    let missing: Vec<_> = named.iter().filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(named.len() > 40 && missing.is_empty(), "{} are named, missing: {missing:?}", named.len());
+}

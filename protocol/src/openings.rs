@@ -230,6 +230,17 @@ mod tests {
         assert!(matches!(too_long, Err(OpeningError::Length { .. })));
     }
 
+    /// So a length is never taken from whoever brings the opening: it follows from the program.
+    #[test]
+    fn an_opening_alone_does_not_tell_the_length() {
+        let data = data(5 * CHUNK_BYTES);
+        let outboard = Outboard::new(&data).unwrap();
+        let (root, range) = (outboard.root(), ChunkRange { first: 0, count: 1 });
+        let opening = open_range(&data, &outboard, range).unwrap();
+        let holds = |chunks: usize| verify_range(&root, (chunks * CHUNK_BYTES) as u64, range, &opening).is_ok();
+        assert_eq!((1..=16).filter(|chunks| holds(*chunks)).collect::<Vec<_>>(), [5, 6, 7, 8]);
+    }
+
     #[test]
     fn every_changed_byte_of_an_opening_is_refused() {
         let data = data(70_000);

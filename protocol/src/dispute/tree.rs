@@ -143,6 +143,21 @@ mod tests {
         }
     }
 
+    /// BLAKE3 marks the root: the value of a chunk says whether it is all there is.
+    #[test]
+    fn a_chunk_that_is_the_whole_tensor_is_a_root_and_one_among_others_is_none() {
+        let chunk = data(1);
+        let root = *blake3::hash(&chunk).as_bytes();
+        assert_eq!(Block::whole(1).value_of_chunk(&chunk), root);
+        for total in 2..9 {
+            for at in 0..total {
+                let inner = Block::at(total, 0, at).value_of_chunk(&chunk);
+                assert_ne!(inner, root, "chunk {at} of {total}");
+                assert_ne!(Block::whole(1).merge(&[inner]), root);
+            }
+        }
+    }
+
     #[test]
     fn a_descent_takes_the_fewest_rounds_and_reaches_every_chunk() {
         for total in (1..=2_000).chain([16_384, 16_385, 65_536, 1 << 25, (1 << 30) - 1, 1 << 30]) {

@@ -40,6 +40,19 @@ fn both_sides_can_lose() {
     game.ended(BOTH, verdict.reason);
 }
 
+/// Why each key plays for itself: whoever has the same roots may say something else of the steps, and would sink an honest
+/// twin with it.
+#[test]
+fn equal_roots_do_not_fix_what_is_said_of_the_steps() {
+    let toy = small();
+    let honest = Run::honest(&toy);
+    let liar = honest.clone().lie(at(&toy, 3, 411), 4);
+    let twin = honest.clone().lie_in(1, 8, 1);
+    assert_eq!(twin.root(), honest.root());
+    assert_eq!(Match::new(twin, liar.clone()).verdict().losers, CLAIMANT, "it says what is wrong of a step");
+    assert_eq!(Match::new(honest, liar).verdict().losers, CHALLENGER);
+}
+
 #[test]
 fn padding_that_is_not_zero_loses() {
     let toy = small();

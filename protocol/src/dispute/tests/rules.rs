@@ -166,6 +166,28 @@ fn other_kinds_counts_and_lengths_than_follow_from_the_game_are_refused() {
     }
 }
 
+/// A move has no length in it: the tensor has the chunks that the program says, whatever its root was made of.
+#[test]
+fn lengths_follow_from_the_program_and_never_from_a_message() {
+    for chunks in [14, 16] {
+        let honest = Run::honest(&small());
+        let mut liar = honest.clone();
+        liar.output.resize(chunks * 1_024, 0);
+        let mut game = Match::new(liar.clone(), honest);
+        assert_eq!(game.referee.scope().chunks, 0..15);
+        let values = |count: usize| -> Vec<[u8; 32]> {
+            (0..count as u64).map(|index| toy::block_value(&liar.output, 0, index)).collect()
+        };
+        let all = game.say(Side::Claimant, MoveBody::Descend { values: values(chunks) });
+        let reason = Refusal::Count { what: "chaining values", expected: 15, found: chunks };
+        assert_eq!(all.actions, [Action::Refuse { side: Some(Side::Claimant), reason }]);
+        let mut as_many = values(chunks);
+        as_many.resize(15, [0; 32]);
+        game.say(Side::Claimant, MoveBody::Descend { values: as_many });
+        game.ended(CLAIMANT, Reason::Contradiction);
+    }
+}
+
 #[test]
 fn longer_moves_than_any_game_has_are_not_even_decoded() {
     let values = vec![[0; 32]; MAX_MOVE_VALUES + 1];
