@@ -19,6 +19,7 @@
 //!   they are sent.
 //! - `heads`: the coordinator's log as this worker saw it, and the cosignatures of what continues it.
 //! - `preflight`: the backend's conformance to the oracle, and its speed.
+//! - `control`: the control stream.
 //! - `selftest`: tests of backend and packages while the worker works, and the runs that it takes back where one fails.
 //! - `data_dir`: the worker's folder, its lock and its key.
 //!
@@ -29,6 +30,7 @@ mod assignment;
 mod backoff;
 mod batch;
 mod config;
+mod control;
 mod data_dir;
 mod dispute;
 mod durable;

@@ -2,26 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
+use lockstep_link::{Close, Frames, LinkError, close, peer_id};
 use lockstep_protocol::dispute::DisputeId;
 use lockstep_protocol::ids::Place;
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::{
-    HELLO_MS, MAX_REASON_BYTES, SILENCE_MS, WORKER_DISPUTES, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES,
+    HELLO_MS, MAX_REASON_BYTES, WORKER_DISPUTES, WORKER_LAST_WAIT_MS, WORKER_OUTBOX_MESSAGES,
 };
 use lockstep_protocol::messages::{
     Ask, FailureCode, Hello, JobMessage, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
-use quinn::{Connection, ConnectionError, SendStream};
+use quinn::{Connection, ConnectionError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::assignment;
 use crate::batch::{Failure, Key};
+use crate::control::{greet, heartbeat_of, write_control};
 use crate::dispute;
 use crate::error::WorkerError;
 use crate::event::Event;
@@ -120,7 +121,11 @@ impl Session {
         let (alarm, alarms) = mpsc::unbounded_channel();
         let next_test = shared.config.self_test.map(|period| Instant::now() + shared.self_test.due_in(period));
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_control(control, letters, heartbeat_of(&welcome), Arc::clone(running.in_flight())));
+        let writing = write_control(control, letters, heartbeat_of(&welcome), Arc::clone(running.in_flight()));
+        tasks.spawn(async move {
+            writing.await;
+            (None, Ok(()))
+        });
         let mut session = Self {
             shared: Arc::clone(shared),
             connection,
@@ -415,49 +420,6 @@ impl Session {
 /// How long an acknowledgement is waited for from now on.
 fn last_wait() -> Instant {
     Instant::now() + Duration::from_millis(WORKER_LAST_WAIT_MS)
-}
-
-async fn greet(connection: &Connection, hello: &Hello) -> Result<(SendStream, Frames<ToWorker>, ToWorker), LinkError> {
-    let (mut control, down) = connection.open_bi().await?;
-    let mut inbox = Frames::new(down);
-    send(&mut control, &ToCoordinator::Hello(hello.clone())).await?;
-    match inbox.next().await? {
-        Some(answer) => Ok((control, inbox, answer)),
-        None => Err(LinkError::Connection(connection.closed().await)),
-    }
-}
-
-/// Writes the control stream: what the session says, and a heartbeat in between.
-async fn write_control(
-    mut control: SendStream,
-    mut letters: mpsc::Receiver<ToCoordinator>,
-    heartbeat: Duration,
-    in_flight: Arc<AtomicU32>,
-) -> Ended {
-    let mut beat = interval(heartbeat);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sequence = 0;
-    loop {
-        let message = tokio::select! {
-            letter = letters.recv() => match letter {
-                Some(message) => message,
-                None => return (None, Ok(())),
-            },
-            _ = beat.tick() => {
-                sequence += 1;
-                ToCoordinator::Heartbeat { sequence: sequence - 1, in_flight: in_flight.load(Ordering::Relaxed) }
-            }
-        };
-        if send(&mut control, &message).await.is_err() {
-            // The connection is at its end, and the inbox says why.
-            return (None, Ok(()));
-        }
-    }
-}
-
-/// As the coordinator wishes, but neither in a hurry nor so slow that it takes the worker for dead.
-fn heartbeat_of(welcome: &Welcome) -> Duration {
-    Duration::from_millis(welcome.heartbeat_ms.clamp(100, SILENCE_MS / 3))
 }
 
 async fn told_to_drain(stop: &mut watch::Receiver<Stop>) {

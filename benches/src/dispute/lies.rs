@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use lockstep_kernels::program::{Program, Rows, TensorKind};
+use lockstep_kernels::value::Value;
 use lockstep_model::dispute::Trace;
-use lockstep_model::embed::read_i32;
 use lockstep_protocol::ids::{Place as RunPlace, Root};
 use lockstep_sim::adversary::{Change, Lie, Target};
 
@@ -80,9 +80,9 @@ pub(super) fn tell(honest: &Honest<'_>, at: Place, liar: &Liar<'_>) -> Result<Li
         }
         let mut words = honest.words();
         // The last point is complete where its word is what differs.
-        if let Some(word) = words.pop().filter(|_| usize::from(place.layer) + 1 == program.layers.len()) {
-            let output = read_i32(&mut *executor, program.layers[usize::from(place.layer)].output)?;
-            words.push(output.last().map_or(word, |word| word.cast_unsigned()));
+        let is_whole = words.pop().is_some() && usize::from(place.layer) + 1 == program.layers.len();
+        if let (true, Value::I32(said)) = (is_whole, executor.read(program.layers[usize::from(place.layer)].output)?) {
+            words.extend(said.last().map(|word| word.cast_unsigned()));
         }
         return Ok(Lied { lie, place, roots: honest.roots_with(place, root), words, trace, layer });
     }

@@ -1,4 +1,5 @@
 //! A dispute about one job: the referee, the other side, and what the worker has to say over its connection.
+#![allow(dead_code, reason = "each test file uses another part")]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
