@@ -1,4 +1,4 @@
-//! The honest side's run, with everything kept that a worker keeps of it, and what it costs to have none of that.
+//! The honest side's run, with everything kept that a worker keeps of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use lockstep_kernels::backend::{Backend, Executor};
 use lockstep_kernels::sampling::split_word;
-use lockstep_kernels::value::{Batch, Sampler, Sequence, Value};
+use lockstep_kernels::value::{Batch, Value};
 use lockstep_model::dispute::{Below, Trace};
-use lockstep_model::generation::{draw, sampling};
 use lockstep_model::package::Package;
 use lockstep_model::rerun::{Rerun, rerun_recorded};
 use lockstep_protocol::ids::{Place, Root};
@@ -22,15 +21,6 @@ pub(super) struct Honest<'a> {
     pub job: &'a Job,
     pub run: Rerun,
     rows: Vec<Vec<i32>>,
-}
-
-/// What it takes to have the disputed layer.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Costs {
-    /// All layers up to it, from the tokens, as where nothing is kept.
-    pub prefill: Duration,
-    /// The layer alone, without anything that a dispute needs of it.
-    pub alone: Duration,
 }
 
 impl<'a> Honest<'a> {
@@ -85,35 +75,28 @@ impl<'a> Honest<'a> {
         Ok((trace, start.elapsed()))
     }
 
-    /// What the disputed layer takes by other means.
-    pub fn costs(&self, backend: &dyn Backend, place: Place) -> Result<Costs> {
+    /// What all layers up to a place take from the tokens, as where nothing is kept.
+    pub fn prefill(&self, backend: &dyn Backend, place: Place) -> Result<Duration> {
         let (program, params, words) = (self.package.program(), self.package.params(), self.words());
         let mut executor = backend.load(Arc::clone(program), Arc::clone(&params))?;
         let start = Instant::now();
         drop(Trace::of_job(&mut *executor, program, params, self.job, &words, place)?);
-        let (prefill, layer) = (start.elapsed(), usize::from(place.layer));
-        executor.begin(&Batch { sequences: vec![self.sequence(place)] })?;
-        let first = if layer == 1 { 0 } else { layer };
-        if first > 0 {
-            executor.write(program.layers[layer - 1].output, Value::I32(self.rows[layer - 2].clone()))?;
-        }
-        let start = Instant::now();
-        for layer in first..=layer {
-            executor.run_layer(layer)?;
-        }
-        Ok(Costs { prefill, alone: start.elapsed() })
+        Ok(start.elapsed())
     }
 
-    /// All positions up to the point, which is sampled where the layer is the last one.
-    fn sequence(&self, place: Place) -> Sequence {
+    /// What the middle layer takes over all positions, without anything that a dispute needs of it.
+    pub fn middle(&self, backend: &dyn Backend) -> Result<Duration> {
+        let program = self.package.program();
+        let mut executor = backend.load(Arc::clone(program), self.package.params())?;
+        // That there is one below, whose output is kept.
+        let middle = self.layers().div_ceil(2).max(2).min(self.rows.len() + 1);
         let generated = self.words().into_iter().map(|word| split_word(word).0);
-        let positions = place.point as usize + 1;
+        let positions = self.place(middle).point as usize + 1;
         let tokens = self.job.tokens.iter().copied().chain(generated).take(positions).collect();
-        let is_last = usize::from(place.layer) == self.layers();
-        let sampler = self.job.kind.generation().filter(|_| is_last).map(|generation| Sampler {
-            sampling: Arc::new(sampling(generation, self.job.header().token_count)),
-            draws: vec![draw(&self.job.seed, place.point)],
-        });
-        Sequence { sampler, ..Sequence::new(tokens) }
+        executor.begin(&Batch::single(tokens))?;
+        executor.write(program.layers[middle - 1].output, Value::I32(self.rows[middle - 2].clone()))?;
+        let start = Instant::now();
+        executor.run_layer(middle)?;
+        Ok(start.elapsed())
     }
 }

@@ -16,7 +16,7 @@ use lockstep_protocol::dispute::{Side, VerdictKind};
 use lockstep_sim::adversary::Lie;
 
 use self::claims::Keys;
-use self::honest::{Costs, Honest};
+use self::honest::Honest;
 use self::lies::Lied;
 use self::play::{Party, Played};
 
@@ -96,8 +96,8 @@ pub struct Measured {
     pub players: [Seconds; 2],
     /// What an honest player spends on all layers up to the disputed one, where nothing of its run is kept any more.
     pub prefill_seconds: f64,
-    /// What the disputed layer alone takes over all positions, without anything that a dispute needs of it.
-    pub alone_seconds: f64,
+    /// What the middle layer takes over all positions, without anything that a dispute needs of it.
+    pub middle_seconds: f64,
     /// Whether the liar, and nobody else, lost.
     pub claimant_loses: bool,
     /// How the verdict is known.
@@ -115,9 +115,9 @@ impl Measured {
         if a.total() < b.total() { b } else { a }
     }
 
-    /// What the slower player spends, in units of the disputed layer.
+    /// What the slower player spends, in units of the middle layer.
     pub fn layers(&self) -> f64 {
-        self.slower().total() / self.alone_seconds
+        self.slower().total() / self.middle_seconds
     }
 
     /// Where it ended, for people.
@@ -140,21 +140,22 @@ pub fn measure(
 ) -> Result<Vec<Measured>> {
     let job = claims::job(workload.package, workload.tokens.clone());
     let truth = Honest::run(workload.package, honest, &job)?;
-    let (mut all, mut costs) = (Vec::with_capacity(workload.places.len()), BTreeMap::new());
+    let middle = truth.middle(honest)?;
+    let (mut all, mut prefills) = (Vec::with_capacity(workload.places.len()), BTreeMap::new());
     for at in &workload.places {
         let lied = lies::tell(&truth, *at, liar)?;
-        let costs = match costs.entry(lied.place.layer) {
+        let prefill = match prefills.entry(lied.place.layer) {
             Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(room) => *room.insert(truth.costs(honest, lied.place)?),
+            Entry::Vacant(room) => *room.insert(truth.prefill(honest, lied.place)?),
         };
-        all.push(one(&truth, honest, lied, costs)?);
+        all.push(one(&truth, honest, lied, [middle, prefill])?);
         done(all.len());
     }
     Ok(all)
 }
 
 /// One dispute.
-fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, costs: Costs) -> Result<Measured> {
+fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]: [Duration; 2]) -> Result<Measured> {
     let (package, keys) = (truth.package, Keys::new());
     let terms = claims::terms(truth, &keys, &lied)?;
     let Lied { lie, place, trace, layer, .. } = lied;
@@ -186,8 +187,8 @@ fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, costs: Costs) -> R
         referee_bytes: bytes,
         referee_seconds,
         players: [seconds(layer, claimant), seconds(honest_layer, challenger)],
-        prefill_seconds: costs.prefill.as_secs_f64(),
-        alone_seconds: costs.alone.as_secs_f64(),
+        prefill_seconds: prefill.as_secs_f64(),
+        middle_seconds: middle.as_secs_f64(),
         claimant_loses: verdict.losers == [true, false],
         kind: verdict.kind,
         step,

@@ -23,7 +23,7 @@ use crate::progress;
     from it, against an honest challenger. The referee has the manifest and nothing else. Its time is the median of \
     several passes over the same moves: signatures, openings and the recomputed number, without disk and network, in \
     processor time. The time of a player is that of the slower one: the disputed layer once more, from the kept output of \
-    the one below, then all its moves; beside it what the layer alone takes, and all layers up to it. Kernels are not checked against the reference first: see `lockstep conformance`."
+    the one below, then all its moves; beside it how often the middle layer could run in that time, and what all layers up to the disputed one take. Kernels are not checked against the reference first: see `lockstep conformance`."
 )]
 pub struct DisputeArgs {
     /// Package to dispute about.
