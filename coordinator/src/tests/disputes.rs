@@ -1,6 +1,5 @@
 //! Disputes between real workers, over crashes and by other ways.
 
-use lockstep_link::send;
 use lockstep_model::dispute::judge;
 use lockstep_protocol::canonical::{from_bytes, to_bytes};
 use lockstep_protocol::dispute::{Reason, SignedEntry, SignedMove, VerdictKind, What};
@@ -386,7 +385,7 @@ async fn a_run_is_taken_back_by_its_own_worker() {
     let wrong = faulty.run(&job, epoch, None);
     faulty.stream(&job, epoch, wrong).await;
     wait_for(&mut events, |event| matches!(event, Event::AuditDrawn { .. }).then_some(())).await;
-    send(&mut faulty.up, &ToCoordinator::Retract { job: job.id(), epoch }).await.unwrap();
+    faulty.tell(&ToCoordinator::Retract { job: job.id(), epoch }).await;
     assert_eq!(faulty.serve_until_refused().await, RefusalCode::Faulty);
     for number in [2, 3] {
         tokio::spawn(join(&world.handle, &world, number).await.serve(None));

@@ -28,22 +28,22 @@ async fn is_thrown_out(worker: &Worker, what: &str) {
 async fn garbage_floods_and_lies_cost_the_connection_and_no_job() {
     let world = world(|_| {}).await;
 
-    let mut worker = join(&world, 10).await;
-    worker.up.write_all(&[0xff; 64]).await.unwrap();
+    let worker = join(&world, 10).await;
+    worker.up.lock().await.write_all(&[0xff; 64]).await.unwrap();
     is_thrown_out(&worker, "an oversize frame").await;
 
-    let mut worker = join(&world, 11).await;
-    worker.up.write_all(&[2, 0, 0, 0, 0xee, 0xee]).await.unwrap();
+    let worker = join(&world, 11).await;
+    worker.up.lock().await.write_all(&[2, 0, 0, 0, 0xee, 0xee]).await.unwrap();
     is_thrown_out(&worker, "a message that does not exist").await;
 
-    let mut worker = join(&world, 12).await;
+    let worker = join(&world, 12).await;
     let again = ToCoordinator::Hello(hello(&worker.model));
-    send(&mut worker.up, &again).await.unwrap();
+    worker.tell(&again).await;
     is_thrown_out(&worker, "a second hello").await;
 
-    let mut worker = join(&world, 13).await;
+    let worker = join(&world, 13).await;
     for sequence in 0..5_000 {
-        if send(&mut worker.up, &ToCoordinator::Heartbeat { sequence, in_flight: 0 }).await.is_err() {
+        if send(&mut *worker.up.lock().await, &ToCoordinator::Heartbeat { sequence, in_flight: 0 }).await.is_err() {
             break;
         }
     }
@@ -111,7 +111,7 @@ async fn misused_assignments_go_to_others() {
     let (job, epoch) = worker.assignment().await;
     tokio::spawn(join(&world, 1).await.serve(None));
     let failed = ToCoordinator::Failed { job: job.id(), epoch, code: FailureCode::Backend, reason: "x".to_owned() };
-    send(&mut worker.up, &failed).await.unwrap();
+    worker.tell(&failed).await;
 
     let (status, answer) = asked.await.unwrap();
     assert_eq!(status, 200, "{answer}");

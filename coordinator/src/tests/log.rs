@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use lockstep_link::keyfile::load_or_create;
-use lockstep_link::send;
 use lockstep_protocol::canonical::{from_bytes, to_bytes};
 use lockstep_protocol::ids::{Digest, JobId};
 use lockstep_protocol::log::{Cosignature, Coverage, Entry, LogError, LogProof, SignedHead, check_consistency, cosign};
@@ -183,7 +182,7 @@ async fn workers_cosign_heads_and_proofs_carry_their_signatures() {
         if let ToWorker::Cosign { head, from, path } = worker.next().await {
             assert_eq!(from, seen.map_or(0, |seen| seen.head.size));
             let signed = cosign(&worker.keys, world.handle.node_id(), seen.as_ref(), &head, from, &path).unwrap();
-            send(&mut worker.up, &ToCoordinator::Cosigned(signed)).await.unwrap();
+            worker.tell(&ToCoordinator::Cosigned(signed)).await;
             seen = Some(head);
         }
     }
@@ -202,7 +201,7 @@ async fn workers_cosign_heads_and_proofs_carry_their_signatures() {
 
     // In somebody else's name it costs the connection.
     let other = Cosignature::of(&seen, &super::worker::keys(2));
-    send(&mut worker.up, &ToCoordinator::Cosigned(other)).await.unwrap();
+    worker.tell(&ToCoordinator::Cosigned(other)).await;
     assert!(tokio::time::timeout(super::PATIENCE, worker.connection.closed()).await.is_ok());
     world.handle.shutdown().await.unwrap();
 }

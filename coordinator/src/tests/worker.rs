@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::reference::Reference;
@@ -15,12 +16,14 @@ use lockstep_protocol::dispute::{MoveBody, Partial, Player, SignedMove};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
+use lockstep_protocol::limits::HEARTBEAT_MS;
 use lockstep_protocol::messages::{
     Ask, Hello, JobMessage, JobResult, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome,
 };
 use lockstep_protocol::receipt::{Run, WorkerReceipt};
 use lockstep_sim::adversary::{Change, Lie, LyingBackend, Target};
 use quinn::{Connection, SendStream};
+use tokio::sync::Mutex;
 
 use crate::models::Model;
 use crate::testing::LAYERS;
@@ -48,6 +51,18 @@ pub fn hello(model: &Model) -> Hello {
     }
 }
 
+/// Says that a worker is there, however long its test is busy with something else.
+async fn keep_alive(up: Weak<Mutex<SendStream>>) {
+    for sequence in 0.. {
+        tokio::time::sleep(Duration::from_millis(HEARTBEAT_MS)).await;
+        let Some(up) = up.upgrade() else { return };
+        let heartbeat = ToCoordinator::Heartbeat { sequence, in_flight: 0 };
+        if send(&mut *up.lock().await, &heartbeat).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// A connected worker.
 pub struct Worker {
     pub keys: Keypair,
@@ -55,7 +70,8 @@ pub struct Worker {
     /// What it computes with.
     pub backend: Arc<dyn Backend>,
     pub connection: Connection,
-    pub up: SendStream,
+    /// Shared with the task that says that it is there.
+    pub up: Arc<Mutex<SendStream>>,
     pub down: Frames<ToWorker>,
     /// What came while something else was waited for.
     heard: VecDeque<ToWorker>,
@@ -73,6 +89,8 @@ impl Worker {
         let connection = client.connect(address).await.unwrap();
         let (mut up, down) = connection.open_bi().await.unwrap();
         send(&mut up, &ToCoordinator::Hello(hello(&model))).await.unwrap();
+        let up = Arc::new(Mutex::new(up));
+        tokio::spawn(keep_alive(Arc::downgrade(&up)));
         let (heard, committed) = Default::default();
         Self {
             keys,
@@ -85,6 +103,11 @@ impl Worker {
             committed,
             _client: client,
         }
+    }
+
+    /// Sends a control message.
+    pub async fn tell(&self, message: &ToCoordinator) {
+        send(&mut *self.up.lock().await, message).await.unwrap();
     }
 
     pub async fn next(&mut self) -> ToWorker {
