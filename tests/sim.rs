@@ -15,6 +15,12 @@ fn thousands_of_worlds_keep_every_property() {
     // Every round descends, commits or reveals; one opens.
     assert!((1..=6).contains(&counts.rounds_max), "{counts:?}");
     assert!(counts.dispute_bytes_max <= 128 << 10, "{counts:?}");
+    // Of a generation at its first point and later, in each at the first layer, a later one and that of the output.
+    assert_eq!(counts.disputes_at.len(), 9, "{counts:?}");
+    assert!(counts.adversaries.values().all(|of_kind| of_kind.len() > 20), "{counts:?}");
+    assert!(counts.retractions["faulty machine"] > 20 && counts.retractions["pretender"] > 5, "{counts:?}");
+    assert!(counts.pretenders_lost > counts.pretenders_gained, "{counts:?}");
+    assert!(counts.jobs_of_distinct_operators > 100 && counts.operators.len() > 2, "{counts:?}");
 }
 
 #[test]
@@ -31,5 +37,6 @@ fn the_command_reports_what_it_ran_and_the_same_again() {
     assert_eq!((&report["first_seed"], &report["seeds"]), (&7.into(), &12.into()));
     assert_eq!(report["wrong_verdicts"], 0);
     assert_eq!(report["violations"], serde_json::json!([]));
+    assert!(report["adversaries"].as_object().is_some_and(|kinds| kinds.len() == 2), "{report}");
     assert_eq!(run(), text);
 }

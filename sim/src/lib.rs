@@ -5,7 +5,7 @@
 //! parties that retry as the real ones do. The folder reads like this:
 //!
 //! - [`adversary`]: everybody who cheats, each a named value. The demo, benchmarks and tests use them too.
-//! - [`models`], [`runs`]: what is computed, honestly or not.
+//! - [`models`], `runs`: what is computed, honestly or not.
 //! - `network`, `random`: what goes wrong, all of it drawn from the seed.
 //! - `world`: one world from its first job to its last verdict, and the properties that are checked after every step.
 //! - `runner`, `report`: many worlds, and what came of them.
@@ -16,7 +16,7 @@ mod network;
 mod random;
 mod report;
 mod runner;
-pub mod runs;
+mod runs;
 mod world;
 
 pub use network::Faults;

@@ -15,19 +15,27 @@ use lockstep_protocol::job::SPEC_VERSION;
 /// descent needs a second round.
 pub const MAX_POSITIONS: usize = 300;
 
-/// All models.
+/// The encoders.
 pub fn all() -> &'static [Package] {
     static MODELS: OnceLock<Vec<Package>> = OnceLock::new();
-    MODELS.get_or_init(|| make(|_| {}).expect("the models of the simulation are constants, and every test makes them"))
+    MODELS.get_or_init(|| encoders(|_| {}).expect("the encoders are constants, and every test makes them"))
 }
 
-/// A decoder, for what is no simulation of whole networks.
+/// The decoders.
+pub fn decoders() -> &'static [Package] {
+    static DECODERS: OnceLock<Vec<Package>> = OnceLock::new();
+    DECODERS.get_or_init(|| generators(|_| {}).expect("the decoders are constants, and every test makes them"))
+}
+
+/// The first decoder.
 pub fn decoder() -> &'static Package {
-    static DECODER: OnceLock<Vec<Package>> = OnceLock::new();
-    let shape = DecoderShape { head_norms: true, ..DecoderShape::SMALL };
-    let case = || ("decoder", false, conformance::decoder(shape, &[1]));
-    &DECODER.get_or_init(|| write_all(&[case()], |_| {}).expect("the decoder is a constant, and every test makes it"))
-        [0]
+    &decoders()[0]
+}
+
+/// All models: encoders, then decoders.
+pub fn every() -> impl ExactSizeIterator<Item = &'static Package> {
+    let count = all().len() + decoders().len();
+    (0..count).map(|index| all().get(index).unwrap_or_else(|| &decoders()[index - all().len()]))
 }
 
 /// For each model another one of the same shape: its matrices are turned by one element, so that nothing fits.
@@ -39,11 +47,22 @@ pub fn impostors() -> &'static [Package] {
             ParamValue::I16(codes) => codes.rotate_left(1),
             ParamValue::U16(_) | ParamValue::I32(_) => {}
         };
-        make(turned).expect("the impostors have the shape of the models")
+        let made = encoders(turned).and_then(|made| Ok([made, generators(turned)?]));
+        made.expect("the impostors have the shape of the models").into_iter().flatten().collect()
     })
 }
 
-fn make(change: impl Fn(&mut ParamValue)) -> anyhow::Result<Vec<Package>> {
+/// One with norms of its heads, and one with rows of two chunks and more tokens than the first, without them.
+fn generators(change: impl Fn(&mut ParamValue)) -> anyhow::Result<Vec<Package>> {
+    let small = DecoderShape { head_norms: true, ..DecoderShape::SMALL };
+    let wide = DecoderShape { vocab: 300, max_positions: 16, width: 264, heads: 2, kv_heads: 1, layers: 1, ..small };
+    let wide = DecoderShape { head_norms: false, ..wide };
+    let cases = [("decoder", small), ("wide decoder", wide)]
+        .map(|(name, shape)| (name, false, conformance::decoder(shape, &[1])));
+    write_all(&cases, change)
+}
+
+fn encoders(change: impl Fn(&mut ParamValue)) -> anyhow::Result<Vec<Package>> {
     let lengths = [MAX_POSITIONS];
     // The wide one has rows of two chunks, so that a row is found among its chunks too; it runs short sequences only.
     let cases = [
@@ -210,7 +229,7 @@ mod tests {
     #[test]
     fn the_models_have_every_op_and_can_be_disputed() {
         let mut ops = BTreeSet::new();
-        for model in all().iter().chain([decoder()]) {
+        for model in every() {
             ops.extend(model.program().layers.iter().flat_map(|layer| &layer.ops).map(Op::name));
             lockstep_kernels::steps::check_reads(model.program()).unwrap();
         }

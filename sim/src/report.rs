@@ -1,6 +1,6 @@
 //! What came of many worlds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -37,8 +37,20 @@ pub struct Counts {
     pub elements: BTreeMap<String, u64>,
     /// Why jobs ended without a result.
     pub failures: BTreeMap<String, u64>,
-    /// Adversaries that signed a run, by name.
-    pub adversaries: BTreeMap<String, u64>,
+    /// Adversaries that signed a run, by kind of job and name.
+    pub adversaries: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Where disputes began: kind of job, point and layer.
+    pub disputes_at: BTreeMap<String, u64>,
+    /// Runs that were taken back, by who did.
+    pub retractions: BTreeMap<String, u64>,
+    /// Credits that pretenders were paid for wrong runs.
+    pub pretenders_gained: u64,
+    /// Bonds that they lost, in credits.
+    pub pretenders_lost: u64,
+    /// Operators whose workers' runs were accepted.
+    pub operators: BTreeSet<String>,
+    /// Jobs that ended and were to be run by distinct operators.
+    pub jobs_of_distinct_operators: u64,
     /// Postings in the ledger.
     pub postings: u64,
     /// Entries of the log.
@@ -65,16 +77,26 @@ impl Counts {
             (&mut self.verdicts, &other.verdicts),
             (&mut self.elements, &other.elements),
             (&mut self.failures, &other.failures),
-            (&mut self.adversaries, &other.adversaries),
+            (&mut self.disputes_at, &other.disputes_at),
+            (&mut self.retractions, &other.retractions),
         ];
-        for (sums, counts) in lists {
-            for (name, count) in counts {
-                *sums.entry(name.clone()).or_default() += count;
-            }
+        lists.into_iter().for_each(|(sums, counts)| add(sums, counts));
+        for (kind, counts) in &other.adversaries {
+            add(self.adversaries.entry(kind.clone()).or_default(), counts);
         }
+        self.pretenders_gained += other.pretenders_gained;
+        self.pretenders_lost += other.pretenders_lost;
+        self.operators.extend(other.operators.iter().cloned());
+        self.jobs_of_distinct_operators += other.jobs_of_distinct_operators;
         self.postings += other.postings;
         self.log_entries += other.log_entries;
         self.faults.add(&other.faults);
+    }
+}
+
+fn add(sums: &mut BTreeMap<String, u64>, counts: &BTreeMap<String, u64>) {
+    for (name, count) in counts {
+        *sums.entry(name.clone()).or_default() += count;
     }
 }
 

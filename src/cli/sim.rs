@@ -70,7 +70,18 @@ fn print(report: &Report) {
     println!("wrong verdicts: {}", report.wrong_verdicts);
     list("verdicts", &counts.verdicts);
     list("elements in dispute", &counts.elements);
-    list("adversaries", &counts.adversaries);
+    list("disputes began at", &counts.disputes_at);
+    for (kind, adversaries) in &counts.adversaries {
+        list(&format!("adversaries ({kind})"), adversaries);
+    }
+    list("runs taken back", &counts.retractions);
+    println!(
+        "pretenders: paid {} credits for lies, {} lost in bonds; operators: {}, {} jobs by distinct ones",
+        counts.pretenders_gained,
+        counts.pretenders_lost,
+        counts.operators.len(),
+        counts.jobs_of_distinct_operators
+    );
     let faults = &counts.faults;
     println!(
         "faults: {} messages lost, {} twice, {} overtaken, {} late; {} partitions, {} crashes of parties",

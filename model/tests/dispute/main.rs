@@ -5,6 +5,7 @@ mod decoder;
 mod game;
 mod generation;
 mod liar;
+mod scan;
 mod world;
 
 use std::collections::BTreeSet;

@@ -20,12 +20,14 @@ pub enum Adversary {
     ConsistentLiar,
     /// As the consistent liar, but alters a second element in the dispute only.
     InconsistentLiar,
-    /// Alters the last op of the output layer.
-    OutputCheat,
+    /// Alters what the output layer puts out: of a generation the word that is drawn, or how.
+    SamplerCheat,
     /// Claims what no op can give.
     OutOfRange,
     /// Puts numbers into padding.
     Padding,
+    /// Signs, at a later point of a generation, another row than it signed before.
+    Perjurer,
     /// Runs another model.
     OtherModel,
     /// Runs other tokens, as another tokenizer would.
@@ -44,6 +46,8 @@ pub enum Adversary {
     Garbler,
     /// Lies, and concedes once it is disputed.
     Conceder,
+    /// Lies, and takes its run back when it is about to be found out.
+    Pretender,
     /// Contradicts an honest claim with roots that it made up.
     FalseChallenger,
     /// Many keys of one owner that contradict whatever is honest, each in its own way.
@@ -65,12 +69,13 @@ pub enum Adversary {
 
 impl Adversary {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::ConsistentLiar,
         Self::InconsistentLiar,
-        Self::OutputCheat,
+        Self::SamplerCheat,
         Self::OutOfRange,
         Self::Padding,
+        Self::Perjurer,
         Self::OtherModel,
         Self::OtherTokens,
         Self::Withholder,
@@ -80,6 +85,7 @@ impl Adversary {
         Self::Forger,
         Self::Garbler,
         Self::Conceder,
+        Self::Pretender,
         Self::FalseChallenger,
         Self::Flood,
         Self::Copier,
@@ -95,9 +101,10 @@ impl Adversary {
         match self {
             Self::ConsistentLiar => "consistent liar",
             Self::InconsistentLiar => "inconsistent liar",
-            Self::OutputCheat => "output cheat",
+            Self::SamplerCheat => "sampler cheat",
             Self::OutOfRange => "out of range",
             Self::Padding => "padding",
+            Self::Perjurer => "perjurer",
             Self::OtherModel => "other model",
             Self::OtherTokens => "other tokens",
             Self::Withholder => "withholder",
@@ -107,6 +114,7 @@ impl Adversary {
             Self::Forger => "forger",
             Self::Garbler => "garbler",
             Self::Conceder => "conceder",
+            Self::Pretender => "pretender",
             Self::FalseChallenger => "false challenger",
             Self::Flood => "flood",
             Self::Copier => "copier",
@@ -129,11 +137,15 @@ impl Adversary {
                 "lies, and alters another element in the steps that it commits to in the dispute, so that its steps do \
                  not follow from each other"
             }
-            Self::OutputCheat => {
-                "alters the last op of the output layer: what a cheat at the sampler will be once there is one"
+            Self::SamplerCheat => {
+                "alters what the output layer puts out: of a generation the word, what it is drawn from, or by which seed and \
+                 settings; of an embedding the vector"
             }
             Self::OutOfRange => "claims a value that the op can't give, such as a code above 32,639",
             Self::Padding => "puts a number into the padding of the rows that it commits to",
+            Self::Perjurer => {
+                "signs, at a later point of a generation, a row of a layer that is not the one it signed before"
+            }
             Self::OtherModel => "runs the tokens through a model with other weights",
             Self::OtherTokens => "runs other tokens than the job's, as another tokenizer would have made them",
             Self::Withholder => "lies, and stops moving at some round of the dispute",
@@ -143,6 +155,9 @@ impl Adversary {
             Self::Forger => "lies, and opens the read set with bytes that suit the lie",
             Self::Garbler => "lies, and sends moves of a wrong size or kind",
             Self::Conceder => "lies, and concedes as soon as it is disputed",
+            Self::Pretender => {
+                "lies, and takes its run back when it is about to be found out, as if its machine were faulty"
+            }
             Self::FalseChallenger => "contradicts an honest claim with a run that it altered on purpose",
             Self::Flood => "owns many keys, each of which contradicts the honest claim in its own way",
             Self::Copier => "signs the roots of a liar that it knows and has no trace to play from",

@@ -66,7 +66,7 @@ impl Adversary {
                 }
                 sent
             }
-            Self::Conceder => vec![now(with(MoveBody::Concede))],
+            Self::Conceder | Self::Pretender => vec![now(with(MoveBody::Concede))],
             Self::Whitewasher if turn.among_friends => vec![now(with(MoveBody::Concede))],
             Self::ShamChain if turn.among_friends && turn.side == Side::Claimant => vec![now(honest)],
             // Silence costs the key least.

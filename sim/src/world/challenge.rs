@@ -1,12 +1,28 @@
 //! What comes after the end of a job: everybody looks at its answer, and may challenge it.
 
-use lockstep_protocol::ids::JobId;
+use lockstep_protocol::dispute::Claim;
+use lockstep_protocol::generation::words_of;
+use lockstep_protocol::ids::{JobId, Millis, Root};
 use lockstep_protocol::machine::{self, Challenge, ChallengeError, Input};
+use lockstep_protocol::receipt::SignedReceipt;
 
 use super::cast::Role;
 use super::coordinator::Task;
 use super::{Broken, CONNECT_MS, Event, Held, SHAM_MS, TURNED_AWAY_MS, World};
 use crate::adversary::Adversary;
+
+/// The run that a job ended with, as everybody can look at it.
+#[derive(Clone)]
+pub struct Answer {
+    /// What its worker signed.
+    pub receipt: SignedReceipt,
+    /// All its roots.
+    pub roots: Vec<Root>,
+    /// Of a generation its words.
+    pub words: Vec<u32>,
+    /// When the job ended.
+    pub ended: Millis,
+}
 
 impl World {
     /// Remembers what a job ended with; everybody may look at it, and challenge it.
@@ -19,7 +35,10 @@ impl World {
             }
             _ => return,
         };
-        self.answers.insert(*job, (outcome.result.receipt.clone(), self.now));
+        let result = &outcome.result;
+        let words = if self.jobs.get(job).case.is_generation() { words_of(&result.output) } else { Vec::new() };
+        let (receipt, roots, ended) = (result.receipt.clone(), outcome.roots.clone(), self.now);
+        self.answers.insert(*job, Answer { receipt, roots, words, ended });
         for party in 0..self.parties.len() {
             self.challenges += 1;
             // Shams come first, or they would be of no use.
@@ -31,13 +50,15 @@ impl World {
 
     /// Whether a party contradicts the answer of a job.
     pub(super) fn wants_to_challenge(&mut self, party: usize, job: JobId) -> bool {
-        let Some((receipt, _)) = self.answers.get(&job) else {
+        let Some(Answer { receipt, roots, .. }) = self.answers.get(&job) else {
             return false;
         };
         let (role, id) = (self.parties[party].role, self.parties[party].id());
-        let differs = self.parties[party].claim(job, &self.jobs).run.roots != receipt.receipt.roots;
+        let differs = self.parties[party].claimed(job, &self.jobs).run.roots != *roots;
         let likes_to = match role {
             Role::Honest => true,
+            // Whoever finds that its own machine errs has no quarrel with others.
+            Role::Faulty => !self.parties[party].is_spoilt(job),
             Role::Cheat(Adversary::ShamChain) => {
                 self.parties.iter().any(|party| party.role == role && party.id() == receipt.receipt.worker)
             }
@@ -72,17 +93,8 @@ impl World {
             self.challenge_again(party, job);
             return Ok(());
         }
-        let (claimant, ended) = self.answers[&job].clone();
-        let challenger = self.parties[party].receipt(job, &self.jobs);
-        let spec = &self.jobs.get(&job).spec;
-        let challenge = Challenge {
-            job: spec.job.header(),
-            layers: spec.layers,
-            work_units: claimant.receipt.work_units,
-            ended: Some(ended),
-            claimant: claimant.into(),
-            challenger: challenger.into(),
-            before: Vec::new(),
+        let Some(challenge) = self.challenge_of(party, job) else {
+            return Ok(());
         };
         self.take(vec![Task::Machine(Input::Challenge(Box::new(challenge)))])?;
         if self.coordinator.is_none() {
@@ -91,6 +103,33 @@ impl World {
             self.after(CONNECT_MS, Event::Challenge(party, job));
         }
         Ok(())
+    }
+
+    /// The challenge of a party; none where it has a run that nobody can sign.
+    fn challenge_of(&mut self, party: usize, job: JobId) -> Option<Challenge> {
+        let signed = self.parties[party].receipt(job, &self.jobs)?;
+        let own = self.parties[party].claimed(job, &self.jobs).clone();
+        let (answer, of) = (&self.answers[&job], self.jobs.get(&job));
+        let claim = |signed: &SignedReceipt, words| Claim { words, ..signed.clone().into() };
+        let mut claimant = claim(&answer.receipt, answer.words.clone());
+        let mut challenger = claim(&signed, own.words(of.case));
+        let point = claimant.first_difference(&challenger)?;
+        let at =
+            |roots: &[Root], point: usize| roots.chunks(usize::from(of.spec.layers) + 1).nth(point).map(<[_]>::to_vec);
+        for (claim, roots) in [(&mut claimant, &answer.roots), (&mut challenger, &own.run.roots)] {
+            if point < claim.points().len() {
+                claim.at = at(roots, point)?;
+            }
+        }
+        Some(Challenge {
+            job: of.spec.job.header(),
+            layers: of.spec.layers,
+            work_units: answer.receipt.receipt.work_units,
+            ended: Some(answer.ended),
+            before: point.checked_sub(1).and_then(|before| at(&answer.roots, before)).unwrap_or_default(),
+            claimant,
+            challenger,
+        })
     }
 
     /// A challenge is refused: somebody honest comes again where there is too much to do, and has no other reason to be

@@ -35,6 +35,8 @@ pub enum Task {
     Recomputed(DisputeId, i64),
     /// A party connected: it is asked again what it was asked.
     Ask(NodeId),
+    /// A dispute of a party is over: it may have been there only for that.
+    Dismiss(NodeId),
     /// Time went on.
     Tick,
 }
@@ -144,6 +146,12 @@ impl Coordinator {
                 }
             }
             Task::Ask(node) => self.ask_again(&node, &mut step),
+            Task::Dismiss(node) => {
+                let is_worker = self.machine.workers().any(|worker| worker.node == node);
+                if !is_worker && self.docket.of_key(&node).next().is_none() {
+                    step.effects.push(Effect::Send(node, Down::Close));
+                }
+            }
             Task::Tick => {
                 let output = self.machine.handle(now, Input::Tick);
                 self.plan(output, &mut step);
@@ -224,6 +232,8 @@ impl Coordinator {
                     }
                     let judged = Input::Judged { job, dispute: id, verdict: Box::new(verdict) };
                     step.effects.push(Effect::Then(Task::Machine(judged)));
+                    let sides = dispute::Side::BOTH.map(|side| Effect::Then(Task::Dismiss(terms.key(side))));
+                    step.effects.extend(sides);
                 }
             }
         }
@@ -260,12 +270,15 @@ impl Coordinator {
 
     fn plan_action(&mut self, action: Action, step: &mut Step) {
         let effect = match action {
-            Action::RefuseWorker { node, .. }
-            | Action::Quarantine { node, .. }
-            | Action::SetAside { node, .. }
-            | Action::Rejected { node, .. }
-            | Action::Disconnect { node } => Effect::Send(node, Down::Close),
-            Action::Assign { node, epoch, job, .. } => Effect::Send(node, Down::Assign(epoch, job)),
+            Action::RefuseWorker { node, .. } | Action::Quarantine { node, .. } | Action::SetAside { node, .. } => {
+                // Whoever is turned away may stay for as long as it has a dispute to play.
+                if self.docket.of_key(&node).next().is_some() {
+                    return;
+                }
+                Effect::Send(node, Down::Close)
+            }
+            Action::Rejected { node, .. } | Action::Disconnect { node } => Effect::Send(node, Down::Close),
+            Action::Assign { node, epoch, job, hint } => Effect::Send(node, Down::Assign(epoch, job.id(), hint)),
             Action::Cancel { node, job, epoch } => Effect::Send(node, Down::Cancel(job, epoch)),
             Action::Reveal { node, job, epoch } => Effect::Send(node, Down::Reveal(job, epoch)),
             Action::Accepted { node, job, epoch } => Effect::Send(node, Down::Accepted(job, epoch)),

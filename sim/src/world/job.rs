@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_model::dispute::LayerCase;
-use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::dispute::Terms;
-use lockstep_protocol::ids::{JobId, Nonce, Place, Seed};
-use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
-use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
+use lockstep_protocol::ids::{JobId, Nonce, Place};
+use lockstep_protocol::job::{Job, RequestInput};
+use lockstep_protocol::machine::{AuditPolicy, JobSpec};
 
 use super::Broken;
-use super::cast::Role;
+use super::cast::{Member, Role};
 use crate::adversary::Adversary;
 use crate::random::Random;
 use crate::runs::{self, Case};
@@ -28,52 +27,50 @@ pub struct WorldJob {
 
 impl WorldJob {
     /// A job of a world.
-    fn draw(seed: u64, index: usize, cast: &[Role], random: &mut Random) -> Self {
+    fn draw(seed: u64, index: usize, cast: &[Member], random: &mut Random) -> Self {
         let case = runs::draw(random);
-        let (package, nonce) = (case.package(), Nonce::from_bytes(random.bytes32()));
-        let program = package.program();
-        let job = Job {
-            spec_version: SPEC_VERSION,
-            model: package.model_id(),
-            kind: JobKind::Embedding,
-            tokens: case.tokens.clone(),
-            request: RequestInput::Tokens(case.tokens.clone()).hash(&nonce),
-            seed: Seed::from_bytes(random.bytes32()),
-            nonce,
-        };
-        let most = (cast.len() as u64 - 1).clamp(1, 3);
-        let mut policy = AuditPolicy {
-            per_mille: if random.per_mille(900) { 1_000 } else { 500 },
-            auditors: random.within(1..=most) as u8,
-            hold: random.per_mille(200),
-            distinct_operators: false,
-            lockstep: random.per_mille(250),
-        };
-        let mut planted = random.per_mille(150).then(|| case.honest().roots.clone());
-        if cast.contains(&Role::Cheat(Adversary::ShamChain)) {
-            // What is audited is found anyway: these are about what only a challenge finds.
-            (policy.per_mille, policy.lockstep, planted) = (0, false, None);
-        }
+        let nonce = Nonce::from_bytes(random.bytes32());
+        let request = RequestInput::Tokens(case.tokens().to_vec()).hash(&nonce);
+        let job = Job { request, nonce, ..case.job.clone() };
+        let policy = policy(cast, random);
+        let planted = random.per_mille(150).then(|| case.honest().roots.clone());
         let spec = JobSpec {
-            job: Arc::new(job),
             layers: case.layers(),
-            output_count: case.honest().output.len() as u32,
-            work: Work::fixed(program.macs(case.tokens.len() as u64, 0)),
+            output_count: job.kind.generation().map_or(case.honest().output.len() as u32, |asked| asked.max_tokens),
+            job: Arc::new(job),
+            work: case.work(),
+            planted: planted.filter(|_| policy.per_mille > 0),
             policy,
-            planted,
         };
         Self { case, spec, seed: seed ^ ((index as u64) << 32) }
-    }
-
-    /// Where it commits.
-    pub fn geometry(&self) -> Geometry {
-        self.spec.job.header().geometry(self.spec.layers).expect("the job's shape is that of its model")
     }
 
     /// The stream from which everybody who colludes draws the same lie about this job.
     pub fn shared(&self) -> Random {
         Random::new("gang", self.seed)
     }
+}
+
+/// How a job is audited.
+fn policy(cast: &[Member], random: &mut Random) -> AuditPolicy {
+    let most = (cast.len() as u64 - 1).clamp(1, 3);
+    let mut policy = AuditPolicy {
+        per_mille: if random.per_mille(900) { 1_000 } else { 500 },
+        auditors: random.within(1..=most) as u8,
+        hold: random.per_mille(200),
+        distinct_operators: cast.iter().any(|member| member.operator.is_some()) && random.per_mille(600),
+        lockstep: random.per_mille(250),
+    };
+    let has = |adversary| cast.iter().any(|member| member.role == Role::Cheat(adversary));
+    if has(Adversary::Pretender) {
+        // It bets on not being audited.
+        policy.per_mille = 500;
+    }
+    if has(Adversary::ShamChain) {
+        // What is audited is found anyway: these are about what only a challenge finds.
+        (policy.per_mille, policy.lockstep) = (0, false);
+    }
+    policy
 }
 
 /// All of them, with the dispute views of their layers: whoever plays or referees derives the same from the manifest.
@@ -84,7 +81,7 @@ pub struct Jobs {
 
 impl Jobs {
     /// The jobs of a world with these parties.
-    pub fn draw(seed: u64, cast: &[Role]) -> Self {
+    pub fn draw(seed: u64, cast: &[Member]) -> Self {
         let mut random = Random::new("jobs", seed);
         let count = if random.per_mille(250) { 2 } else { 1 };
         let job = |index| WorldJob::draw(seed, index, cast, &mut random);

@@ -2,10 +2,11 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `job.rs`, `cast.rs` | what is to be computed, who is there, and what each claims |
+//! | `job.rs`, `cast.rs`, `perform.rs` | what is to be computed, who is there, and what each claims |
 //! | `party.rs`, `table.rs` | a worker: its runs, and how it plays its disputes |
 //! | `wire.rs` | sessions, and what both sides do with what they hear |
 //! | `challenge.rs` | what parties do about the end of a job |
+//! | `fault.rs` | runs that are taken back |
 //! | `coordinator.rs`, `store.rs` | the coordinator: machines in memory, and what survives a crash |
 //! | `log.rs` | the transparency log, and somebody who watches it |
 //! | `check.rs` | the properties |
@@ -14,9 +15,11 @@ mod cast;
 mod challenge;
 mod check;
 mod coordinator;
+mod fault;
 mod job;
 mod log;
 mod party;
+mod perform;
 mod store;
 mod table;
 mod wire;
@@ -28,11 +31,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, Millis};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis};
 use lockstep_protocol::limits::TICK_MS;
 use lockstep_protocol::machine::Input;
-use lockstep_protocol::receipt::SignedReceipt;
 
+use self::challenge::Answer;
 use self::check::Check;
 use self::coordinator::{Coordinator, Effect, Step, Task};
 use self::job::Jobs;
@@ -91,6 +94,8 @@ enum Event {
     Play(usize),
     /// A party looks at the end of a job, and may challenge it.
     Challenge(usize, JobId),
+    /// A party looks at a run of its own, and may take it back.
+    Notice(usize, JobId, LeaseEpoch),
     /// The clock of the coordinator's so many-th life goes on.
     Tick(u64),
     /// The coordinator is there again.
@@ -119,8 +124,8 @@ struct World {
     lives: u64,
     /// Challenges that are still to be thought about.
     challenges: u64,
-    /// The run that is the answer of each job that has ended with one, and when that was.
-    answers: BTreeMap<JobId, (SignedReceipt, Millis)>,
+    /// The answer of each job that has ended with one.
+    answers: BTreeMap<JobId, Answer>,
     direction: Direction,
     check: Check,
     counts: Counts,
@@ -135,11 +140,14 @@ struct Direction {
     tamper: fn(&mut Step, &Keypair),
     /// Whether the coordinator hears a challenge of a run.
     hears: fn(&Coordinator, &JobId) -> bool,
+    /// Who runs a party, as the coordinator's list has it.
+    list: fn(Option<&str>, usize) -> Option<String>,
 }
 
 impl Default for Direction {
     fn default() -> Self {
-        Self { first: None, tamper: |_, _| {}, hears: |_, _| true }
+        let list = |operator: Option<&str>, _| operator.map(str::to_owned);
+        Self { first: None, tamper: |_, _| {}, hears: |_, _| true, list }
     }
 }
 
@@ -160,7 +168,7 @@ impl World {
         let weather = Weather::draw(&mut random);
         let cast = cast::draw(&mut random, direction.first);
         let jobs = Rc::new(Jobs::draw(seed, &cast));
-        let parties: Vec<_> = cast.iter().enumerate().map(|(i, role)| Party::new(seed, i, *role)).collect();
+        let parties: Vec<_> = cast.iter().enumerate().map(|(i, member)| Party::new(seed, i, *member)).collect();
         let mut world = Self {
             now: Millis(1_000_000),
             events: BTreeMap::new(),
@@ -231,6 +239,7 @@ impl World {
             Event::Join(party) => self.join(party),
             Event::Play(party) => self.play(party),
             Event::Challenge(party, job) => self.challenge(party, job),
+            Event::Notice(party, job, epoch) => self.notice(party, job, epoch),
             Event::Tick(life) => self.tick(life),
             Event::Restart => self.restart(),
         }

@@ -1,32 +1,30 @@
 //! A worker in the simulation: a stand-in for the worker's shell, with the real player inside.
 //!
-//! What it must not forget it keeps durably: its runs that wait to be revealed, and each move that it signed. Everything
-//! else is gone after a crash, and comes again from the coordinator.
+//! What it must not forget it keeps durably: its runs that wait to be revealed, what it streamed, runs that it takes back,
+//! and each move that it signed. Everything else is gone after a crash, and comes again from the coordinator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockstep_model::rerun::Rerun;
 use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::dispute::{DisputeId, Evidence, Lowering, Partial, SignedEntry, SignedMove, SignedPartial};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
-use lockstep_protocol::job::Job;
-use lockstep_protocol::machine::JobSpec;
 use lockstep_protocol::messages::{Ask, JobResult};
 use lockstep_protocol::receipt::{Run, SignedReceipt, WorkerReceipt};
 
 use super::Held;
-use super::cast::{Performance, Role, perform};
-use super::job::Jobs;
+use super::cast::{Member, Role};
+use super::job::{Jobs, WorldJob};
+use super::perform::{Performance, perform};
 use super::table::{Seat, Table};
 use crate::random::Random;
 
 /// From the coordinator to a party.
 #[derive(Clone, Debug)]
 pub enum Down {
-    /// Run a job.
-    Assign(LeaseEpoch, Arc<Job>),
+    /// Run a job; an auditor of a generation may be told the words that are claimed.
+    Assign(LeaseEpoch, JobId, Vec<u32>),
     /// An assignment is over.
     Cancel(JobId, LeaseEpoch),
     /// Show the run.
@@ -45,20 +43,24 @@ pub enum Down {
     Close,
 }
 
+/// A piece of a job stream.
+#[derive(Clone, Copy, Debug)]
+pub enum Said {
+    /// The run has begun.
+    Began,
+    /// The root of a place.
+    Root(Place, Root),
+    /// The word of a point, before its root.
+    Word(u32),
+    /// That was all; this binds the party to it.
+    Committed(RunCommitment),
+}
+
 /// From a party to the coordinator.
 #[derive(Clone, Debug)]
 pub enum Up {
-    /// A job stream up to the commitment: the stream is ordered, so it comes as one.
-    Stream {
-        /// Of which job.
-        job: JobId,
-        /// Under which lease.
-        epoch: LeaseEpoch,
-        /// All roots.
-        roots: Vec<Root>,
-        /// Binds the party to them.
-        commitment: RunCommitment,
-    },
+    /// The next pieces of a job stream.
+    Stream(JobId, LeaseEpoch, Vec<Said>),
     /// The rest of a job stream.
     Result {
         /// Of which job.
@@ -72,6 +74,10 @@ pub enum Up {
     },
     /// What was streamed of a run that was halted.
     Partial(Box<SignedPartial>),
+    /// A job is given back.
+    Failed(JobId, LeaseEpoch),
+    /// A run is taken back.
+    Retracted(JobId, LeaseEpoch),
     /// A move in a dispute.
     Move(Arc<SignedMove>),
 }
@@ -82,29 +88,44 @@ pub struct Party {
     pub keys: Keypair,
     /// What it is.
     pub role: Role,
+    /// Who runs it, as the coordinator's list has it.
+    pub operator: Option<&'static str>,
     /// Its session, while it has one.
     pub session: Option<u64>,
     random: Random,
     /// What it claims about each job: a run is made once, also by those who crash.
     claims: BTreeMap<JobId, Performance>,
-    /// Runs that it committed to and was not asked to show yet.
+    /// What it streamed under each lease.
+    streamed: BTreeMap<(JobId, LeaseEpoch), Performance>,
+    /// Runs that it committed to and was not asked to show yet, or not told that they are kept.
     waiting: BTreeMap<(JobId, LeaseEpoch), (JobResult, Salt)>,
+    /// Runs that it takes back.
+    retracting: BTreeSet<(JobId, LeaseEpoch)>,
+    /// Of a faulty one, the job that its machine spoils: its first one.
+    spoils: Option<JobId>,
+    /// Whether it knows that its machine is faulty: from then on the machine works.
+    has_noticed: bool,
     /// How it plays.
     pub table: Table,
 }
 
 impl Party {
     /// A party of a world.
-    pub fn new(seed: u64, index: usize, role: Role) -> Self {
+    pub fn new(seed: u64, index: usize, member: Member) -> Self {
         let mut random = Random::new(&format!("party {index}"), seed);
         let keys = Keypair::from_seed(random.bytes32());
         Self {
             keys,
-            role,
+            role: member.role,
+            operator: member.operator,
             session: None,
             random,
             claims: BTreeMap::new(),
+            streamed: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            retracting: BTreeSet::new(),
+            spoils: None,
+            has_noticed: false,
             table: Table::default(),
         }
     }
@@ -114,26 +135,35 @@ impl Party {
         self.keys.id()
     }
 
-    /// What it claims about a job.
-    pub fn claim(&mut self, job: JobId, jobs: &Jobs) -> &Performance {
-        let Self { random, claims, role, .. } = self;
+    /// What it claims about a job; where it has to make that first, knowing the words that it was told.
+    pub fn claim(&mut self, job: JobId, hint: &[u32], jobs: &Jobs) -> &Performance {
+        let Self { random, claims, role, spoils, has_noticed, .. } = self;
         claims.entry(job).or_insert_with(|| {
-            let job = jobs.get(&job);
-            perform(*role, job.case, &mut job.shared(), random)
+            let is_spoilt = !*has_noticed && *spoils.get_or_insert(job) == job;
+            let role = if *role == Role::Faulty && !is_spoilt { Role::Honest } else { *role };
+            let of = jobs.get(&job);
+            perform(role, of.case, hint, &mut of.shared(), random)
         })
     }
 
-    /// Runs a job and commits to it.
-    pub fn assigned(&mut self, job: &Job, epoch: LeaseEpoch, jobs: &Jobs) -> Up {
-        let id = job.id();
-        let spec = &jobs.get(&id).spec;
-        let run = Arc::clone(&self.claim(id, jobs).run);
+    /// What it claims about a job that it has run.
+    pub fn claimed(&mut self, job: JobId, jobs: &Jobs) -> &Performance {
+        self.claim(job, &[], jobs)
+    }
+
+    /// Runs a job and commits to it: all that it will stream. A run that nobody could sign is streamed all the same.
+    pub fn assigned(&mut self, job: JobId, epoch: LeaseEpoch, hint: &[u32], jobs: &Jobs) -> Vec<Said> {
+        let of = jobs.get(&job);
+        let claim = self.claim(job, hint, jobs).clone();
+        let mut said = pieces(of, &claim);
         let salt = Salt::from_bytes(self.random.bytes32());
-        let receipt = sign(&self.keys, spec, epoch, &run);
-        let commitment = RunCommitment::of(id, epoch, self.id(), &salt, &receipt.receipt.head);
-        let result = JobResult { receipt, output: run.output.clone() };
-        self.waiting.insert((id, epoch), (result, salt));
-        Up::Stream { job: id, epoch, roots: run.roots.clone(), commitment }
+        if let Some(receipt) = sign(&self.keys, of, epoch, &claim) {
+            said.push(Said::Committed(RunCommitment::of(job, epoch, self.id(), &salt, &receipt.receipt.head)));
+            let result = JobResult { receipt, output: claim.run.output.clone() };
+            self.waiting.insert((job, epoch), (result, salt));
+        }
+        self.streamed.insert((job, epoch), claim);
+        said
     }
 
     /// Shows a run that was asked for.
@@ -149,18 +179,51 @@ impl Party {
 
     /// Signs what it streamed of a run that was halted, up to a place.
     pub fn halt(&mut self, job: JobId, epoch: LeaseEpoch, place: Place, jobs: &Jobs) -> Option<Up> {
-        let (run, geometry) = (Arc::clone(&self.claim(job, jobs).run), jobs.get(&job).geometry());
-        let roots = run.roots.get(..=geometry.index_of(place)?)?;
-        let partial = Partial::of_roots(job, &geometry, epoch, roots, &[], self.id())?;
+        let (of, streamed) = (jobs.get(&job), self.streamed.get(&(job, epoch))?);
+        let geometry = of.case.geometry();
+        let roots = streamed.run.roots.get(..=geometry.index_of(place)?)?;
+        let points = roots.len() / usize::from(geometry.streamed_layers());
+        let words = streamed.words(of.case);
+        let words = words.get(..points.min(words.len()))?;
+        let partial = Partial::of_roots(job, &geometry, epoch, roots, words, self.id())?;
         self.waiting.remove(&(job, epoch));
         Some(Up::Partial(Box::new(partial.sign(&self.keys))))
     }
 
-    /// A receipt of its run under no lease, signed to challenge with.
-    pub fn receipt(&mut self, job: JobId, jobs: &Jobs) -> SignedReceipt {
-        let (keys, spec) = (self.keys.clone(), &jobs.get(&job).spec);
-        let run = Arc::clone(&self.claim(job, jobs).run);
-        sign(&keys, spec, LeaseEpoch::CHALLENGE, &run)
+    /// A receipt of its run under no lease, signed to challenge with, where anybody could sign such a run.
+    pub fn receipt(&mut self, job: JobId, jobs: &Jobs) -> Option<SignedReceipt> {
+        let claim = self.claimed(job, jobs).clone();
+        sign(&self.keys, jobs.get(&job), LeaseEpoch::CHALLENGE, &claim)
+    }
+
+    /// Whether its machine has spoilt a job, and it does not know.
+    pub fn is_spoilt(&self, job: JobId) -> bool {
+        self.role == Role::Faulty && !self.has_noticed && self.spoils == Some(job)
+    }
+
+    /// The job that its machine spoils.
+    pub fn spoils(&self) -> Option<JobId> {
+        self.spoils
+    }
+
+    /// It has run its job again, and knows: what it says about it from now on is right.
+    pub fn notice(&mut self) {
+        self.has_noticed = true;
+        if let Some(job) = self.spoils {
+            self.claims.remove(&job);
+        }
+    }
+
+    /// Takes a run back: gives the job back where the run is not kept yet, and says it again once it is.
+    pub fn retract(&mut self, job: JobId, epoch: LeaseEpoch) -> Vec<Up> {
+        self.retracting.insert((job, epoch));
+        let given_back = self.waiting.remove(&(job, epoch)).map(|_| Up::Failed(job, epoch));
+        given_back.into_iter().chain([Up::Retracted(job, epoch)]).collect()
+    }
+
+    /// What it says again, since nobody tells it that it was heard.
+    pub fn retractions(&self) -> Vec<Up> {
+        self.retracting.iter().map(|(job, epoch)| Up::Retracted(*job, *epoch)).collect()
     }
 
     /// Takes a question of a dispute in.
@@ -171,11 +234,11 @@ impl Party {
         &mut self,
         now: Millis,
         ask: &Ask,
-        among_friends: bool,
+        (role, among_friends): (Role, bool),
         lowering: &dyn Lowering,
         trace: impl FnOnce() -> Box<dyn Evidence>,
     ) -> Held {
-        let seat = Seat { keys: &self.keys, role: self.role, random: &mut self.random, among_friends };
+        let seat = Seat { keys: &self.keys, role, random: &mut self.random, among_friends };
         self.table.asked(now, ask, seat, lowering, trace)
     }
 
@@ -185,16 +248,35 @@ impl Party {
     }
 }
 
-/// The receipt of a run.
-fn sign(keys: &Keypair, spec: &JobSpec, epoch: LeaseEpoch, run: &Rerun) -> SignedReceipt {
+/// What is streamed of a run, but for the commitment at its end.
+fn pieces(job: &WorldJob, claim: &Performance) -> Vec<Said> {
+    let geometry = job.case.geometry();
+    let words = claim.words(job.case);
+    let mut said = vec![Said::Began];
+    for (index, root) in claim.run.roots.iter().enumerate() {
+        // A run that goes on for longer than it may has no place for its last roots.
+        let Some(place) = geometry.place(index) else { break };
+        let word = words.get(index / usize::from(geometry.streamed_layers()));
+        let is_output = place.layer == geometry.streamed_layers();
+        said.extend(word.filter(|_| is_output).map(|word| Said::Word(*word)));
+        said.push(Said::Root(place, *root));
+    }
+    said
+}
+
+/// The receipt of a run; none where nobody could sign such a run.
+fn sign(keys: &Keypair, job: &WorldJob, epoch: LeaseEpoch, claim: &Performance) -> Option<SignedReceipt> {
+    let (spec, run) = (&job.spec, &claim.run);
+    let words = claim.words(job.case);
+    let points = run.roots.len() / (usize::from(spec.layers) + 1);
     let made = Run {
         epoch,
         layers: spec.layers,
         roots: run.roots.clone(),
-        words: Vec::new(),
-        output_count: spec.output_count,
-        work_units: spec.work.units(1),
+        output_count: run.output.len() as u32,
+        words,
+        work_units: spec.work.units(points),
         saturations: run.saturations,
     };
-    WorkerReceipt::of_run(&spec.job.header(), made, keys.id()).expect("a run has the job's shape").sign(keys)
+    Some(WorkerReceipt::of_run(&spec.job.header(), made, keys.id()).ok()?.sign(keys))
 }

@@ -88,9 +88,16 @@ impl Table {
                 let thinks = seat.random.within(1..=2_000);
                 let evidence = self.traces.entry(id).or_insert_with(trace);
                 let player = Player::new(&ask.terms, ask.side, &ask.moves, lowering);
-                let said = player.and_then(|player| Ok((player.next(&mut **evidence, lowering)?, player)));
+                let said = player.and_then(|player| {
+                    // Whoever sees that its run is wrong says so.
+                    let concedes = seat.role == Role::Faulty;
+                    let body = if concedes { MoveBody::Concede } else { player.next(&mut **evidence, lowering)? };
+                    Ok((body, player))
+                });
                 let mut sent = match (seat.role, said) {
-                    (Role::Honest, said) => vec![Sent { delay_ms: 0, signed: self.honest(id, said, seat.keys)? }],
+                    (Role::Honest | Role::Faulty, said) => {
+                        vec![Sent { delay_ms: 0, signed: self.honest(id, said, seat.keys)? }]
+                    }
                     (Role::Cheat(adversary), said) => self.cheat(adversary, ask, seat, said.ok().map(|(body, _)| body)),
                 };
                 sent.iter_mut().for_each(|sent| sent.delay_ms = sent.delay_ms.max(thinks));
@@ -141,7 +148,7 @@ impl Table {
 
     /// What is to be sent now, and when to look again.
     pub fn due(&mut self, now: Millis, role: Role) -> (Vec<Arc<SignedMove>>, Option<Millis>) {
-        let most = if role.is_honest() { u32::MAX } else { CHEAT_TRIES };
+        let most = if matches!(role, Role::Cheat(_)) { CHEAT_TRIES } else { u32::MAX };
         self.rounds.retain(|_, round| round.until > now);
         let (mut sent, mut next): (Vec<_>, Option<Millis>) = (Vec::new(), None);
         for pending in self.rounds.values_mut().flat_map(|round| &mut round.pending) {

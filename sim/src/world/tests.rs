@@ -4,7 +4,8 @@ use std::num::NonZeroUsize;
 
 use lockstep_protocol::dispute::What;
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ledger::Posting;
+use lockstep_protocol::ledger::{Posting, Purpose};
+use lockstep_protocol::machine::Action;
 
 use super::coordinator::{Effect, Step};
 use super::{Direction, run_directed};
@@ -62,6 +63,71 @@ fn lose_entries(step: &mut Step, _: &Keypair) {
 /// A coordinator that never says what somebody is asked.
 fn ask_nobody(step: &mut Step, _: &Keypair) {
     step.effects.retain(|effect| !matches!(effect, Effect::Send(_, super::Down::Ask(_))));
+}
+
+/// A coordinator that lets a worker take a run back for nothing.
+fn forgive(step: &mut Step, _: &Keypair) {
+    for posting in &mut step.batch.postings {
+        if let Posting::Forfeit { node, purpose: purpose @ Purpose::Lease { .. }, .. } = posting {
+            *posting = Posting::Release { node: *node, purpose: *purpose };
+        }
+    }
+}
+
+/// A coordinator that gives another output out than the one that it has roots of.
+fn misquote(step: &mut Step, _: &Keypair) {
+    for effect in &mut step.effects {
+        if let Effect::Ended(action) = effect
+            && let Action::JobDone { outcome, .. } = &mut **action
+        {
+            outcome.result.output[0] ^= 1;
+        }
+    }
+}
+
+/// A coordinator that tells auditors of a generation words that nobody made.
+fn mislead(step: &mut Step, _: &Keypair) {
+    for effect in &mut step.effects {
+        if let Effect::Send(_, super::Down::Assign(_, _, hint)) = effect {
+            hint.iter_mut().for_each(|word| *word ^= 1);
+        }
+    }
+}
+
+fn finds(report: &Report, what: &str) {
+    assert!(report.violations.iter().any(|violation| violation.what.contains(what)), "{report:#?}");
+}
+
+#[test]
+fn a_cheat_that_takes_its_run_back_gains_nothing_by_it() {
+    let report = directed(150, Direction { first: Some(Adversary::Pretender), ..Direction::default() });
+    assert_eq!(report.violations, []);
+    let counts = &report.counts;
+    assert!(counts.retractions[Adversary::Pretender.name()] > 15 && counts.pretenders_gained > 0, "{counts:#?}");
+    assert!(counts.pretenders_lost >= counts.pretenders_gained, "{counts:#?}");
+}
+
+#[test]
+fn a_retraction_that_costs_nothing_is_noticed() {
+    let pretender = Direction { first: Some(Adversary::Pretender), tamper: forgive, ..Direction::default() };
+    finds(&directed(60, pretender), "is taken back for");
+}
+
+#[test]
+fn a_list_on_which_everybody_is_an_operator_of_his_own_is_noticed() {
+    let list = |operator: Option<&str>, party: usize| operator.map(|operator| format!("{operator} {party}"));
+    finds(&directed(100, Direction { list, ..Direction::default() }), "by another operator");
+}
+
+#[test]
+fn an_output_that_is_not_that_of_its_roots_is_noticed() {
+    finds(&tampered(20, misquote), "an output that is not that of its roots");
+}
+
+#[test]
+fn hints_that_are_wrong_change_nothing() {
+    let report = tampered(60, mislead);
+    assert_eq!(report.violations, []);
 }
 
 #[test]

@@ -3,17 +3,21 @@
 use std::sync::Arc;
 
 use lockstep_model::package::Package;
-use lockstep_protocol::ids::NodeId;
+use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::machine::{Capabilities, Input};
-use lockstep_protocol::messages::Ask;
+use lockstep_protocol::messages::{Ask, FailureCode};
 
 use super::cast::Role;
+use super::check::is_right;
 use super::coordinator::Task;
-use super::party::{Down, Up};
+use super::party::{Down, Said, Up};
 use super::{Broken, CONNECT_MS, Event, Held, TURNED_AWAY_MS, World};
 use crate::adversary::{Adversary, Inconsistent};
 use crate::models;
 use crate::network::LONGEST_OUTAGE_MS;
+
+/// A job stream arrives in at most so many pieces.
+const MOST_PIECES: u64 = 4;
 
 impl World {
     /// A party notices that its session is over, and comes again.
@@ -60,10 +64,11 @@ impl World {
         let capabilities = Capabilities {
             macs_per_second: 0,
             max_in_flight: 2,
-            models: models::all().iter().map(Package::model_id).collect(),
-            operator: None,
+            models: models::every().map(Package::model_id).collect(),
+            operator: (self.direction.list)(self.parties[party].operator, party),
         };
-        self.take(vec![Task::Machine(Input::WorkerJoined { node, capabilities }), Task::Ask(node)])
+        self.take(vec![Task::Machine(Input::WorkerJoined { node, capabilities }), Task::Ask(node)])?;
+        self.retract_again(party)
     }
 
     /// Sends something to a party that has a session.
@@ -97,15 +102,38 @@ impl World {
         Ok(())
     }
 
+    /// A party streams a run, in pieces that arrive in their order.
+    fn stream(&mut self, party: usize, job: JobId, epoch: LeaseEpoch, mut said: Vec<Said>) -> Held {
+        let Some(session) = self.parties[party].session else {
+            return Ok(());
+        };
+        let (count, mut at) = (self.random.within(1..=MOST_PIECES), self.now);
+        for left in (1..=count).rev() {
+            let rest = if left == 1 { Vec::new() } else { said.split_off(self.random.index(said.len() + 1)) };
+            let piece = std::mem::replace(&mut said, rest);
+            let runs = self.random.within(5..=3_000 / count);
+            let Some(arrives) = self.network.stream(at.plus(runs), party) else {
+                return self.interrupt(party);
+            };
+            at = at.plus(1).max(arrives);
+            self.at(at, Event::Up(party, session, Up::Stream(job, epoch, piece)));
+        }
+        Ok(())
+    }
+
     /// Something reached a party.
     pub(super) fn tell(&mut self, party: usize, down: Down) -> Held {
         match down {
-            Down::Assign(epoch, job) => {
-                let up = self.parties[party].assigned(&job, epoch, &self.jobs);
-                let runs = self.random.within(5..=3_000);
-                self.send_up(party, runs, up)?;
+            Down::Assign(epoch, job, hint) => {
+                let said = self.parties[party].assigned(job, epoch, &hint, &self.jobs);
+                self.stream(party, job, epoch, said)?;
+                self.expect_notice(party, job, epoch);
             }
-            Down::Cancel(job, epoch) | Down::Accepted(job, epoch) => self.parties[party].forget(job, epoch),
+            Down::Cancel(job, epoch) => self.parties[party].forget(job, epoch),
+            Down::Accepted(job, epoch) => {
+                self.parties[party].forget(job, epoch);
+                self.retract_again(party)?;
+            }
             Down::Reveal(job, epoch) => {
                 if let Some(up) = self.parties[party].reveal(job, epoch) {
                     self.send_up(party, 0, up)?;
@@ -121,7 +149,10 @@ impl World {
                 self.play(party)?;
             }
             Down::Acknowledged(entry) => self.parties[party].table.acknowledged(&entry),
-            Down::Judged(dispute) => self.parties[party].table.judged(dispute),
+            Down::Judged(dispute) => {
+                self.parties[party].table.judged(dispute);
+                self.retract_again(party)?;
+            }
             Down::Close => {}
         }
         self.trouble(party)
@@ -150,14 +181,19 @@ impl World {
             return Ok(());
         }
         let tasks = match up {
-            Up::Stream { job, epoch, roots, commitment } => {
-                let geometry = self.jobs.get(&job).geometry();
-                let places = geometry.places().zip(roots);
-                let root = |(place, root)| Input::LayerRoot { node, job, epoch, place, root };
-                let began = Input::Began { node, job, epoch };
-                let committed = Input::Committed { node, job, epoch, commitment };
-                std::iter::once(began).chain(places.map(root)).chain([committed]).map(Task::Machine).collect()
+            Up::Stream(job, epoch, said) => {
+                let input = |said| match said {
+                    Said::Began => Input::Began { node, job, epoch },
+                    Said::Root(place, root) => Input::LayerRoot { node, job, epoch, place, root },
+                    Said::Word(word) => Input::Token { node, job, epoch, word },
+                    Said::Committed(commitment) => Input::Committed { node, job, epoch, commitment },
+                };
+                said.into_iter().map(input).map(Task::Machine).collect()
             }
+            Up::Failed(job, epoch) => {
+                vec![Task::Machine(Input::Failed { node, job, epoch, code: FailureCode::Backend })]
+            }
+            Up::Retracted(job, epoch) => vec![Task::Machine(Input::Retracted { node, job, epoch })],
             Up::Result { job, epoch, result, salt } => {
                 vec![Task::Machine(Input::Completed { node, job, epoch, result, salt })]
             }
@@ -169,20 +205,30 @@ impl World {
 
     /// A party takes a question in.
     pub(super) fn sit_down(&mut self, party: usize, ask: &Ask) -> Held {
-        let job = ask.terms.job_id();
+        let (job, claim) = (ask.terms.job_id(), ask.terms.claim(ask.side));
         let opponent = ask.terms.key(ask.side.other());
         let view = self.jobs.view_of(&ask.terms)?;
-        let place = ask.terms.check().map_err(|error| Broken::new(error.to_string()))?.place;
+        let ground = ask.terms.check().map_err(|error| Broken::new(error.to_string()))?;
         let role_of = |node: NodeId| self.parties.iter().find(|party| party.id() == node).map(|party| party.role);
-        let role = self.parties[party].role;
+        let mut role = self.parties[party].role;
         let among_friends = role_of(opponent) == Some(role);
-        let (case, basis) = (self.jobs.get(&job).case, self.parties[party].claim(job, &self.jobs).basis.clone());
-        let (now, seed) = (self.now, self.seed ^ party as u64);
-        self.parties[party].asked(now, ask, among_friends, &*view, move || match role {
-            Role::Cheat(Adversary::InconsistentLiar | Adversary::Twin) => {
-                Box::new(Inconsistent::new(case.trace(&basis, place), seed))
+        let case = self.jobs.get(&job).case;
+        if role == Role::Faulty {
+            // It runs the job again, and sees.
+            let is_wrong = !is_right(claim, &ground, case);
+            role = if is_wrong { Role::Faulty } else { Role::Honest };
+            if is_wrong && self.parties[party].is_spoilt(job) {
+                self.parties[party].notice();
             }
-            _ => Box::new(case.trace(&basis, place)),
+        }
+        let claim = self.parties[party].claimed(job, &self.jobs);
+        let (basis, words, place) = (claim.basis.clone(), claim.words(case), ground.place);
+        let (now, seed) = (self.now, self.seed ^ party as u64);
+        self.parties[party].asked(now, ask, (role, among_friends), &*view, move || match role {
+            Role::Cheat(Adversary::InconsistentLiar | Adversary::Twin) => {
+                Box::new(Inconsistent::new(case.trace(&basis, &words, place), seed))
+            }
+            _ => Box::new(case.trace(&basis, &words, place)),
         })
     }
 

@@ -1,30 +1,37 @@
 //! The properties, checked again after every step.
 //!
-//! - The honest never lose: no verdict, no quarantine, no forfeit is about them.
+//! - The honest never lose: no verdict, no quarantine, no forfeit is about them, and nobody sets them aside.
 //! - What is wrong is attributed to who claimed it.
 //! - What somebody honest challenges falls within a bounded time, whoever else challenges it.
 //! - A job that somebody honest ran ends with the right answer, or without one.
 //! - Money is conserved, and the stored postings are the ledger in memory.
 //! - The log only grows.
+//! - What holds for runs, their operators and those who take them back: see `runs`.
+
+mod runs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_model::dispute::{export, judge};
-use lockstep_protocol::dispute::{DisputeId, Reason, Side, SignedEntry, Terms, Verdict, What};
+use lockstep_protocol::commitment::PointDigest;
+use lockstep_protocol::dispute::{Claim, DisputeId, Ground, Reason, Side, SignedEntry, Terms, Verdict, What};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, Millis, NodeId};
-use lockstep_protocol::ledger::{Ledger, Posting};
+use lockstep_protocol::ledger::Ledger;
 use lockstep_protocol::limits::{GRACE_MS, MAX_ROUNDS, MOVE_MIN_MS};
 use lockstep_protocol::machine::{Action, Record};
 
+use self::runs::Runs;
 use super::cast::Role;
 use super::coordinator::Coordinator;
 use super::job::Jobs;
 use super::log::{Log, Watcher};
 use super::party::Party;
+use super::perform::acts_as;
 use super::store::{Batch, Store};
 use super::{Broken, Held};
 use crate::report::Counts;
+use crate::runs::Case;
 
 /// So many steps lie between two looks at the log.
 const STEPS_PER_LOOK: u64 = 16;
@@ -40,6 +47,7 @@ const CHALLENGE_FALLS_MS: u64 = 30 * 60 * 1_000;
 #[derive(Default)]
 pub struct Check {
     watcher: Watcher,
+    runs: Runs,
     steps: u64,
     /// Jobs of which an honest run was accepted.
     honestly_run: BTreeSet<JobId>,
@@ -76,28 +84,26 @@ impl Check {
                 Record::Quarantined { node, place, .. } if honest(node) => {
                     return Err(Broken::verdict(format!("the honest {node} is quarantined for {place}")));
                 }
-                Record::Ran { job, result, .. } => {
+                Record::SetAside { node, .. } if honest(node) => {
+                    return Err(Broken::verdict(format!("the honest {node} is set aside")));
+                }
+                Record::Ran { job, result, before, .. } => {
                     let receipt = &result.receipt.receipt;
-                    count_cheat(parties, &receipt.worker, counts);
+                    let case = jobs.get(job).case;
+                    count_cheat(parties, &receipt.worker, case, counts);
                     // A right run of a cheat that plays to lose counts for nothing.
                     if honest(&receipt.worker) {
                         self.honestly_run.insert(*job);
-                        if receipt.roots != jobs.get(job).case.honest().roots {
-                            return Err(Broken::new("an honest run has other roots than an honest run"));
+                        let truth = case.honest();
+                        if [before, &receipt.roots[..]].concat() != truth.roots || result.output != truth.output {
+                            return Err(Broken::new("an honest run has other roots or words than an honest run"));
                         }
                     }
                 }
                 _ => {}
             }
         }
-        for posting in &batch.postings {
-            if let Posting::Forfeit { node, .. } = posting
-                && honest(node)
-            {
-                return Err(Broken::verdict(format!("the honest {node} forfeits credits")));
-            }
-        }
-        Ok(())
+        self.runs.step(batch, parties, jobs, counts)
     }
 
     /// An entry of a dispute.
@@ -108,7 +114,8 @@ impl Check {
                 self.opened.insert(id, ((**terms).clone(), self.served(at)));
                 if terms.claimant.receipt().is_none() {
                     counts.disputes_of_partial_runs += 1;
-                    Side::BOTH.into_iter().for_each(|side| count_cheat(parties, &terms.key(side), counts));
+                    let case = jobs.get(&terms.job_id()).case;
+                    Side::BOTH.into_iter().for_each(|side| count_cheat(parties, &terms.key(side), case, counts));
                 }
                 Ok(())
             }
@@ -137,11 +144,11 @@ impl Check {
         counts: &mut Counts,
     ) -> Held {
         let (terms, opened) = self.opened.get(&id).ok_or_else(|| Broken::new("a verdict without a beginning"))?;
-        let truth = &jobs.get(&terms.job_id()).case.honest().roots;
-        let index = usize::from(verdict.place.layer) - 1;
+        let case = jobs.get(&terms.job_id()).case;
+        let ground = terms.ground().map_err(|error| Broken::new(error.to_string()))?;
         let claims = Side::BOTH.map(|side| {
             let (key, lost) = (terms.key(side), verdict.losers[side.index()]);
-            (role_of(parties, &key), lost, terms.claim(side).last_roots().get(..=index) == Some(&truth[..=index]))
+            (role_of(parties, &key), lost, is_right(terms.claim(side), &ground, case))
         });
         let words = |why: &str| {
             let [a, b] = claims.map(|(role, lost, right)| format!("{role:?} lost {lost} right {right}"));
@@ -149,6 +156,9 @@ impl Check {
         };
         if claims.iter().any(|(role, lost, _)| *lost && role.is_some_and(Role::is_honest)) {
             return Err(words("somebody honest lost"));
+        }
+        if claims.iter().any(|(role, lost, right)| *lost && *right && *role == Some(Role::Faulty)) {
+            return Err(words("somebody lost with a right run because of another one"));
         }
         if !verdict.losers.contains(&true) {
             return Err(words("nobody lost"));
@@ -164,6 +174,7 @@ impl Check {
             return Err(words("it took too long"));
         }
         counts.disputes += 1;
+        *counts.disputes_at.entry(place_name(case, &ground)).or_default() += 1;
         let kind = match verdict.reason {
             Reason::Contradiction => "contradiction",
             Reason::Equivocation => "equivocation",
@@ -220,6 +231,9 @@ impl Check {
     /// # Errors
     /// Its answer is wrong although somebody honest ran it.
     pub fn ended(&mut self, action: &Action, now: Millis, jobs: &Jobs, parties: &[Party], counts: &mut Counts) -> Held {
+        if let Action::JobDone { job, .. } | Action::JobFailed { job, .. } = action {
+            counts.jobs_of_distinct_operators += u64::from(jobs.get(job).spec.policy.distinct_operators);
+        }
         let (job, outcome) = match action {
             Action::JobDone { job, outcome } => (job, outcome),
             Action::Overturned { job, refutation } => {
@@ -236,8 +250,11 @@ impl Check {
             _ => return Ok(()),
         };
         counts.jobs_done += 1;
-        let right = outcome.result.receipt.receipt.roots == jobs.get(job).case.honest().roots;
-        if right {
+        let (truth, result) = (jobs.get(job).case.honest(), &outcome.result);
+        if outcome.roots == truth.roots {
+            if result.output != truth.output {
+                return Err(Broken::new(format!("job {job} ends with an output that is not that of its roots")));
+            }
             return Ok(());
         }
         if self.honestly_run.contains(job) {
@@ -338,8 +355,36 @@ fn is_honest(parties: &[Party], node: &NodeId) -> bool {
     role_of(parties, node).is_some_and(Role::is_honest)
 }
 
-fn count_cheat(parties: &[Party], node: &NodeId, counts: &mut Counts) {
+fn count_cheat(parties: &[Party], node: &NodeId, case: &Case, counts: &mut Counts) {
     if let Some(Role::Cheat(adversary)) = role_of(parties, node) {
-        *counts.adversaries.entry(adversary.name().to_owned()).or_default() += 1;
+        let of_kind = counts.adversaries.entry(case.kind().to_owned()).or_default();
+        *of_kind.entry(acts_as(adversary, case).name().to_owned()).or_default() += 1;
     }
+}
+
+/// Whether a claim is right up to the place at which it is disputed.
+pub fn is_right(claim: &Claim, ground: &Ground, case: &Case) -> bool {
+    let per_point = usize::from(case.layers()) + 1;
+    let mut truth = case.honest().roots.chunks(per_point);
+    let is_agreed =
+        (0..ground.index).zip(&mut truth).all(|(at, roots)| claim.digest_at(at) == Some(PointDigest::of(roots)));
+    let layers = usize::from(ground.place.layer);
+    let of_point = truth.next().map(|roots| &roots[..layers]);
+    let claimed = claim.roots_at(ground.index).and_then(|roots| roots.get(..layers));
+    is_agreed && of_point.is_some() && claimed == of_point
+}
+
+/// Where a dispute began, as reports call it.
+fn place_name(case: &Case, ground: &Ground) -> String {
+    let layer = match ground.place.layer {
+        1 => "first layer",
+        layer if layer > case.layers() => "output layer",
+        _ => "later layer",
+    };
+    let point = match ground.index {
+        _ if !case.is_generation() => return format!("embedding, {layer}"),
+        0 => "first point",
+        _ => "later point",
+    };
+    format!("generation, {point}, {layer}")
 }
