@@ -18,6 +18,7 @@ use super::cast::{Member, Role};
 use super::job::{Jobs, WorldJob};
 use super::perform::{Performance, perform};
 use super::table::{Seat, Table};
+use crate::adversary::Adversary;
 use crate::random::Random;
 
 /// From the coordinator to a party.
@@ -166,10 +167,24 @@ impl Party {
         said
     }
 
-    /// Shows a run that was asked for.
-    pub fn reveal(&self, job: JobId, epoch: LeaseEpoch) -> Option<Up> {
-        let (result, salt) = self.waiting.get(&(job, epoch))?.clone();
+    /// Shows a run that was asked for. Cheats may show none, or another one than they committed to.
+    pub fn reveal(&mut self, job: JobId, epoch: LeaseEpoch) -> Option<Up> {
+        let (mut result, mut salt) = self.waiting.get(&(job, epoch))?.clone();
+        match self.trick() {
+            Some(Adversary::Withholder) => return None,
+            Some(Adversary::Garbler) => result.output[0] ^= 1,
+            Some(Adversary::Equivocator) => salt = Salt::from_bytes(self.random.bytes32()),
+            _ => {}
+        }
         Some(Up::Result { job, epoch, result: Box::new(result), salt })
+    }
+
+    /// What a cheat is up to when it has to show or sign what it streamed: mostly nothing yet.
+    fn trick(&mut self) -> Option<Adversary> {
+        match self.role {
+            Role::Cheat(adversary) if self.random.per_mille(250) => Some(adversary),
+            _ => None,
+        }
     }
 
     /// Forgets a run that nobody will ask for any more.
@@ -177,15 +192,22 @@ impl Party {
         self.waiting.remove(&(job, epoch));
     }
 
-    /// Signs what it streamed of a run that was halted, up to a place.
+    /// Signs what it streamed of a run that was halted, up to a place. Cheats may sign nothing, or other roots.
     pub fn halt(&mut self, job: JobId, epoch: LeaseEpoch, place: Place, jobs: &Jobs) -> Option<Up> {
+        let trick = self.trick();
         let (of, streamed) = (jobs.get(&job), self.streamed.get(&(job, epoch))?);
         let geometry = of.case.geometry();
-        let roots = streamed.run.roots.get(..=geometry.index_of(place)?)?;
+        let mut roots = streamed.run.roots.get(..=geometry.index_of(place)?)?.to_vec();
         let points = roots.len() / usize::from(geometry.streamed_layers());
         let words = streamed.words(of.case);
         let words = words.get(..points.min(words.len()))?;
-        let partial = Partial::of_roots(job, &geometry, epoch, roots, words, self.id())?;
+        match trick {
+            Some(Adversary::Withholder) => return None,
+            Some(Adversary::Equivocator) => roots[0] = of.case.honest().roots[0],
+            Some(Adversary::Garbler) => drop(roots.pop()),
+            _ => {}
+        }
+        let partial = Partial::of_roots(job, &geometry, epoch, &roots, words, self.id())?;
         self.waiting.remove(&(job, epoch));
         Some(Up::Partial(Box::new(partial.sign(&self.keys))))
     }

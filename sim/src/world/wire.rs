@@ -180,6 +180,7 @@ impl World {
         if !here {
             return Ok(());
         }
+        let is_streaming = matches!(up, Up::Stream(..));
         let tasks = match up {
             Up::Stream(job, epoch, said) => {
                 let input = |said| match said {
@@ -200,7 +201,9 @@ impl World {
             Up::Partial(partial) => vec![Task::Machine(Input::Partial { node, partial })],
             Up::Move(signed) => vec![Task::Move(signed)],
         };
-        self.take(tasks)
+        self.take(tasks)?;
+        // A run may end anywhere in its stream.
+        if is_streaming { self.trouble(party) } else { Ok(()) }
     }
 
     /// A party takes a question in.
