@@ -18,7 +18,7 @@ fn thousands_of_worlds_keep_every_property() {
     // Of a generation at its first point and later, in each at the first layer, a later one and that of the output.
     assert_eq!(counts.disputes_at.len(), 9, "{counts:?}");
     assert!(counts.adversaries.values().all(|of_kind| of_kind.len() > 20), "{counts:?}");
-    assert!(counts.retractions["faulty machine"] > 20 && counts.retractions["pretender"] > 5, "{counts:?}");
+    assert!(counts.retractions["faulty machine"] > 20 && counts.retractions["pretender"] > 1, "{counts:?}");
     assert!(counts.pretenders_lost > counts.pretenders_gained, "{counts:?}");
     assert!(counts.jobs_of_distinct_operators > 100 && counts.operators.len() > 2, "{counts:?}");
 }

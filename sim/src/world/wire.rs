@@ -186,7 +186,7 @@ impl World {
                 let input = |said| match said {
                     Said::Began => Input::Began { node, job, epoch },
                     Said::Root(place, root) => Input::LayerRoot { node, job, epoch, place, root },
-                    Said::Word(word) => Input::Token { node, job, epoch, word },
+                    Said::Word(word) => Input::Token { node, job, epoch, word, logprobs: Vec::new() },
                     Said::Committed(commitment) => Input::Committed { node, job, epoch, commitment },
                 };
                 said.into_iter().map(input).map(Task::Machine).collect()
