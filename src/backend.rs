@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use lockstep_cuda::{Cuda, Products};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::cpu::{Cpu, Path};
 use lockstep_kernels::reference::Reference;
@@ -12,7 +13,8 @@ use lockstep_sim::adversary::{Lie, LyingBackend};
 use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
-pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, reference";
+pub const NAMES: &str =
+    "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, cuda, cuda/N, cuda/mma, cuda/dp4a, reference";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {
@@ -25,27 +27,34 @@ pub enum Local {
     Reference,
     /// The fast one.
     Cpu(Cpu),
+    /// CUDA kernels on one of NVIDIA's GPUs.
+    Cuda(Cuda),
 }
 
 impl Local {
-    /// The backend of that name. `cpu` takes the fastest path of this machine; `cpu/PATH` forces one.
+    /// The backend of that name. `cpu` takes the fastest path of this machine, `cpu/PATH` forces one; `cuda` takes GPU 0,
+    /// `cuda/N` the Nth, and `cuda/PRODUCTS` forces what GPU 0 multiplies with.
     ///
     /// # Errors
     /// [`Exit::Configuration`] for a name that does not exist, [`Exit::NoDevice`] where the machine lacks the path.
     pub fn open(name: &str, threads: NonZeroUsize) -> Result<Self, Failure> {
-        let path = match name {
-            "reference" => return Ok(Self::Reference),
-            "cpu" => None,
-            _ => {
-                let path = name.strip_prefix("cpu/").and_then(Path::from_name);
-                Some(
-                    path.ok_or_else(|| anyhow!("there is no backend {name:?}; there are {NAMES}"))
-                        .or_exit(Exit::Configuration)?,
-                )
+        let unknown = || anyhow!("there is no backend {name:?}; there are {NAMES}");
+        let (family, which) = name.split_once('/').map_or((name, None), |(family, which)| (family, Some(which)));
+        let opened = match (family, which) {
+            ("reference", None) => Ok(Self::Reference),
+            ("cpu", which) => {
+                let path = which.map(|path| Path::from_name(path).ok_or_else(unknown).or_exit(Exit::Configuration));
+                Cpu::new(path.transpose()?, threads.get()).map(Self::Cpu)
             }
+            ("cuda", None) => Cuda::open(0, None).map(Self::Cuda),
+            ("cuda", Some(which)) => match (which.parse::<u32>(), Products::from_name(which)) {
+                (Ok(gpu), _) => Cuda::open(gpu, None).map(Self::Cuda),
+                (_, Some(products)) => Cuda::open(0, Some(products)).map(Self::Cuda),
+                _ => return Err(unknown()).or_exit(Exit::Configuration),
+            },
+            _ => return Err(unknown()).or_exit(Exit::Configuration),
         };
-        let cpu = Cpu::new(path, threads.get()).with_context(|| format!("backend {name}")).or_exit(Exit::NoDevice)?;
-        Ok(Self::Cpu(cpu))
+        opened.with_context(|| format!("backend {name}")).or_exit(Exit::NoDevice)
     }
 
     /// The backend itself.
@@ -53,13 +62,15 @@ impl Local {
         match self {
             Self::Reference => Arc::new(Reference),
             Self::Cpu(cpu) => Arc::new(cpu.clone()),
+            Self::Cuda(cuda) => Arc::new(cuda.clone()),
         }
     }
 
-    /// The backend with lies: for the demo's cheat and for benchmarks. No worker gets it.
+    /// The backend with lies: for the demo's cheat and for benchmarks. No worker gets it. In place of a GPU the reference lies,
+    /// which has the same bytes otherwise.
     pub fn lying(&self, lies: &[Lie]) -> Arc<dyn Backend> {
         match self {
-            Self::Reference => Arc::new(LyingBackend::new(Reference.name(), Reference, lies)),
+            Self::Reference | Self::Cuda(_) => Arc::new(LyingBackend::new(Reference.name(), Reference, lies)),
             Self::Cpu(cpu) => Arc::new(LyingBackend::new(cpu.name(), cpu.kernels().clone(), lies)),
         }
     }

@@ -216,3 +216,20 @@ fn a_second_signal_cuts_the_shutdown_short() {
     let grace = Duration::from_millis(HTTP_GRACE_MS);
     assert!(start.elapsed() < grace, "{:?}", start.elapsed());
 }
+
+/// A machine without NVIDIA's driver is told what it lacks; one that has it computes with it.
+#[test]
+fn cuda_says_what_is_missing() {
+    let on = |backend| run(lockstep().args(["conformance", "--quick", "--json", "--backend", backend]));
+    let output = on("cuda");
+    match output.status.code() {
+        Some(0) => assert!(text(&output.stdout).contains("cuda/"), "{}", text(&output.stdout)),
+        _ => assert_fails(&output, 3, "NVIDIA's driver"),
+    }
+    assert_fails(&on("cuda/tensor"), 2, "cuda/mma");
+    assert_fails(
+        &on("cuda/4294967295"),
+        3,
+        if output.status.success() { "there is no GPU" } else { "NVIDIA's driver" },
+    );
+}

@@ -5,14 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each crate may depend on. Arrows point down only; a new arrow is a decision, and is made here.
-const ARROWS: [(&str, &[&str]); 10] = [
-    (".", &["benches", "coordinator", "kernels", "link", "model", "protocol", "shaders", "sim", "worker"]),
+const ARROWS: [(&str, &[&str]); 12] = [
+    (".", &["benches", "coordinator", "cuda", "kernels", "link", "model", "protocol", "shaders", "sim", "worker"]),
     ("benches", &["coordinator", "kernels", "link", "model", "protocol", "shaders", "sim", "worker"]),
     ("sim", &["kernels", "model", "protocol"]),
     ("coordinator", &["kernels", "link", "model", "protocol"]),
     ("worker", &["kernels", "link", "model", "protocol", "shaders"]),
     ("link", &["protocol"]),
     ("shaders", &["kernels"]),
+    ("kernels/cuda", &["kernels"]),
+    ("kernels/cuda/emulation", &["cuda", "kernels"]),
     ("model", &["kernels", "protocol"]),
     ("kernels", &[]),
     ("protocol", &[]),
@@ -99,7 +101,8 @@ fn arrows_point_down_only() {
 fn every_op_has_all_its_twins() {
     let ops: BTreeSet<String> = lockstep_kernels::program::OP_NAMES.iter().map(ToString::to_string).collect();
     let twins = ["kernels/src/reference", "kernels/src/cpu", "kernels/src/steps"].map(|dir| (dir, "rs"));
-    for (dir, extension) in twins.into_iter().chain([("kernels/vectors", "json"), ("shaders/wgsl", "wgsl")]) {
+    let others = [("kernels/cuda", "cu"), ("kernels/vectors", "json"), ("shaders/wgsl", "wgsl")];
+    for (dir, extension) in twins.into_iter().chain(others) {
         let have = stems(dir, extension);
         let missing: Vec<_> = ops.difference(&have).collect();
         assert!(missing.is_empty(), "{dir} lacks {missing:?}");
@@ -130,7 +133,7 @@ fn pure_crates_stay_pure() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    for path in files(root(), &["rs", "py", "sh", "toml", "cu", "wgsl"]) {
+    for path in files(root(), &["rs", "py", "sh", "toml", "cu", "cuh", "cpp", "h", "wgsl"]) {
         let text = read(&path);
         for mark in UNFINISHED {
             assert!(!text.contains(mark), "{} contains {mark}", path.display());
@@ -140,7 +143,7 @@ fn nothing_is_left_unfinished() {
 
 #[test]
 fn files_hold_one_thing() {
-    for path in files(root(), &["rs", "py", "sh", "cu", "wgsl"]) {
+    for path in files(root(), &["rs", "py", "sh", "cu", "cuh", "cpp", "h", "wgsl"]) {
         let lines = read(&path).lines().count();
         assert!(lines <= LONGEST_FILE, "{} has {lines} lines: split it", path.display());
     }

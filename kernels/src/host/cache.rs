@@ -12,43 +12,107 @@ use crate::program::{Heads, Op, Program, page_bytes};
 use crate::reference::attention::BLOCK;
 use crate::value::CacheId;
 
-/// Keys and values of one block of positions in one attention op, each `[kv_heads][BLOCK][head_dim]`. What lies beyond
-/// the length of the cache that holds the page has no meaning.
+/// One softmax block of positions in one attention op, counted as long as it lives.
 #[derive(Debug)]
-pub struct Page {
-    pub(super) keys: Vec<i16>,
-    pub(super) values: Vec<i16>,
-    held: Held,
-}
-
-/// Bytes of a page, counted as long as it lives.
-#[derive(Debug)]
-struct Held {
+pub struct Page<P> {
+    data: P,
     bytes: u64,
     gauge: Arc<AtomicU64>,
 }
 
-impl Held {
-    fn new(bytes: u64, gauge: &Arc<AtomicU64>) -> Self {
-        gauge.fetch_add(bytes, Ordering::Relaxed);
-        Self { bytes, gauge: Arc::clone(gauge) }
+impl<P> Page<P> {
+    fn new(data: P, shape: &PageShape, gauge: &Arc<AtomicU64>) -> Self {
+        gauge.fetch_add(shape.bytes, Ordering::Relaxed);
+        Self { data, bytes: shape.bytes, gauge: Arc::clone(gauge) }
+    }
+
+    /// The keys and values.
+    pub const fn data(&self) -> &P {
+        &self.data
     }
 }
 
-impl Drop for Held {
+impl<P> Drop for Page<P> {
     fn drop(&mut self) {
         self.gauge.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-impl Page {
-    fn new(shape: &Shape, gauge: &Arc<AtomicU64>) -> Self {
-        let empty = vec![0; shape.kv_heads * BLOCK * shape.dim];
-        Self { keys: empty.clone(), values: empty, held: Held::new(shape.page_bytes, gauge) }
+/// Of the keys and values of one attention op.
+#[derive(Clone, Copy, Debug)]
+pub struct PageShape {
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub dim: usize,
+    /// Bytes of a page's keys and values.
+    pub bytes: u64,
+}
+
+impl PageShape {
+    /// Of a validated attention.
+    pub fn of(heads: &Heads) -> Self {
+        let (kv_heads, dim) = (heads.kv_heads.into(), heads.head_dim.into());
+        Self { kv_heads, dim, bytes: page_bytes(heads) }
     }
 
+    /// Elements of a page's keys.
+    pub const fn len(&self) -> usize {
+        self.kv_heads * BLOCK * self.dim
+    }
+
+    /// Whether there is no element; a valid attention has no such pages.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a kind of executor has its pages: keys and values, each `[kv_heads][BLOCK][dim]`. What lies beyond the length of
+/// the cache that holds a page has no meaning.
+pub trait PageStore {
+    /// One page.
+    type Page;
+
+    /// A new page.
+    ///
+    /// # Errors
+    /// The device has no room, or fails.
+    fn make(&self, shape: &PageShape) -> Result<Self::Page, BackendError>;
+
+    /// A page with the same contents.
+    ///
+    /// # Errors
+    /// As of [`make`](Self::make).
+    fn copy(&self, shape: &PageShape, page: &Self::Page) -> Result<Self::Page, BackendError>;
+}
+
+/// Pages on the host.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HostStore;
+
+/// A page on the host.
+#[derive(Clone, Debug)]
+pub struct HostPage {
+    pub(super) keys: Vec<i16>,
+    pub(super) values: Vec<i16>,
+}
+
+impl PageStore for HostStore {
+    type Page = HostPage;
+
+    fn make(&self, shape: &PageShape) -> Result<HostPage, BackendError> {
+        let empty = vec![0; shape.len()];
+        Ok(HostPage { keys: empty.clone(), values: empty })
+    }
+
+    fn copy(&self, _: &PageShape, page: &HostPage) -> Result<HostPage, BackendError> {
+        Ok(page.clone())
+    }
+}
+
+impl HostPage {
     /// Writes one position, from rows of all heads.
-    fn set(&mut self, shape: &Shape, position: usize, keys: &[i16], values: &[i16]) {
+    pub(super) fn set(&mut self, shape: &PageShape, position: usize, keys: &[i16], values: &[i16]) {
         let dim = shape.dim;
         for (page, row) in [(&mut self.keys, keys), (&mut self.values, values)] {
             let heads = page.chunks_exact_mut(BLOCK * dim).zip(row.chunks_exact(dim));
@@ -57,36 +121,21 @@ impl Page {
     }
 }
 
-impl Clone for Page {
-    fn clone(&self) -> Self {
-        let held = Held::new(self.held.bytes, &self.held.gauge);
-        Self { keys: self.keys.clone(), values: self.values.clone(), held }
-    }
-}
-
-/// Of the keys and values of one attention op.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    kv_heads: usize,
-    dim: usize,
-    page_bytes: u64,
-}
-
-impl Shape {
-    fn of(heads: &Heads) -> Self {
-        let (kv_heads, dim) = (heads.kv_heads.into(), heads.head_dim.into());
-        Self { kv_heads, dim, page_bytes: page_bytes(heads) }
-    }
-}
-
 /// What a cache holds for one attention op.
-#[derive(Clone, Debug, Default)]
-struct Line {
+struct Line<P> {
     positions: usize,
-    pages: Vec<Arc<Page>>,
+    pages: Vec<Arc<Page<P>>>,
 }
 
-impl Line {
+impl<P> Clone for Line<P> {
+    fn clone(&self) -> Self {
+        Self { positions: self.positions, pages: self.pages.clone() }
+    }
+}
+
+impl<P> Line<P> {
+    const EMPTY: Self = Self { positions: 0, pages: Vec::new() };
+
     fn truncate(&mut self, positions: usize) {
         self.positions = positions;
         self.pages.truncate(positions.div_ceil(BLOCK));
@@ -94,36 +143,40 @@ impl Line {
 }
 
 /// All caches of one executor.
-pub(super) struct Caches {
+pub struct Caches<S: PageStore> {
+    store: S,
     /// One for each attention op, in the order of the program.
-    shapes: Vec<Shape>,
+    shapes: Vec<PageShape>,
     /// Number of attention ops before each layer.
     before: Vec<usize>,
-    caches: BTreeMap<CacheId, Vec<Line>>,
+    caches: BTreeMap<CacheId, Vec<Line<S::Page>>>,
     gauge: Arc<AtomicU64>,
 }
 
-impl Caches {
+impl<S: PageStore> Caches<S> {
     /// For a validated program.
-    pub(super) fn new(program: &Program) -> Self {
+    pub fn new(program: &Program, store: S) -> Self {
         let (mut shapes, mut before) = (Vec::new(), Vec::new());
         for layer in &program.layers {
             before.push(shapes.len());
             shapes.extend(layer.ops.iter().filter_map(|op| match op {
-                Op::Attention { heads, .. } => Some(Shape::of(heads)),
+                Op::Attention { heads, .. } => Some(PageShape::of(heads)),
                 _ => None,
             }));
         }
-        Self { shapes, before, caches: BTreeMap::new(), gauge: Arc::default() }
+        Self { store, shapes, before, caches: BTreeMap::new(), gauge: Arc::default() }
     }
 
     /// The line of the first attention op of a layer, where it has one; those of others follow in their order.
-    pub(super) fn line(&self, layer: usize) -> usize {
+    pub fn line(&self, layer: usize) -> usize {
         self.before[layer]
     }
 
     /// Whether a pass may start at `start`: the cache has all positions before it, or is yet to be made.
-    pub(super) fn check(&self, id: CacheId, start: usize) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the cache lacks.
+    pub fn check(&self, id: CacheId, start: usize) -> Result<(), String> {
         match self.caches.get(&id) {
             None if start == 0 => Ok(()),
             None => Err("there is no such cache".into()),
@@ -135,20 +188,23 @@ impl Caches {
     }
 
     /// Makes a cache ready for a pass from `start` on, which [`check`](Self::check) allowed.
-    pub(super) fn begin(&mut self, id: CacheId, start: usize) {
-        let lines = self.caches.entry(id).or_insert_with(|| vec![Line::default(); self.shapes.len()]);
+    pub fn begin(&mut self, id: CacheId, start: usize) {
+        let lines = self.caches.entry(id).or_insert_with(|| vec![Line::EMPTY; self.shapes.len()]);
         lines.iter_mut().for_each(|line| line.truncate(start));
     }
 
-    /// Writes keys and values, `[rows, kv_heads * head_dim]`, from position `start` on, in place of all that a line had
-    /// from there.
-    pub(super) fn append(
+    /// Makes room for `rows` positions from `start` on, in place of all that a line had from there, and has `write` fill it:
+    /// with the page, its shape, the position within the page, and the number of the row.
+    ///
+    /// # Errors
+    /// The cache is gone or too short, or there is no page to be had.
+    pub fn append(
         &mut self,
         id: CacheId,
         line: usize,
         start: usize,
-        keys: &[i16],
-        values: &[i16],
+        rows: usize,
+        mut write: impl FnMut(&mut S::Page, &PageShape, usize, usize),
     ) -> Result<(), BackendError> {
         let shape = self.shapes[line];
         let refuse = |reason: &str| Err(BackendError::Cache { cache: id, reason: reason.into() });
@@ -159,45 +215,59 @@ impl Caches {
             return refuse("it was cut during the pass");
         }
         held.truncate(start);
-        let width = shape.kv_heads * shape.dim;
-        for (keys, values) in keys.chunks_exact(width).zip(values.chunks_exact(width)) {
-            let (page, position) = (held.positions / BLOCK, held.positions % BLOCK);
-            if page == held.pages.len() {
-                held.pages.push(Arc::new(Page::new(&shape, &self.gauge)));
+        for row in 0..rows {
+            let (index, position) = (held.positions / BLOCK, held.positions % BLOCK);
+            if index == held.pages.len() {
+                held.pages.push(Arc::new(Page::new(self.store.make(&shape)?, &shape, &self.gauge)));
             }
-            Arc::make_mut(&mut held.pages[page]).set(&shape, position, keys, values);
+            let slot = &mut held.pages[index];
+            if Arc::get_mut(slot).is_none() {
+                *slot = Arc::new(Page::new(self.store.copy(&shape, &slot.data)?, &shape, &self.gauge));
+            }
+            let page = Arc::get_mut(slot).expect("nobody else has a page that was just made");
+            write(&mut page.data, &shape, position, row);
             held.positions += 1;
         }
         Ok(())
     }
 
     /// The pages of a line; none of a cache that does not exist.
-    pub(super) fn pages(&self, id: CacheId, line: usize) -> &[Arc<Page>] {
+    pub fn pages(&self, id: CacheId, line: usize) -> &[Arc<Page<S::Page>>] {
         self.caches.get(&id).map_or(&[], |lines| &lines[line].pages)
     }
 
-    pub(super) fn fork(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+    /// See [`Executor::fork_cache`](crate::backend::Executor::fork_cache).
+    ///
+    /// # Errors
+    /// `from` does not hold as many positions.
+    pub fn fork(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
         let mut lines = self.holding(from, positions)?.clone();
         lines.iter_mut().for_each(|line| line.truncate(positions));
         self.caches.insert(to, lines);
         Ok(())
     }
 
-    pub(super) fn truncate(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+    /// See [`Executor::truncate_cache`](crate::backend::Executor::truncate_cache).
+    ///
+    /// # Errors
+    /// The cache does not hold as many positions.
+    pub fn truncate(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
         self.holding(id, positions)?.iter_mut().for_each(|line| line.truncate(positions));
         Ok(())
     }
 
-    pub(super) fn drop(&mut self, id: CacheId) {
+    /// Forgets a cache; nothing happens where there is none.
+    pub fn drop(&mut self, id: CacheId) {
         self.caches.remove(&id);
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    /// Bytes that all caches together hold; what several share counts once.
+    pub fn bytes(&self) -> u64 {
         self.gauge.load(Ordering::Relaxed)
     }
 
     /// A cache that exists and holds that many positions.
-    fn holding(&mut self, id: CacheId, positions: usize) -> Result<&mut Vec<Line>, BackendError> {
+    fn holding(&mut self, id: CacheId, positions: usize) -> Result<&mut Vec<Line<S::Page>>, BackendError> {
         let refuse = |reason| BackendError::Cache { cache: id, reason };
         if !self.caches.contains_key(&id) {
             return Err(refuse("there is no such cache".into()));

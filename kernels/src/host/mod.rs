@@ -7,8 +7,8 @@ mod activations;
 mod cache;
 
 use activations::{Activations, Extent};
-use cache::Caches;
-pub use cache::Page;
+use cache::HostStore;
+pub use cache::{Caches, HostPage, Page, PageShape, PageStore};
 
 use crate::backend::{BackendError, Executor, LayerReport};
 use crate::pass::{self, Pass};
@@ -109,7 +109,7 @@ pub enum KeyValues<'a> {
         v: &'a [i16],
     },
     /// Pages of a cache.
-    Pages(&'a [Arc<Page>]),
+    Pages(&'a [Arc<Page<HostPage>>]),
 }
 
 /// Keys and values of one head in one softmax block: position `j` of the block has `head_dim` elements from
@@ -136,7 +136,7 @@ impl<'a> KeyValues<'a> {
                 HeadBlock { keys: k, values: v, start: block * BLOCK * stride + head * dim, stride }
             }
             Self::Pages(pages) => {
-                let page: &Page = &pages[block];
+                let page: &HostPage = pages[block].data();
                 HeadBlock { keys: &page.keys, values: &page.values, start: head * BLOCK * dim, stride: dim }
             }
         }
@@ -242,7 +242,7 @@ pub struct HostExecutor<K: HostOps> {
     /// Prepared codes by parameter, for those that a matrix product reads.
     matrices: Vec<Option<K::Matrix>>,
     values: Activations,
-    caches: Caches,
+    caches: Caches<HostStore>,
     pass: Pass,
 }
 
@@ -259,7 +259,7 @@ impl<K: HostOps> HostExecutor<K> {
             }
         }
         let values = Activations::new(Arc::clone(&program));
-        let caches = Caches::new(&program);
+        let caches = Caches::new(&program, HostStore);
         Ok(Self { kernels, program, params, matrices, values, caches, pass: Pass::default() })
     }
 
@@ -327,8 +327,10 @@ impl<K: HostOps> HostExecutor<K> {
         };
         for (sequence, span) in self.pass.batch.sequences.iter().zip(&self.pass.spans) {
             let Some(id) = sequence.cache else { continue };
-            let own = span.start * width..span.end * width;
-            self.caches.append(id, line, sequence.start, &k[own.clone()], &v[own])?;
+            self.caches.append(id, line, sequence.start, span.len(), |page, shape, position, row| {
+                let own = (span.start + row) * width..(span.start + row + 1) * width;
+                page.set(shape, position, &k[own.clone()], &v[own]);
+            })?;
         }
         Ok(())
     }

@@ -1,0 +1,195 @@
+//! The CUDA kernels on the CPU: the same sources, compiled as C++, behind the same trait as a GPU.
+//!
+//! It is slow, and it is for tests. What it checks besides results: no thread is waited for that never comes, nothing is
+//! written beyond a buffer, no signed integer overflows and no access is misaligned (the last two stop the process), and,
+//! by running threads in opposite orders, that no result hangs on the order of threads.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lockstep_cuda::device::{Device, DeviceError};
+use lockstep_cuda::plan::Launch;
+
+unsafe extern "C" {
+    fn lockstep_emulate(
+        name: *const c_char,
+        params: *const u64,
+        params_len: usize,
+        grid: *const u32,
+        threads: u32,
+        descending: bool,
+    ) -> c_int;
+    fn lockstep_emulated_kernel(index: u32) -> *const c_char;
+}
+
+/// Names of all kernels that were compiled.
+pub fn kernels() -> Vec<String> {
+    // SAFETY: returns a string that is never freed, or null.
+    let names = (0..).map(|index| unsafe { lockstep_emulated_kernel(index) }).take_while(|name| !name.is_null());
+    // SAFETY: not null, see above.
+    names.map(|name| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()).collect()
+}
+
+/// In which order blocks, and threads between barriers, run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// From 0 on.
+    Ascending,
+    /// The other way round.
+    Descending,
+}
+
+/// Bytes before and after a buffer that no kernel may write.
+const GUARD: usize = 256;
+/// What is in them.
+const GUARD_BYTE: u8 = 0xa5;
+/// What is in new memory.
+const NEW_BYTE: u8 = 0xcd;
+
+/// A device whose memory is the host's.
+pub struct Emulation {
+    order: Order,
+    capability: (u32, u32),
+    /// Bytes of each allocation, by address.
+    memory: Mutex<BTreeMap<u64, usize>>,
+}
+
+impl Emulation {
+    /// One that runs threads in that order, and says that it has that compute capability.
+    pub fn new(order: Order, capability: (u32, u32)) -> Self {
+        Self { order, capability, memory: Mutex::default() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes `at..at + bytes` if they lie in one allocation.
+    fn place(&self, call: &str, at: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
+        let end = at.checked_add(bytes as u64);
+        let within = |(start, len): (&u64, &usize)| end.is_some_and(|end| end <= start + *len as u64);
+        if self.memory().range(..=at).next_back().is_some_and(within) {
+            Ok(std::ptr::with_exposed_provenance_mut(at as usize))
+        } else {
+            Err(DeviceError { call: call.into(), reason: format!("{bytes} bytes at {at:#x} are not in one buffer") })
+        }
+    }
+
+    /// Bytes that are allocated now.
+    pub fn allocated(&self) -> usize {
+        self.memory().values().sum()
+    }
+
+    fn check_guards(&self, kernel: &str) -> Result<(), DeviceError> {
+        for (address, bytes) in self.memory().iter() {
+            let start = std::ptr::with_exposed_provenance::<u8>(*address as usize);
+            // SAFETY: an allocation has its guards around it.
+            let guards = unsafe {
+                [
+                    std::slice::from_raw_parts(start.sub(GUARD), GUARD),
+                    std::slice::from_raw_parts(start.add(*bytes), GUARD),
+                ]
+            };
+            if guards.iter().any(|guard| guard.iter().any(|b| *b != GUARD_BYTE)) {
+                let reason = format!("wrote beyond the {bytes} bytes at {address:#x}");
+                return Err(DeviceError { call: format!("kernel {kernel}"), reason });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes + 2 * GUARD, GUARD).expect("sizes of tests")
+}
+
+impl Drop for Emulation {
+    fn drop(&mut self) {
+        let addresses: Vec<u64> = self.memory().keys().copied().collect();
+        addresses.into_iter().for_each(|address| self.free(address));
+    }
+}
+
+impl Device for Emulation {
+    fn name(&self) -> String {
+        format!("the CPU, {:?}", self.order).to_lowercase()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.capability
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        // SAFETY: the layout is not empty, and all that is written lies in it.
+        let start = unsafe {
+            let base = alloc(layout(bytes));
+            if base.is_null() {
+                let call = format!("allocating {bytes} bytes");
+                return Err(DeviceError { call, reason: "the host has no more".into() });
+            }
+            base.write_bytes(GUARD_BYTE, bytes + 2 * GUARD);
+            let start = base.add(GUARD);
+            start.write_bytes(NEW_BYTE, bytes);
+            start
+        };
+        let address = start.expose_provenance() as u64;
+        self.memory().insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        let bytes = self.memory().remove(&address).expect("memory is freed once");
+        // SAFETY: allocated with this layout, which begins a guard before the address.
+        unsafe { dealloc(std::ptr::with_exposed_provenance_mut::<u8>(address as usize).sub(GUARD), layout(bytes)) };
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let place = self.place("upload", to, bytes.len())?;
+        // SAFETY: the place is as long, and no slice of the host's lies in an allocation.
+        unsafe { place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let place = self.place("download", from, bytes.len())?;
+        // SAFETY: as in `upload`.
+        unsafe { bytes.as_mut_ptr().copy_from_nonoverlapping(place, bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        let (from, to) = (self.place("copy", from, bytes)?, self.place("copy", to, bytes)?);
+        // SAFETY: both places are as long.
+        unsafe { to.copy_from(from, bytes) };
+        Ok(())
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<(), DeviceError> {
+        let place = self.place("zero", at, bytes)?;
+        // SAFETY: the place is as long.
+        unsafe { place.write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
+        let refuse = |reason: &str| DeviceError { call: format!("kernel {}", launch.kernel), reason: reason.into() };
+        let name = CString::new(launch.kernel).map_err(|_| refuse("its name has a zero"))?;
+        if launch.grid.contains(&0) {
+            return Err(refuse("the grid is empty"));
+        }
+        let descending = self.order == Order::Descending;
+        let (params, len) = (launch.params.as_ptr(), launch.param_bytes().len());
+        // SAFETY: name, parameters and grid are read as long as they are. The kernel reads and writes at the addresses in its
+        // parameters, which are of this device's buffers; the guards tell where one goes astray.
+        let code =
+            unsafe { lockstep_emulate(name.as_ptr(), params, len, launch.grid.as_ptr(), launch.threads, descending) };
+        match code {
+            0 => self.check_guards(launch.kernel),
+            1 => Err(refuse("there is none of that name")),
+            2 => Err(refuse("its blocks have another number of threads")),
+            _ => Err(refuse("its parameters have another size")),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+// Matrix product (SPEC 5.3) on tensor cores, for many rows: mma.sync m16n8k32 on bytes, from sm_80 on.
+//
+// A block of four warps computes 64 x 64 outputs, each warp 32 x 32 of them. All products of digits are made in one pass
+// over the weights. The next tile is on its way from memory into registers while this one is multiplied.
+#define LOCKSTEP_TENSOR_CORES
+#include "limbs.cuh"
+
+constexpr u32 MMA_THREADS = 128;
+constexpr u32 MMA_TILE = 64;
+constexpr u32 MMA_K = 64;                // codes along the reduction at a time
+constexpr u32 MMA_PITCH = MMA_K / 4 + 4; // in words: the eight rows that a fragment spans lie in different banks
+constexpr u32 MMA_M_TILES = 2;           // of 16 rows, per warp
+constexpr u32 MMA_N_TILES = 4;           // of 8 outputs, per warp
+constexpr u32 CODE_LOADS = MMA_TILE * MMA_K / 8 / MMA_THREADS;  // of 16 bytes, per thread
+constexpr u32 BYTE_LOADS = MMA_TILE * MMA_K / 16 / MMA_THREADS;
+
+// One operand's tile on its way: 64 rows of 64 elements of 16 bits or of 8. Rows beyond the last one are zeros.
+template <bool WIDE> struct InFlight {
+    static constexpr u32 LOADS = WIDE ? CODE_LOADS : BYTE_LOADS;
+    static constexpr u32 PER_LOAD = WIDE ? 8 : 16;
+    static constexpr u32 PER_ROW = MMA_K / PER_LOAD;
+    uint4 words[LOADS];
+
+    __device__ void load(const void *codes, u32 row, u32 rows, u32 stride, u32 k) {
+#pragma unroll
+        for (u32 i = 0; i < LOADS; i++) {
+            const u32 piece = thread_index() + i * MMA_THREADS;
+            const u32 r = row + piece / PER_ROW;
+            const u64 at = (u64)r * stride + k + piece % PER_ROW * PER_LOAD;
+            words[i] = uint4{0, 0, 0, 0};
+            if (r < rows) words[i] = *(const uint4 *)((const i8 *)codes + at * (WIDE ? 2 : 1));
+        }
+    }
+
+    // Bytes go to `high` as they are; codes are split into digits.
+    __device__ void store(u32 *high, u32 *low) const {
+#pragma unroll
+        for (u32 i = 0; i < LOADS; i++) {
+            const u32 piece = thread_index() + i * MMA_THREADS;
+            const u32 at = piece / PER_ROW * MMA_PITCH + piece % PER_ROW * (PER_LOAD / 4);
+            const uint4 v = words[i];
+            if (WIDE) {
+                const Digits a = split(v.x, v.y), b = split(v.z, v.w);
+                high[at] = a.high;
+                high[at + 1] = b.high;
+                low[at] = a.low;
+                low[at + 1] = b.low;
+            } else {
+                high[at] = v.x;
+                high[at + 1] = v.y;
+                high[at + 2] = v.z;
+                high[at + 3] = v.w;
+            }
+        }
+    }
+};
+
+struct FragmentA {
+    u32 words[4];
+    // Of 16 rows from `tile` on, 32 digits.
+    __device__ void load(const u32 *tile) {
+        const u32 *at = tile + lane_index() / 4 * MMA_PITCH + lane_index() % 4;
+        words[0] = at[0];
+        words[1] = at[8 * MMA_PITCH];
+        words[2] = at[4];
+        words[3] = at[8 * MMA_PITCH + 4];
+    }
+};
+
+struct FragmentB {
+    u32 words[2];
+    // Of 8 outputs from `tile` on, 32 digits.
+    __device__ void load(const u32 *tile) {
+        const u32 *at = tile + lane_index() / 4 * MMA_PITCH + lane_index() % 4;
+        words[0] = at[0];
+        words[1] = at[4];
+    }
+};
+
+template <bool WIDE> struct Accumulators {
+    i32 hh[MMA_M_TILES][MMA_N_TILES][4];
+    i32 mid[MMA_M_TILES][MMA_N_TILES][4];
+    i32 ll[WIDE ? MMA_M_TILES : 1][WIDE ? MMA_N_TILES : 1][4];
+};
+
+// All products of digits of one staged tile, for the warp's quarter of it.
+template <bool WIDE>
+__device__ inline void multiply_staged(Accumulators<WIDE> &sums, const u32 *x_high, const u32 *x_low, const u32 *w_high,
+                                       const u32 *w_low) {
+#pragma unroll
+    for (u32 step = 0; step < MMA_K / 4; step += 8) {
+        FragmentA high[MMA_M_TILES], low[MMA_M_TILES];
+#pragma unroll
+        for (u32 m = 0; m < MMA_M_TILES; m++) {
+            high[m].load(x_high + m * 16 * MMA_PITCH + step);
+            low[m].load(x_low + m * 16 * MMA_PITCH + step);
+        }
+#pragma unroll
+        for (u32 n = 0; n < MMA_N_TILES; n++) {
+            FragmentB w, w_lower;
+            w.load(w_high + n * 8 * MMA_PITCH + step);
+            if (WIDE) w_lower.load(w_low + n * 8 * MMA_PITCH + step);
+#pragma unroll
+            for (u32 m = 0; m < MMA_M_TILES; m++) {
+                mma_ss(sums.hh[m][n], high[m].words, w.words);
+                mma_us(sums.mid[m][n], low[m].words, w.words);
+                if (WIDE) {
+                    mma_su(sums.mid[m][n], high[m].words, w_lower.words);
+                    mma_uu(sums.ll[m][n], low[m].words, w_lower.words);
+                }
+            }
+        }
+    }
+}
+
+template <bool WIDE> __device__ inline void multiply_mma(const MatMulParams &p) {
+    __shared__ u32 x_high[MMA_TILE * MMA_PITCH], x_low[MMA_TILE * MMA_PITCH];
+    __shared__ u32 w_high[MMA_TILE * MMA_PITCH], w_low[WIDE ? MMA_TILE * MMA_PITCH : 1];
+    const u32 row = blockIdx.x * MMA_TILE, col = blockIdx.y * MMA_TILE;
+    const u32 warp_row = warp_index() / 2 * 32, warp_col = warp_index() % 2 * 32;
+    const u32 *w_low_of_warp = WIDE ? w_low + warp_col * MMA_PITCH : w_low;
+    Accumulators<WIDE> sums = {};
+    InFlight<true> x;
+    InFlight<WIDE> w;
+    x.load(p.codes, row, p.rows, p.stride, 0);
+    w.load(p.weight, col, p.cols, p.stride, 0);
+    for (u32 k = 0; k < p.stride; k += MMA_K) {
+        x.store(x_high, x_low);
+        w.store(w_high, w_low);
+        __syncthreads();
+        if (k + MMA_K < p.stride) {
+            x.load(p.codes, row, p.rows, p.stride, k + MMA_K);
+            w.load(p.weight, col, p.cols, p.stride, k + MMA_K);
+        }
+        multiply_staged<WIDE>(sums, x_high + warp_row * MMA_PITCH, x_low + warp_row * MMA_PITCH,
+                              w_high + warp_col * MMA_PITCH, w_low_of_warp);
+        __syncthreads();
+    }
+    u32 clamped = 0;
+#pragma unroll
+    for (u32 m = 0; m < MMA_M_TILES; m++) {
+#pragma unroll
+        for (u32 n = 0; n < MMA_N_TILES; n++) {
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) {
+                const u32 t = row + warp_row + m * 16 + lane_index() / 4 + i / 2 * 8;
+                const u32 c = col + warp_col + n * 8 + lane_index() % 4 * 2 + i % 2;
+                const i32 ll = WIDE ? sums.ll[WIDE ? m : 0][WIDE ? n : 0][i] : 0;
+                const i64 product = exact<WIDE>(sums.hh[m][n][i], sums.mid[m][n][i], ll);
+                if (t < p.rows && c < p.cols) clamped += finish(p, t, c, product);
+            }
+        }
+    }
+    count_clamped(p.saturations, clamped);
+}
+
+KERNEL(matmul_mma_w8, MMA_THREADS, MatMulParams) { multiply_mma<false>(p); }
+KERNEL(matmul_mma_w16, MMA_THREADS, MatMulParams) { multiply_mma<true>(p); }

@@ -1,0 +1,223 @@
+// Parameters of every kernel, as the host passes them: `src/params.rs` has the same structs, and a test compares them field
+// by field.
+// Pointers are to device memory. Rows of block floating point codes and of weight codes are padded with zeros to whole
+// multiples of 64 elements; `stride` is that length.
+#pragma once
+#include "device.cuh"
+
+struct EmbedTable {
+    const i16 *codes;
+    const u16 *mantissa;
+    const i16 *shift;
+    const u32 *index;  // of each output row; none where every row reads `constant`
+    u32 rows;
+    u32 constant;
+};
+
+struct EmbedParams {
+    EmbedTable tables[8];
+    i32 *out;
+    u64 *saturations;
+    u32 count;
+    u32 cols;
+    u32 stride;
+    u32 unused;
+};
+
+struct QuantizeParams {
+    const i32 *input;
+    i16 *codes;
+    i32 *exponents;
+    u32 cols;
+    u32 stride;
+};
+
+struct MatMulParams {
+    const i16 *codes;
+    const i32 *exponents;
+    const void *weight;  // i8 or i16
+    const u16 *mantissa;
+    const i16 *shift;
+    const i32 *bias;  // or none
+    void *out;        // i32 or i16
+    u64 *saturations;
+    u32 rows;
+    u32 cols;
+    u32 stride;
+    u32 narrow;  // whether out is i16
+};
+
+struct BinaryParams {
+    const i32 *a;
+    const i32 *b;
+    i32 *out;
+    u64 *saturations;
+    u64 len;
+    u32 shift;
+    u32 unused;
+};
+
+struct NormParams {
+    const i32 *input;
+    const i32 *scale;
+    const i32 *bias;
+    i32 *out;
+    u64 *saturations;
+    u32 cols;
+    u32 shift;
+    u32 epsilon_mantissa;
+    i32 epsilon_shift;
+};
+
+struct UnaryParams {
+    const i32 *input;
+    const u32 *table;
+    i32 *out;
+    u64 len;
+    u32 amount;  // fractional bits, or a shift
+    u32 unused;
+};
+
+struct RowsParams {
+    const i32 *input;
+    const u32 *first;  // input row of each output row
+    const u32 *count;  // how many rows are pooled
+    i32 *out;
+    u32 cols;
+    u32 unused;
+};
+
+struct RopeParams {
+    const i32 *input;
+    const i32 *table;
+    const u32 *positions;
+    const u8 *shift;
+    i16 *out;
+    u64 *saturations;
+    u32 cols;
+    u32 head_dim;
+    u32 rotary_dim;
+    u32 unused;
+};
+
+// Keys and values of one softmax block of one sequence.
+struct KeyBlock {
+    const i16 *keys;
+    const i16 *values;
+    u32 position_stride; // elements from one position of a head to the next
+    u32 head_stride;     // elements from one head to the next
+};
+
+// Rows of one sequence that are computed together, against one softmax block.
+struct AttentionTile {
+    u32 row;       // first
+    u32 rows;      // 1 to ATTENTION_ROWS
+    u32 position;  // of the first row
+    u32 length;    // positions of the sequence
+    u32 block;     // softmax block
+    u32 table;     // its entry among the key blocks
+    u32 slot;      // partial of the first row and head 0
+    u32 row_slots; // partials from one row to the next
+};
+
+struct AttentionParams {
+    const i16 *q;
+    const KeyBlock *blocks;
+    const AttentionTile *tiles;
+    const u8 *score_shift;
+    i64 *sums;      // [slots][head_dim]
+    i32 *reference; // [slots]
+    u32 *weight;    // [slots]
+    u64 *saturations;
+    u32 heads;
+    u32 kv_heads;
+    u32 head_dim;
+    u32 causal;
+};
+
+// Where the partials of one row are.
+struct RowPartials {
+    u32 row;
+    u32 slot; // of block 0 and head 0; those of the next block are `heads` further
+    u32 blocks;
+    u32 unused;
+};
+
+struct CombineParams {
+    const RowPartials *rows;
+    const i64 *sums;
+    const i32 *reference;
+    const u32 *weight;
+    const u8 *value_shift;
+    i32 *out;
+    u32 heads;
+    u32 head_dim;
+};
+
+// Rows of keys and values on their way into the pages of a cache.
+struct AppendRow {
+    i16 *keys; // of head 0
+    i16 *values;
+    u32 row;
+    u32 unused;
+};
+
+struct AppendParams {
+    const i16 *keys;
+    const i16 *values;
+    const AppendRow *rows;
+    u32 kv_heads;
+    u32 head_dim;
+    u32 head_stride;
+    u32 unused;
+};
+
+// Settings and history of one point. Lists are offsets into `SampleParams::words`.
+struct SamplePoint {
+    u64 draw;
+    u32 history;
+    u32 history_len;
+    u32 prompt_tokens;
+    u32 max_tokens;
+    u32 temperature;
+    u32 scale_mantissa;
+    i32 scale_shift;
+    u32 top_k;
+    u32 top_p;
+    u32 least_weight;
+    u32 repetition_penalty;
+    i32 presence_penalty;
+    i32 frequency_penalty;
+    u32 bias; // pairs of token and bias
+    u32 bias_len;
+    u32 stop_tokens;
+    u32 stop_tokens_len;
+    u32 stop_strings; // each a length, then its bytes, a word for each
+    u32 stop_strings_len;
+    u32 row; // of the logits
+};
+
+struct SampleParams {
+    const i32 *logits;
+    const i8 *token_bytes;
+    const u32 *words;
+    const SamplePoint *points;
+    u32 *seen;    // scratch, [points][vocabulary]
+    u32 *weights; // scratch, [points][vocabulary]
+    i32 *out;
+    u32 vocabulary;
+    u32 width;
+    u32 frac;
+    u32 unused;
+};
+
+// Rows of a tensor, each padded with zeros to whole chunks; one chaining value for each chunk.
+struct ChunksParams {
+    const i32 *input;
+    const u64 *counters; // chunk number of each row's first chunk
+    u32 *values;         // [rows][row_chunks][8]
+    u32 rows;
+    u32 cols;
+    u32 row_chunks;
+    u32 unused;
+};

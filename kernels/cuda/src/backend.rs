@@ -1,0 +1,98 @@
+//! The backend: a device, and how it multiplies.
+
+use std::sync::Arc;
+
+use lockstep_kernels::backend::{Backend, BackendError, Executor};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Params;
+
+use crate::device::Device;
+use crate::driver::Driver;
+use crate::executor::DeviceExecutor;
+
+/// What a matrix product of many rows runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// `dp4a`: integer units, from compute capability 6.1 on.
+    Dp4a,
+    /// `mma.sync` on bytes: tensor cores, from 8.0 on.
+    Mma,
+}
+
+impl Products {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Dp4a, Self::Mma];
+
+    /// As in `cuda/mma`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dp4a => "dp4a",
+            Self::Mma => "mma",
+        }
+    }
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// The least compute capability that has it.
+    const fn capability(self) -> (u32, u32) {
+        match self {
+            Self::Dp4a => (6, 1),
+            Self::Mma => (8, 0),
+        }
+    }
+
+    /// The fastest that a device has, or the one that is asked for.
+    fn choose(wanted: Option<Self>, device: &dyn Device) -> Result<Self, BackendError> {
+        let has = |p: &Self| p.capability() <= device.capability();
+        let found = wanted.or_else(|| Self::ALL.into_iter().rev().find(has)).unwrap_or(Self::Dp4a);
+        if has(&found) {
+            return Ok(found);
+        }
+        let ((need, need_minor), (major, minor)) = (found.capability(), device.capability());
+        Err(BackendError::Unavailable(format!(
+            "{} needs compute capability {need}.{need_minor}, and {} has {major}.{minor}",
+            found.name(),
+            device.name()
+        )))
+    }
+}
+
+/// The CUDA kernels on one device.
+#[derive(Clone)]
+pub struct Cuda {
+    device: Arc<dyn Device>,
+    products: Products,
+}
+
+impl Cuda {
+    /// The GPU of that number, with the fastest products that it has or with those asked for.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where there is no driver, no such GPU, or no such products on it;
+    /// [`BackendError::Device`] where the driver fails.
+    pub fn open(ordinal: u32, products: Option<Products>) -> Result<Self, BackendError> {
+        Self::on(Arc::new(Driver::open(ordinal)?), products)
+    }
+
+    /// On any device.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where it lacks the products.
+    pub fn on(device: Arc<dyn Device>, products: Option<Products>) -> Result<Self, BackendError> {
+        let products = Products::choose(products, &*device)?;
+        Ok(Self { device, products })
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        format!("cuda/{} on {}", self.products.name(), self.device.name())
+    }
+
+    fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
+        Ok(Box::new(DeviceExecutor::new(Arc::clone(&self.device), self.products, program, &*params)?))
+    }
+}

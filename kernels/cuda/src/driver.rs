@@ -1,0 +1,226 @@
+//! NVIDIA's driver, found when the program runs: it builds and starts without any CUDA.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use lockstep_kernels::backend::BackendError;
+
+use crate::device::{Device, DeviceError};
+use crate::plan::{Launch, MODULES};
+use crate::ptx::PTX;
+
+/// Oldest driver that takes the embedded PTX: that of CUDA 12.4.
+const OLDEST_DRIVER: i32 = 12_040;
+
+/// One GPU.
+pub struct Driver {
+    ordinal: u32,
+    name: String,
+    capability: (u32, u32),
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Kernels by name, once their module was loaded.
+    kernels: Mutex<BTreeMap<&'static str, sys::CUfunction>>,
+}
+
+// SAFETY: the handles are the driver's, which any thread may use; every call makes the context current first.
+unsafe impl Send for Driver {}
+// SAFETY: as above, and the map of kernels is behind a lock.
+unsafe impl Sync for Driver {}
+
+/// What failed, in the driver's words.
+fn failed(call: impl Into<String>) -> impl FnOnce(DriverError) -> DeviceError {
+    move |error| {
+        let name = error.error_name().map_or("CUDA_ERROR".into(), |s| s.to_string_lossy().into_owned());
+        let text = error.error_string().map_or(String::new(), |s| format!(", {}", s.to_string_lossy()));
+        DeviceError { call: call.into(), reason: format!("{name}{text}") }
+    }
+}
+
+fn unavailable(reason: String) -> BackendError {
+    BackendError::Unavailable(reason)
+}
+
+impl Driver {
+    /// The GPU of that number, as the driver counts them.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where there is no driver, an older one than this program's kernels need, or no such
+    /// GPU; [`BackendError::Device`] where a call fails.
+    pub fn open(ordinal: u32) -> Result<Self, BackendError> {
+        // SAFETY: looks for the library and does nothing else; the driver's library may be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable(
+                "NVIDIA's driver is not installed: its library (libcuda.so.1, on Windows nvcuda.dll) was not found"
+                    .into(),
+            ));
+        }
+        result::init()
+            .map_err(failed("cuInit"))
+            .map_err(|e| unavailable(format!("NVIDIA's driver does not start: {e}")))?;
+        let version = driver_version()?;
+        if version < OLDEST_DRIVER {
+            let (major, minor) = (version / 1_000, version % 1_000 / 10);
+            return Err(unavailable(format!("NVIDIA's driver is for CUDA {major}.{minor}; 12.4 or newer is needed")));
+        }
+        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+        let number = i32::try_from(ordinal).ok().filter(|n| *n < count);
+        let Some(number) = number else {
+            return Err(unavailable(format!("there is no GPU {ordinal}; NVIDIA's driver has {count}, counted from 0")));
+        };
+        Ok(Self::on(ordinal, number)?)
+    }
+
+    fn on(ordinal: u32, number: i32) -> Result<Self, DeviceError> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        let device = result::device::get(number).map_err(failed("cuDeviceGet"))?;
+        let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+        // SAFETY: the device is one that the driver gave.
+        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+        let major = attribute(MAJOR).map_err(failed("cuDeviceGetAttribute"))?;
+        let minor = attribute(MINOR).map_err(failed("cuDeviceGetAttribute"))?;
+        // SAFETY: as above; it is released when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: the context was just retained.
+        let current = unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"));
+        let stream = current.and_then(|()| {
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("cuStreamCreate"))
+        });
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(why) => {
+                // SAFETY: retained above, and nothing uses it.
+                let _ = unsafe { result::primary_ctx::release(device) };
+                return Err(why);
+            }
+        };
+        let capability = (major.unsigned_abs(), minor.unsigned_abs());
+        Ok(Self { ordinal, name, capability, device, context, stream, kernels: Mutex::default() })
+    }
+
+    /// Makes the context current for this thread.
+    fn enter(&self) -> Result<(), DeviceError> {
+        // SAFETY: the context lives as long as this.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
+    }
+
+    fn wait(&self, call: &str) -> Result<(), DeviceError> {
+        // SAFETY: the stream lives as long as this.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed(format!("waiting for {call}")))
+    }
+
+    /// The kernel of that name; its module is loaded when the first of its kernels is asked for.
+    fn kernel(&self, name: &'static str) -> Result<sys::CUfunction, DeviceError> {
+        let mut loaded = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = loaded.get(name) {
+            return Ok(*kernel);
+        }
+        let unknown = || DeviceError { call: format!("kernel {name}"), reason: "there is none of that name".into() };
+        let (module, kernels) = MODULES.iter().find(|(_, kernels)| kernels.contains(&name)).ok_or_else(unknown)?;
+        let (_, text) = PTX.iter().find(|(of, _)| of == module).ok_or_else(unknown)?;
+        let text = CString::new(*text).map_err(|_| unknown())?;
+        // SAFETY: the text ends with a zero, and the driver copies what it needs of it.
+        let handle = unsafe { result::module::load_data(text.as_ptr().cast()) };
+        let handle = handle.map_err(failed(format!("cuModuleLoadData of {module}")))?;
+        for kernel in *kernels {
+            let c_name = CString::new(*kernel).map_err(|_| unknown())?;
+            // SAFETY: the module was just loaded, and stays so as long as its context.
+            let function = unsafe { result::module::get_function(handle, c_name) };
+            loaded.insert(kernel, function.map_err(failed(format!("cuModuleGetFunction of {kernel}")))?);
+        }
+        loaded.get(name).copied().ok_or_else(unknown)
+    }
+}
+
+fn driver_version() -> Result<i32, DeviceError> {
+    let mut version = 0;
+    // SAFETY: writes one number to where it is told.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(failed("cuDriverGetVersion"))?;
+    Ok(version)
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // SAFETY: stream and context were made with this, and nothing uses them any more. What still runs is waited for;
+        // there is nobody left to tell of an error.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+impl Device for Driver {
+    fn name(&self) -> String {
+        format!("{} ({})", self.name, self.ordinal)
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.capability
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.enter()?;
+        // SAFETY: the context is current; who asks for memory gives it back to `free`.
+        unsafe { result::malloc_async(self.stream, bytes) }.map_err(failed(format!("cuMemAllocAsync of {bytes} bytes")))
+    }
+
+    fn free(&self, address: u64) {
+        // An error of an earlier launch shows at the next call that can report it.
+        if self.enter().is_ok() {
+            // SAFETY: the address came from `allocate`; what was launched before still finds the memory there.
+            let _ = unsafe { result::free_async(address, self.stream) };
+        }
+    }
+
+    fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        let call = format!("cuMemcpyHtoDAsync of {} bytes", bytes.len());
+        // SAFETY: the caller owns the memory at `to`. The bytes are pageable, so the driver has read them when this returns.
+        unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(failed(call.as_str()))?;
+        self.wait(&call)
+    }
+
+    fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter()?;
+        let call = format!("cuMemcpyDtoHAsync of {} bytes", bytes.len());
+        // SAFETY: the caller owns the memory at `from`, and the copy has ended when this returns.
+        unsafe { result::memcpy_dtoh_async(bytes, from, self.stream) }.map_err(failed(call.as_str()))?;
+        self.wait(&call)
+    }
+
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the caller owns both places.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
+            .map_err(failed(format!("cuMemcpyDtoDAsync of {bytes} bytes")))
+    }
+
+    fn zero(&self, at: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the caller owns the memory.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream) }
+            .map_err(failed(format!("cuMemsetD8Async of {bytes} bytes")))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
+        self.enter()?;
+        let kernel = self.kernel(launch.kernel)?;
+        let [x, y, z] = launch.grid;
+        let mut argument = launch.params.as_ptr().cast_mut().cast::<c_void>();
+        let arguments = std::slice::from_mut(&mut argument);
+        // SAFETY: the kernel has one parameter, the struct whose bytes the launch holds; the driver copies it before this
+        // returns. The struct's addresses are of memory that the caller owns.
+        unsafe { result::launch_kernel(kernel, (x, y, z), (launch.threads, 1, 1), 0, self.stream, arguments) }
+            .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
+    }
+}

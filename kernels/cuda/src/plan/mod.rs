@@ -1,0 +1,224 @@
+//! Launches as plain data: which kernel, how many blocks, which parameters. Nothing here needs a device.
+
+use bytemuck::Pod;
+
+use crate::backend::Products;
+use crate::params::{
+    AppendParams, BinaryParams, ChunksParams, EmbedParams, MatMulParams, NormParams, QuantizeParams, RopeParams,
+    RowsParams, SampleParams, UnaryParams,
+};
+
+mod attention;
+mod sample;
+
+pub use attention::{AttentionChunk, AttentionShape, SequenceRows, attention_chunks, block, combine};
+pub use sample::SamplePoints;
+
+/// Threads of a block of every kernel but the tensor cores' products.
+pub const BLOCK_THREADS: u32 = 256;
+/// Threads of a block of a product on tensor cores.
+pub const MMA_THREADS: u32 = 128;
+/// Most rows that a product reads its weights once for, without tiles.
+pub const VECTOR_ROWS: u32 = 8;
+/// Outputs that a block of such a product has.
+const VECTOR_OUTPUTS: u32 = 2 * BLOCK_THREADS / 32;
+/// Rows and outputs of a tile.
+const TILE: u32 = 64;
+/// Most blocks of a launch over elements; beyond them each thread has several.
+const MOST_BLOCKS: u64 = 1 << 14;
+/// Columns that a block of the mean has.
+const POOL_COLS: u32 = 32;
+
+/// The kernels of each module. A module is a `.cu` file, and one PTX file.
+pub const MODULES: [(&str, &[&str]); 20] = [
+    ("add", &["add"]),
+    ("append", &["append"]),
+    ("attention", &["attention_block", "attention_combine"]),
+    ("chunks", &["chunks"]),
+    ("embed", &["embed"]),
+    ("first_pool", &["first_pool"]),
+    ("gather", &["gather"]),
+    ("gelu", &["gelu"]),
+    ("l2_normalize", &["l2_normalize"]),
+    ("layer_norm", &["layer_norm"]),
+    (
+        "matmul",
+        &[
+            "matmul_vector_w8_1",
+            "matmul_vector_w8_2",
+            "matmul_vector_w8_4",
+            "matmul_vector_w8_8",
+            "matmul_vector_w16_1",
+            "matmul_vector_w16_2",
+            "matmul_vector_w16_4",
+            "matmul_vector_w16_8",
+            "matmul_dp4a_w8",
+            "matmul_dp4a_w16",
+        ],
+    ),
+    ("matmul_mma", &["matmul_mma_w8", "matmul_mma_w16"]),
+    ("mean_pool", &["mean_pool"]),
+    ("multiply", &["multiply"]),
+    ("quantize", &["quantize"]),
+    ("rms_norm", &["rms_norm"]),
+    ("rope", &["rope"]),
+    ("sample", &["sample"]),
+    ("shift", &["shift"]),
+    ("silu", &["silu"]),
+];
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// One of those in [`MODULES`].
+    pub kernel: &'static str,
+    /// Blocks in x, y and z; none of them 0.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// The kernel's one argument, a struct of [`params`](crate::params).
+    pub params: Vec<u64>,
+}
+
+impl Launch {
+    fn new<P: Pod>(kernel: &'static str, grid: [u32; 2], params: P) -> Self {
+        let threads = if kernel.starts_with("matmul_mma") { MMA_THREADS } else { BLOCK_THREADS };
+        let mut words = vec![0_u64; size_of::<P>().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(&params));
+        Self { kernel, grid: [grid[0], grid[1], 1], threads, params: words }
+    }
+
+    /// The argument's bytes.
+    pub fn param_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.params)
+    }
+}
+
+/// A launch over `len` elements.
+fn elements<P: Pod>(kernel: &'static str, len: u64, params: P) -> Launch {
+    let blocks = len.div_ceil(BLOCK_THREADS.into()).min(MOST_BLOCKS) as u32;
+    Launch::new(kernel, [blocks, 1], params)
+}
+
+/// A launch of a block for each row.
+fn rows<P: Pod>(kernel: &'static str, rows: u32, params: P) -> Launch {
+    Launch::new(kernel, [rows, 1], params)
+}
+
+/// A launch of a block for each row and stretch of columns.
+fn stretches<P: Pod>(kernel: &'static str, rows: u32, cols: u32, params: P) -> Launch {
+    Launch::new(kernel, [rows, cols.div_ceil(BLOCK_THREADS)], params)
+}
+
+/// SPEC 5.1.
+pub fn embed(count: u32, params: EmbedParams) -> Launch {
+    stretches("embed", count, params.cols, params)
+}
+
+/// SPEC 5.2.
+pub fn quantize(count: u32, params: QuantizeParams) -> Launch {
+    rows("quantize", count, params)
+}
+
+/// SPEC 5.3: few rows by vectors, many in tiles on whatever the device has for them. `wide` weights have 16 bits.
+pub fn matmul(products: Products, wide: bool, params: MatMulParams) -> Launch {
+    if params.rows <= VECTOR_ROWS {
+        let kernel = match (params.rows, wide) {
+            (..=1, false) => "matmul_vector_w8_1",
+            (2, false) => "matmul_vector_w8_2",
+            (3..=4, false) => "matmul_vector_w8_4",
+            (_, false) => "matmul_vector_w8_8",
+            (..=1, true) => "matmul_vector_w16_1",
+            (2, true) => "matmul_vector_w16_2",
+            (3..=4, true) => "matmul_vector_w16_4",
+            (_, true) => "matmul_vector_w16_8",
+        };
+        return Launch::new(kernel, [params.cols.div_ceil(VECTOR_OUTPUTS), 1], params);
+    }
+    let kernel = match (products, wide) {
+        (Products::Dp4a, false) => "matmul_dp4a_w8",
+        (Products::Dp4a, true) => "matmul_dp4a_w16",
+        (Products::Mma, false) => "matmul_mma_w8",
+        (Products::Mma, true) => "matmul_mma_w16",
+    };
+    Launch::new(kernel, [params.rows.div_ceil(TILE), params.cols.div_ceil(TILE)], params)
+}
+
+/// SPEC 5.4.
+pub fn add(params: BinaryParams) -> Launch {
+    elements("add", params.len, params)
+}
+
+/// SPEC 5.14.
+pub fn multiply(params: BinaryParams) -> Launch {
+    elements("multiply", params.len, params)
+}
+
+/// SPEC 5.5.
+pub fn layer_norm(count: u32, params: NormParams) -> Launch {
+    rows("layer_norm", count, params)
+}
+
+/// SPEC 5.6, of `parts` parts of rows.
+pub fn rms_norm(parts: u32, params: NormParams) -> Launch {
+    rows("rms_norm", parts, params)
+}
+
+/// SPEC 5.12.
+pub fn l2_normalize(count: u32, params: NormParams) -> Launch {
+    rows("l2_normalize", count, params)
+}
+
+/// SPEC 5.8.
+pub fn gelu(params: UnaryParams) -> Launch {
+    elements("gelu", params.len, params)
+}
+
+/// SPEC 5.9.
+pub fn silu(params: UnaryParams) -> Launch {
+    elements("silu", params.len, params)
+}
+
+/// SPEC 5.15.
+pub fn shift(params: UnaryParams) -> Launch {
+    elements("shift", params.len, params)
+}
+
+/// SPEC 5.10.
+pub fn mean_pool(sequences: u32, params: RowsParams) -> Launch {
+    Launch::new("mean_pool", [sequences, params.cols.div_ceil(POOL_COLS)], params)
+}
+
+/// SPEC 5.11.
+pub fn first_pool(sequences: u32, params: RowsParams) -> Launch {
+    stretches("first_pool", sequences, params.cols, params)
+}
+
+/// SPEC 5.16.
+pub fn gather(points: u32, params: RowsParams) -> Launch {
+    stretches("gather", points, params.cols, params)
+}
+
+/// SPEC 5.13.
+pub fn rope(count: u32, params: RopeParams) -> Launch {
+    stretches("rope", count, params.cols, params)
+}
+
+/// SPEC 5.17.
+pub fn sample(points: u32, params: SampleParams) -> Launch {
+    rows("sample", points, params)
+}
+
+/// Keys and values into pages.
+pub fn append(count: u32, params: AppendParams) -> Launch {
+    rows("append", count, params)
+}
+
+/// Chaining values of the chunks of rows.
+pub fn chunks(params: ChunksParams) -> Launch {
+    let count = u64::from(params.rows) * u64::from(params.row_chunks);
+    Launch::new("chunks", [count.div_ceil(BLOCK_THREADS.into()) as u32, 1], params)
+}
+
+#[cfg(test)]
+mod tests;
