@@ -6,10 +6,11 @@ use std::sync::Arc;
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::Params;
-use wgpu::{Backends, DeviceType, DownlevelFlags, InstanceDescriptor, Limits};
+use wgpu::{Backends, DeviceType, DownlevelFlags, Features, InstanceDescriptor, Limits};
 
 use crate::executor::WgpuExecutor;
 use crate::gpu::Gpu;
+use crate::shader::{INT64, PORTABLE};
 
 /// An adapter of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Adapter {
     pub driver: String,
     /// Bytes of the largest binding that it offers; larger tensors are split.
     pub binding_bytes: u64,
+    /// Whether it has integers of 64 bits, so that the variant `int64` can be used.
+    pub int64: bool,
     /// Why it can't be used; none where it can.
     pub reason: Option<String>,
 }
@@ -33,6 +36,8 @@ pub struct Adapter {
 pub struct Options {
     /// Number of the adapter in the list of [`adapters`]; the first that can be used where none is named.
     pub adapter: Option<usize>,
+    /// Multiplies in 64 bits, which not every adapter can, and of which not every driver is sound: same bytes.
+    pub int64: bool,
     /// Takes bindings to be no larger than this, whatever the adapter offers: shows that what is split is the same.
     pub binding_bytes: Option<u64>,
 }
@@ -83,6 +88,7 @@ fn describe(adapter: &wgpu::Adapter) -> Adapter {
         kind,
         driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
         binding_bytes: limits.max_storage_buffer_binding_size,
+        int64: adapter.features().contains(Features::SHADER_INT64),
         reason,
     }
 }
@@ -140,14 +146,20 @@ impl Wgpu {
             max_buffer_size: offered.max_buffer_size,
             ..Limits::default()
         };
-        let descriptor = wgpu::DeviceDescriptor { label: Some("lockstep"), required_limits, ..Default::default() };
+        if options.int64 && !about.int64 {
+            return Err(unavailable("it has no integers of 64 bits".into()));
+        }
+        let (required_features, shaders, variant) =
+            if options.int64 { (Features::SHADER_INT64, INT64, "+int64") } else { (Features::empty(), PORTABLE, "") };
+        let label = Some("lockstep");
+        let descriptor = wgpu::DeviceDescriptor { label, required_features, required_limits, ..Default::default() };
         let (device, queue) =
             pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| unavailable(e.to_string()))?;
         // Where a binding may end: the last multiple of its alignment.
         let offered = offered.max_storage_buffer_binding_size / 256 * 256;
         let binding = options.binding_bytes.map_or(offered, |forced| forced.min(offered));
-        let name = format!("wgpu/{}/{}", about.api, about.name);
-        Ok(Self { gpu: Arc::new(Gpu::new(device, queue, name, binding)) })
+        let name = format!("wgpu{variant}/{}/{}", about.api, about.name);
+        Ok(Self { gpu: Arc::new(Gpu::new(device, queue, name, binding, shaders)) })
     }
 }
 

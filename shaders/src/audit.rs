@@ -7,23 +7,24 @@ use naga::{
     TypeInner, UnaryOperator,
 };
 
-use crate::shader::{PARAMS, SHADERS};
+use crate::shader::{INT64, PARAMS, PORTABLE};
 
 fn module(op: &str, text: &str) -> Module {
     naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{op}: {}", e.emit_to_string(text)))
 }
 
-/// Checked for what every adapter has: nothing optional.
-fn checked(op: &str, text: &str) -> (Module, ModuleInfo) {
+/// Checked for what adapters have besides what they all have.
+fn checked(op: &str, text: &str, has: Capabilities) -> (Module, ModuleInfo) {
     let module = module(op, text);
-    let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+    let mut validator = Validator::new(ValidationFlags::all(), has);
     let info = validator.validate(&module).unwrap_or_else(|e| panic!("{op}: {e:?}"));
     (module, info)
 }
 
 /// What a shader must not contain, each with the function that it is in.
-fn forbidden(op: &str, text: &str) -> Vec<String> {
-    let (module, info) = checked(op, text);
+fn forbidden(op: &str, text: &str, has: Capabilities) -> Vec<String> {
+    let (module, info) = checked(op, text, has);
+    let allowed = |scalar| allowed(scalar) || has == Capabilities::SHADER_INT64 && scalar == Scalar::U64;
     let mut found: Vec<String> = Vec::new();
     for (_, ty) in module.types.iter() {
         if let Some(scalar) = ty.inner.scalar().filter(|scalar| !allowed(*scalar)) {
@@ -31,11 +32,11 @@ fn forbidden(op: &str, text: &str) -> Vec<String> {
         }
     }
     for (handle, function) in module.functions.iter() {
-        let of = Place { module: &module, function, info: &info[handle] };
+        let of = Place { module: &module, function, info: &info[handle], allowed: &allowed };
         found.extend(of.forbidden().into_iter().map(|what| format!("{op}, {:?}: {what}", function.name)));
     }
     for (i, entry) in module.entry_points.iter().enumerate() {
-        let of = Place { module: &module, function: &entry.function, info: info.get_entry_point(i) };
+        let of = Place { module: &module, function: &entry.function, info: info.get_entry_point(i), allowed: &allowed };
         found.extend(of.forbidden().into_iter().map(|what| format!("{op}, {}: {what}", entry.name)));
     }
     found
@@ -50,6 +51,7 @@ struct Place<'a> {
     module: &'a Module,
     function: &'a Function,
     info: &'a naga::valid::FunctionInfo,
+    allowed: &'a dyn Fn(Scalar) -> bool,
 }
 
 impl Place<'_> {
@@ -72,7 +74,7 @@ impl Place<'_> {
 
     fn check(&self, handle: Handle<Expression>, expression: &Expression) -> Option<String> {
         use BinaryOperator::{Add, Divide, Modulo, Multiply, ShiftLeft, ShiftRight, Subtract};
-        if let Some(scalar) = self.scalar(handle).filter(|scalar| !allowed(*scalar)) {
+        if let Some(scalar) = self.scalar(handle).filter(|scalar| !(self.allowed)(*scalar)) {
             return Some(format!("a value of type {scalar:?}"));
         }
         match *expression {
@@ -87,22 +89,24 @@ impl Place<'_> {
             Expression::Math { fun: MathFunction::Abs, arg, .. } if self.signed(arg) => {
                 Some("a signed magnitude".into())
             }
-            Expression::Binary { op: op @ (ShiftLeft | ShiftRight), right, .. } if !self.below_32(right) => {
+            Expression::Binary { op: op @ (ShiftLeft | ShiftRight), left, right }
+                if !self.is_below(right, self.scalar(left).map_or(0, |scalar| 8 * u32::from(scalar.width))) =>
+            {
                 Some(format!("{op:?} by an amount that may be out of range"))
             }
             _ => None,
         }
     }
 
-    /// Whether an amount is a constant below 32, or masked to five bits.
-    fn below_32(&self, handle: Handle<Expression>) -> bool {
+    /// Whether an amount is a constant below the bits of what is shifted, or masked to five bits.
+    fn is_below(&self, handle: Handle<Expression>, bits: u32) -> bool {
         let literal = |handle: Handle<Expression>| match self.function.expressions[handle] {
             Expression::Literal(Literal::U32(value)) => Some(value),
             _ => None,
         };
         match self.function.expressions[handle] {
-            Expression::Literal(Literal::U32(amount)) => amount < 32,
-            Expression::Splat { value, .. } => self.below_32(value),
+            Expression::Literal(Literal::U32(amount)) => amount < bits,
+            Expression::Splat { value, .. } => self.is_below(value, bits),
             Expression::Binary { op: BinaryOperator::And, left, right } => {
                 [left, right].into_iter().any(|side| literal(side) == Some(31))
             }
@@ -113,8 +117,20 @@ impl Place<'_> {
 
 #[test]
 fn shaders_keep_to_what_wraps_alike_everywhere() {
-    let found: Vec<String> = SHADERS.iter().flat_map(|(op, text)| forbidden(op, text)).collect();
-    assert!(found.is_empty(), "{found:#?}");
+    for (shaders, has) in [(PORTABLE, Capabilities::empty()), (INT64, Capabilities::SHADER_INT64)] {
+        let found: Vec<String> = shaders.iter().flat_map(|(op, text)| forbidden(op, text, has)).collect();
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}
+
+/// The variant is one: it can't be used where its integers are missing.
+#[test]
+fn the_variant_with_64_bits_needs_them() {
+    let refused = INT64.iter().filter(|(_, text)| {
+        let module = naga::front::wgsl::parse_str(text).expect("checked above");
+        Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).is_err()
+    });
+    assert!(refused.count() > 10);
 }
 
 /// Each rule finds what it is there to find.
@@ -133,14 +149,14 @@ fn each_rule_finds_its_offence() {
     ] {
         let head =
             "@group(0) @binding(0) var<storage, read_write> out: array<u32>;\n@compute @workgroup_size(1) fn main()";
-        let found = forbidden("made up", &format!("{head} {{ {body} }}")).join("; ");
+        let found = forbidden("made up", &format!("{head} {{ {body} }}"), Capabilities::empty()).join("; ");
         assert!(found.contains(offence) && found.is_empty() == offence.is_empty(), "{body}: {found:?}");
     }
 }
 
 #[test]
 fn parameters_are_what_the_host_writes() {
-    for (op, text) in SHADERS {
+    for (op, text) in PORTABLE.iter().chain(INT64) {
         let module = module(op, text);
         let uniforms: Vec<_> =
             module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform).collect();
@@ -165,8 +181,8 @@ fn parameters_are_what_the_host_writes() {
 /// Every adapter has room for this many storage buffers, and binds at least this much.
 #[test]
 fn entry_points_bind_no_more_than_every_adapter_has() {
-    for (op, text) in SHADERS {
-        let (module, info) = checked(op, text);
+    for (op, text) in PORTABLE {
+        let (module, info) = checked(op, text, Capabilities::empty());
         for (i, entry) in module.entry_points.iter().enumerate() {
             let used = module.global_variables.iter().filter(|(handle, variable)| {
                 matches!(variable.space, AddressSpace::Storage { .. }) && !info.get_entry_point(i)[*handle].is_empty()

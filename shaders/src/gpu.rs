@@ -6,8 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use lockstep_kernels::backend::BackendError;
 use wgpu::{Buffer, BufferDescriptor, BufferUsages, ComputePipeline, MapMode, PollType};
 
-use crate::shader::SHADERS;
-
 /// An entry point of an op's shader, with its pipeline constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kernel {
@@ -33,12 +31,20 @@ pub(crate) struct Gpu {
     pub name: String,
     /// Bytes of one binding, at most.
     pub binding: u64,
+    /// Name and text of each shader.
+    shaders: &'static [(&'static str, &'static str)],
     pipelines: Mutex<BTreeMap<Kernel, ComputePipeline>>,
     fault: Arc<Mutex<Option<String>>>,
 }
 
 impl Gpu {
-    pub fn new(device: wgpu::Device, queue: wgpu::Queue, name: String, binding: u64) -> Self {
+    pub fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        name: String,
+        binding: u64,
+        shaders: &'static [(&'static str, &'static str)],
+    ) -> Self {
         let fault = Arc::new(Mutex::new(None));
         let (of_errors, of_loss) = (Arc::clone(&fault), Arc::clone(&fault));
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&of_errors, error.to_string())));
@@ -47,7 +53,7 @@ impl Gpu {
                 note(&of_loss, format!("the device is lost: {message}"));
             }
         });
-        Self { device, queue, name, binding, pipelines: Mutex::default(), fault }
+        Self { device, queue, name, binding, shaders, pipelines: Mutex::default(), fault }
     }
 
     /// The first thing that went wrong on the device, from when on nothing of it is believed.
@@ -65,7 +71,7 @@ impl Gpu {
     }
 
     fn compile(&self, kernel: Kernel) -> ComputePipeline {
-        let text = SHADERS.iter().find(|(op, _)| *op == kernel.op).map_or("", |(_, text)| *text);
+        let text = self.shaders.iter().find(|(op, _)| *op == kernel.op).map_or("", |(_, text)| *text);
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(kernel.op),
             source: wgpu::ShaderSource::Wgsl(text.into()),

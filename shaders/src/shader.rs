@@ -3,9 +3,12 @@
 /// Embeds what the build linked.
 macro_rules! linked {
     ($($op:literal),* $(,)?) => {
-        /// Name and text of each op's shader, and of the one that hashes.
-        pub(crate) const SHADERS: &[(&str, &str)] =
-            &[$(($op, include_str!(concat!(env!("OUT_DIR"), "/", $op, ".wgsl")))),*];
+        /// Name and text of each op's shader, and of the one that hashes: for every adapter.
+        pub(crate) const PORTABLE: &[(&str, &str)] =
+            &[$(($op, include_str!(concat!(env!("OUT_DIR"), "/", $op, "_portable.wgsl")))),*];
+        /// The same for adapters with integers of 64 bits.
+        pub(crate) const INT64: &[(&str, &str)] =
+            &[$(($op, include_str!(concat!(env!("OUT_DIR"), "/", $op, "_int64.wgsl")))),*];
     };
 }
 

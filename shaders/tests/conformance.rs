@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use common::open;
 use lockstep_kernels::conformance::{self, Level, Progress};
 use lockstep_kernels::program::OP_NAMES;
-use lockstep_shaders::Options;
+use lockstep_shaders::{Options, adapters};
 
 /// Every op, boundary and pattern; whole encoders and decoders; caches, forks, ragged batches; 20,483 positions.
 #[test]
@@ -31,4 +31,15 @@ fn split_tensors() {
     for case in common::wide_cases() {
         conformance::check(&wgpu, &case).unwrap_or_else(|d| panic!("{d}"));
     }
+}
+
+/// The variant that multiplies in 64 bits, where the adapter has them.
+#[test]
+fn integers_of_64_bits() {
+    if !adapters().first().is_some_and(|adapter| adapter.int64) {
+        eprintln!("SKIPPED: the first adapter has no integers of 64 bits");
+        return;
+    }
+    let Some(wgpu) = open(Options { int64: true, ..Options::default() }) else { return };
+    conformance::run(&wgpu, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
 }

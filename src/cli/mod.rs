@@ -10,6 +10,7 @@ mod challenge;
 mod client;
 mod conformance;
 mod coordinator;
+mod devices;
 mod dispute;
 mod embed;
 mod files;
@@ -74,6 +75,8 @@ enum Command {
     Coordinator(coordinator::CoordinatorArgs),
     /// Run jobs for a coordinator.
     Worker(worker::WorkerArgs),
+    /// List the CPU paths and the adapters for `wgpu` of this machine, and why one can't be used.
+    Devices(devices::DevicesArgs),
     /// Put a backend of this machine through the conformance suite, byte for byte.
     Conformance(conformance::ConformanceArgs),
     /// Measure.
@@ -101,6 +104,7 @@ impl Cli {
             Command::Log(args) => log::run(&args),
             Command::Coordinator(args) => coordinator::run(args),
             Command::Worker(args) => worker::run(args),
+            Command::Devices(args) => devices::run(&args),
             Command::Conformance(args) => conformance::run(&args),
             Command::Bench(args) => bench::run(&args),
             Command::Sim(args) => sim::run(&args),

@@ -48,7 +48,16 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_WORKER_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Backend [default: cpu].
-    #[arg(long, env = "LOCKSTEP_BACKEND", help = format!("One of {} [default: cpu]", backend::NAMES))]
+    #[arg(
+        long,
+        env = "LOCKSTEP_BACKEND",
+        value_name = "NAME[,NAME...]",
+        help = format!(
+            "One of {}; or several, of which the first is used that is here and exact, and the next where it fails \
+             [default: cpu]",
+            backend::NAMES
+        ),
+    )]
     backend: Option<String>,
     /// Threads to compute with [default: all].
     #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
@@ -91,7 +100,7 @@ impl Options {
 }
 
 impl Options {
-    /// What the worker is started with, and the name of its backend.
+    /// What the worker is started with, and the names of its backends.
     fn resolve(self) -> anyhow::Result<(Config, String)> {
         let coordinator = self.coordinator.ok_or_else(|| {
             anyhow!("there is no coordinator: give --coordinator KEY@HOST:PORT, as `lockstep coordinator` prints it")
@@ -127,21 +136,39 @@ impl Options {
 pub fn run(args: WorkerArgs) -> Outcome {
     let file = config::from_file(args.config.as_deref(), "worker").or_exit(Exit::Configuration)?;
     let (config, backend) = args.options.or(file).resolve().or_exit(Exit::Configuration)?;
-    let backend = backend::open(&backend, config.threads)?;
+    let names: Vec<&str> = backend.split(',').map(str::trim).collect();
     let runtime = tokio::runtime::Runtime::new()?;
-    let ended = runtime.block_on(serve(config, backend));
+    let ended = runtime.block_on(serve(config, &names));
     // What was given up is not waited for.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(config: Config, backend: Arc<dyn Backend>) -> Outcome {
+/// Serves with the first backend that this machine has and that is exact, and with the next one where it fails.
+async fn serve(config: Config, names: &[&str]) -> Outcome {
     let mut signals = Signals::listen()?;
+    let mut rest = names.iter().peekable();
+    loop {
+        let name = rest.next().copied().unwrap_or_default();
+        let ended = match backend::open(name, config.threads) {
+            Ok(backend) => serve_on(config.clone(), backend, &mut signals).await,
+            Err(failure) => Err(failure),
+        };
+        match (ended, rest.peek()) {
+            (Err(Failure { exit: Exit::NoDevice, error }), Some(next)) => {
+                eprintln!("backend {name} is not used: {error:#}; going on with {next}");
+            }
+            (ended, _) => return ended,
+        }
+    }
+}
+
+async fn serve_on(config: Config, backend: Arc<dyn Backend>, signals: &mut Signals) -> Outcome {
     let mut handle = Worker::start(config, backend).map_err(failure)?;
     println!("worker {}", handle.id());
     let events = handle.subscribe();
     let printing = tokio::spawn(print_events(events));
-    let ended = wait_or_signal(&mut handle, &mut signals).await;
+    let ended = wait_or_signal(&mut handle, signals).await;
     printing.abort();
     ended
 }

@@ -1,7 +1,8 @@
 // Integers of 64 bits in two words, the low one first, two's complement (SPEC 3). Everything wraps at 2^64.
 //
 // All arithmetic of all shaders is on u32, which wraps on every device; i32 is only compared, shifted and converted. Every
-// shift is by a constant or by an amount that is masked to five bits. A test of this crate holds both.
+// shift is by a constant or by an amount that is masked to five bits. A test of this crate holds both. Only the variant
+// `int64`, for adapters that have it, multiplies in 64 bits.
 
 fn widen(a: i32) -> vec2<u32> {
     return vec2<u32>(bitcast<u32>(a), bitcast<u32>(a >> 31u));
@@ -30,6 +31,14 @@ fn less(a: vec2<u32>, b: vec2<u32>) -> bool {
 }
 
 /// The whole product of two words.
+@if(int64)
+fn multiply(a: u32, b: u32) -> vec2<u32> {
+    let product = u64(a) * u64(b);
+    return vec2<u32>(u32(product), u32(product >> 32u));
+}
+
+/// The whole product of two words.
+@if(!int64)
 fn multiply(a: u32, b: u32) -> vec2<u32> {
     let low = (a & 0xffffu) * (b & 0xffffu);
     let low_high = (a & 0xffffu) * (b >> 16u);
