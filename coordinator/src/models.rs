@@ -8,13 +8,14 @@ use std::sync::{Arc, OnceLock};
 use lockstep_model::dispute::Disputable;
 use lockstep_model::generation::TokenText;
 use lockstep_model::package::Package;
+use lockstep_model::slice;
 use lockstep_model::template::ChatTemplate;
 use lockstep_model::tokenizer::Tokenizer;
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_protocol::limits::{MAX_LAYERS, MAX_OUTPUT_VALUES, MAX_POSITIONS};
-use lockstep_protocol::machine::{AuditPolicy, JobSpec, Work};
+use lockstep_protocol::machine::{AuditPolicy, Footprint, JobSpec, Work};
 use lockstep_protocol::openings::{ChunkRange, Outboard, open_range};
 
 use crate::error::StartError;
@@ -113,6 +114,11 @@ impl Model {
     /// The bytes that a token adds to a text; none of a token that the model does not have.
     pub fn token_bytes(&self, token: u32) -> Vec<u8> {
         self.text.as_ref().map(|text| text.bytes(token)).unwrap_or_default()
+    }
+
+    /// What its parameters take, layer by layer.
+    pub fn footprint(&self) -> Footprint {
+        Footprint { layers: slice::footprint(self.package.program()) }
     }
 
     /// A job that embeds, with what the machine has to know about it. `tokens` are within the model's limits.
@@ -221,6 +227,11 @@ impl Models {
     /// The models that clients may ask for.
     pub fn served(&self) -> &[Arc<Model>] {
         &self.list
+    }
+
+    /// All models, those too that clients can't ask for.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.by_id.values().chain(self.retired.values())
     }
 
     /// What a client calls a model: its id, or its name, of which the first given counts.

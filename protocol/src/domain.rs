@@ -54,11 +54,15 @@ pub enum Domain {
     DisputeRound,
     /// An entry of a dispute's transcript: its digest, and what the coordinator signs.
     DisputeEntry,
+    /// Some layers of a run: what the worker signs that computed them.
+    Segment,
+    /// Rows on their way to the worker that has the next layers: what their sender signs.
+    HandOver,
 }
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::JobId,
         Self::Request,
         Self::Sample,
@@ -83,6 +87,8 @@ impl Domain {
         Self::DisputeMove,
         Self::DisputeRound,
         Self::DisputeEntry,
+        Self::Segment,
+        Self::HandOver,
     ];
 
     /// The context string.
@@ -112,6 +118,8 @@ impl Domain {
             Self::DisputeMove => "lockstep 2026-11 v1 dispute move",
             Self::DisputeRound => "lockstep 2026-11 v1 dispute round",
             Self::DisputeEntry => "lockstep 2026-11 v1 dispute entry",
+            Self::Segment => "lockstep 2026-11 v1 segment",
+            Self::HandOver => "lockstep 2026-11 v1 hand-over",
         }
     }
 

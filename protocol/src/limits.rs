@@ -46,8 +46,18 @@ pub const MAX_LOGPROB_VALUES: usize = 1 + 2 * MAX_LOGPROBS as usize;
 pub const MAX_ROW_BYTES: usize = 256 * CHUNK_BYTES;
 /// Most numbers in an output: of an embedding one hidden row, of a generation words and log-probabilities.
 pub const MAX_OUTPUT_VALUES: usize = MAX_ROW_BYTES / 4;
+/// Most workers that share the layers of one run.
+pub const MAX_CREW: usize = 16;
 /// Most auditors that a policy may ask for.
 pub const MAX_AUDITORS: usize = 8;
+/// Most positions of one pass through a pipeline of a generation.
+pub const WORKER_STAGE_PASS: usize = 256;
+/// Most streams of other workers that a worker of pipelines has at a time, before they are asked for.
+pub const WORKER_STAGE_LINKS: usize = 64;
+/// Most bytes of received rows that a worker keeps on disk.
+pub const WORKER_STAGE_INPUT_BYTES: u64 = 8 << 30;
+/// How long it keeps them: beyond the window of challenges.
+pub const WORKER_STAGE_INPUT_MS: u64 = 2 * CHALLENGE_WINDOW_MS;
 /// Most bytes of one input text.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
@@ -122,6 +132,12 @@ pub const MAX_CONTROL_UP_BYTES: usize = 64 << 10;
 pub const MAX_CONTROL_DOWN_BYTES: usize = 4 << 20;
 /// Largest frame of a job stream: the result with its output and receipt.
 pub const MAX_JOB_FRAME_BYTES: usize = 1 << 20;
+/// Most values of rows in one frame between two workers of a pipeline.
+pub const MAX_STAGE_VALUES: usize = 1 << 17;
+/// Largest frame between two workers of a pipeline.
+pub const MAX_STAGE_FRAME_BYTES: usize = MAX_STAGE_VALUES * 4 + 64;
+/// Most roots of a run in one message to a worker that is to sign for its layers.
+pub const COUNTERSIGN_ROOTS: usize = 1 << 16;
 /// Largest request for a part of a package.
 pub const MAX_PACKAGE_REQUEST_BYTES: usize = 1 << 10;
 /// Largest answer with a part of a package: a whole manifest.

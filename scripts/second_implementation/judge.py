@@ -9,6 +9,7 @@ object. Exit code 1, with a message that names what is wrong, if the file does n
 """
 import argparse
 import json
+import struct
 import sys
 from types import SimpleNamespace as Struct
 
@@ -81,6 +82,19 @@ def read_receipt(r):
 
 
 @raw
+def read_segment(r):
+    """13.8."""
+    return Struct(receipt=b32(r), first=r.u16(), last=r.u16(), worker=b32(r))
+
+
+def read_signed_receipt(r):
+    """13.3."""
+    item = signed(read_receipt)(r)
+    item.segments = r.seq(15, signed(read_segment))
+    return item
+
+
+@raw
 def read_partial(r):
     """25.1."""
     return Struct(job=b32(r), epoch=r.u64(), points=r.seq(16383, b32), roots=r.seq(513, b32),
@@ -88,7 +102,8 @@ def read_partial(r):
 
 
 def read_claim(r):
-    kind, claim = tagged(r, 1, signed(read_receipt), signed(read_partial))
+    kind, claim = tagged(r, 1, read_signed_receipt, signed(read_partial))
+    claim.segments = getattr(claim, "segments", [])
     words, at = r.seq(16384, Reader.u32), r.seq(513, b32)
     return Struct(is_receipt=kind == 0, words=words, at=at, **vars(claim))
 
@@ -166,7 +181,7 @@ def check_signature(domain, key, item, what):
 
 
 def check_claim(claim, terms, job_id):
-    """25.1, with 13.5 and 12.3."""
+    """25.1, with 12.3, 13.5 and 13.8: the receipt's worker signs for the rest as for a segment."""
     c, job = claim.body, terms.job
     require(c.job == job_id and c.epoch >= 1, "25.1", "a claim about another job")
     most = job.generation["max_tokens"] if job.generation else 1
@@ -194,7 +209,24 @@ def check_claim(claim, terms, job_id):
             finish = {1: 2, 2: 2, 3: 3}.get(claim.words[-1] >> 24)
             require(c.finish == finish and c.output_count == len(claim.words)
                     and c.output_root == words_root(claim.words), "13.4", "the words of a receipt")
-    check_signature("worker receipt" if claim.is_receipt else "partial run", c.worker, claim, "a claim")
+    if not claim.segments:
+        check_signature("worker receipt" if claim.is_receipt else "partial run", c.worker, claim, "a claim")
+        return
+    digest, after, keys = derive("worker receipt", c.raw), 1, {c.worker}
+    for item in claim.segments:
+        s = item.body
+        require(s.receipt == digest and s.first == after <= s.last <= terms.layers and s.worker not in keys,
+                "13.8", "a segment")
+        check_signature("segment", s.worker, item, "a segment")
+        after, keys = s.last + 1, keys | {s.worker}
+    own = Struct(raw=digest + struct.pack("<HH", after, terms.layers + 1) + c.worker)
+    check_signature("segment", c.worker, Struct(body=own, signature=claim.signature), "a claim")
+
+
+def key_at(claim, layer):
+    """13.8: who answers for a layer."""
+    own = (item.body.worker for item in claim.segments if item.body.first <= layer <= item.body.last)
+    return next(own, claim.body.worker)
 
 
 def check_terms(terms, manifest_bytes):
@@ -215,7 +247,6 @@ def check_terms(terms, manifest_bytes):
     for claim in terms.claims:
         check_claim(claim, terms, job_id)
     a, b = (claim.body for claim in terms.claims)
-    require(a.worker != b.worker, "25.2", "both claims are of one key")
     digests = [[*body.points, point_digest(body.roots)] for body in (a, b)]
     index = next((i for i, pair in enumerate(zip(*digests)) if pair[0] != pair[1]), None)
     require(index is not None, "25.2", "there is no point where both have roots and differ")
@@ -226,6 +257,8 @@ def check_terms(terms, manifest_bytes):
         require(len(claim.roots) <= terms.layers + 1, "25.2", "roots at the disputed point")
     layer = next((i for i, pair in enumerate(zip(*(c.roots for c in terms.claims)), 1) if pair[0] != pair[1]), None)
     require(layer is not None, "25.2", "there is no place where both have a root and differ")
+    terms.keys = [key_at(claim, layer) for claim in terms.claims]
+    require(terms.keys[0] != terms.keys[1], "25.2", "both claims are of one key")
     words = [claim.words[:index] for claim in terms.claims]
     require(words[0] == words[1] and len(words[0]) in (0, index), "25.2", "the words before the disputed point")
     if index == 0:
@@ -486,7 +519,7 @@ class Judge:
         move, number = item.body, len(self.rounds) - 1
         require(move.dispute == self.dispute, "25.6", "a move of another dispute")
         require(move.round <= number, "25.6", "a round that has not begun")
-        digest = check_signature("dispute move", self.terms.claims[side].body.worker, item, "a move")
+        digest = check_signature("dispute move", self.terms.keys[side], item, "a move")
         entered = self.rounds[move.round].get(side)
         if entered is not None:
             require(entered.digest != digest, "25.6", "a move that is entered already")
@@ -535,7 +568,7 @@ def judge(data):
 def report(state, verdict):
     game = state.game
     out = {"dispute": state.dispute.hex(), "coordinator": state.terms.coordinator.hex(),
-           "players": [claim.body.worker.hex() for claim in state.terms.claims], "kind": verdict.kind,
+           "players": [key.hex() for key in state.terms.keys], "kind": verdict.kind,
            "losers": verdict.losers, "place": {"point": verdict.place[0], "layer": verdict.place[1]},
            "reason": verdict.reason, "value": verdict.value, "chunk": verdict.chunk, "step": verdict.step,
            "element": verdict.element}

@@ -163,7 +163,9 @@ def check_generation(g):
 
 def check_fits(run, job, job_id, output=None):
     """13.5, and 13.4. The digest of the worker's receipt."""
-    require(type(run) is dict and sorted(run) == ["receipt", "signature"], "15.2", "fields of a run")
+    shared = type(run) is dict and "segments" in run
+    fields = ["receipt", "segments", "signature"] if shared else ["receipt", "signature"]
+    require(type(run) is dict and sorted(run) == fields, "15.2", "fields of a run")
     r = run["receipt"]
     digest = derive("worker receipt", encode("worker_receipt", r))  # also checks the types of all fields
     require(r["epoch"] >= 1 and 1 <= r["output_count"] <= 65536 and 1 <= r["layers"] <= 512, "13.1", "limits")
@@ -195,7 +197,35 @@ def check_fits(run, job, job_id, output=None):
             require(words_root(words).hex() == r["output_root"] and words_fit(words, most)
                     and word_root(words[-1]) == roots[-1], "13.4", "the words")
             require(words[-1] >> 24 and (words[-1] >> 24 == 3) == (r["finish"] == "length"), "13.4", "the last word")
+    if shared:
+        return digest.hex(), check_segments(run, digest)
     return digest.hex(), verify(r["worker"], digest, run["signature"])
+
+
+def members(run):
+    """13.8: everybody who computed layers of a run."""
+    return [run["receipt"]["worker"], *(item["segment"]["worker"] for item in run.get("segments", []))]
+
+
+def check_segments(run, digest):
+    """13.8. Whether all signatures could be checked."""
+    segments, after, checked = run["segments"], 1, True
+    require(type(segments) is list and 1 <= len(segments) <= 15, "13.8, 15.2", "segments")
+    data = lambda s: (encode("b32", s["receipt"]) + encode("u16", s["first"]) + encode("u16", s["last"])
+                      + encode("b32", s["worker"]))
+    for item in segments:
+        require(type(item) is dict and sorted(item) == ["segment", "signature"], "15.2", "fields of a segment")
+        s = item["segment"]
+        require(type(s) is dict and sorted(s) == ["first", "last", "receipt", "worker"], "15.2", "fields of a segment")
+        require(s["receipt"] == digest.hex() and s["first"] == after <= s["last"] <= run["receipt"]["layers"],
+                "13.8", "a segment")
+        checked &= verify(s["worker"], derive("segment", data(s)), item["signature"])
+        after = s["last"] + 1
+    r = run["receipt"]
+    own = {"receipt": digest.hex(), "first": after, "last": r["layers"] + 1, "worker": r["worker"]}
+    checked &= verify(r["worker"], derive("segment", data(own)), run["signature"])
+    require(len(set(members(run))) == len(segments) + 1, "13.8", "a worker that is there twice")
+    return checked
 
 
 def token_root(job):
@@ -269,8 +299,9 @@ def check_receipt(path, package, texts):
     checked = [check_fits(receipt["worker"], job, job_id, receipt["output"]),
                *(check_fits(run, job, job_id) for run in receipt["audits"])]
     runs = [run["receipt"] for run in (receipt["worker"], *receipt["audits"])]
-    for field in ("worker", "epoch"):
-        require(len({r[field] for r in runs}) == len(runs), "15.3", f"two runs with the same {field}")
+    require(len({r["epoch"] for r in runs}) == len(runs), "15.3", "two runs with the same epoch")
+    keys = [key for run in (receipt["worker"], *receipt["audits"]) for key in members(run)]
+    require(len(set(keys)) == len(keys), "15.3", "two runs with the same worker")
     fallen, signed = check_statements(receipt, [digest for digest, _ in checked])
     require(not fallen, "15.4", "the worker is refuted, or took its run back: no answer")
     report = {"job_id": job_id.hex(), "head": runs[0]["head"], "audits": len(runs) - 1,

@@ -1,5 +1,6 @@
 //! `lockstep worker`
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use indicatif::ProgressBar;
 use lockstep_kernels::backend::Backend;
-use lockstep_worker::{Config, ErrorKind, Event, Handle, Worker, WorkerError};
+use lockstep_worker::{Config, ErrorKind, Event, Handle, Pipeline, Worker, WorkerError};
 use serde::Deserialize;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -80,6 +81,14 @@ struct Options {
     /// 0 makes none [default: 60].
     #[arg(long, env = "LOCKSTEP_SELF_TEST_MINUTES", value_name = "N")]
     self_test_minutes: Option<u32>,
+    /// Takes part in pipelines: models that are too large for one worker are shared by several, which send each other rows.
+    /// Other workers connect here, at the address from which this one connects to the coordinator; port 0 takes a free one.
+    #[arg(long, env = "LOCKSTEP_PIPELINE_LISTEN", value_name = "IP:PORT")]
+    pipeline_listen: Option<SocketAddr>,
+    /// With --pipeline-listen: most bytes of parameters to hold; no model and no layers with more are taken [default: half
+    /// of the machine's memory].
+    #[arg(long, env = "LOCKSTEP_MAX_MODEL_BYTES", value_name = "BYTES")]
+    max_model_bytes: Option<u64>,
 }
 
 impl Options {
@@ -95,6 +104,8 @@ impl Options {
             kept_runs_bytes: self.kept_runs_bytes.or(file.kept_runs_bytes),
             generation_bytes: self.generation_bytes.or(file.generation_bytes),
             self_test_minutes: self.self_test_minutes.or(file.self_test_minutes),
+            pipeline_listen: self.pipeline_listen.or(file.pipeline_listen),
+            max_model_bytes: self.max_model_bytes.or(file.max_model_bytes),
         }
     }
 }
@@ -128,6 +139,14 @@ impl Options {
         if let Some(minutes) = self.self_test_minutes {
             config.self_test = (minutes > 0).then(|| Duration::from_secs(60 * u64::from(minutes)));
         }
+        config.pipeline = match (self.pipeline_listen, self.max_model_bytes) {
+            (None, None) => None,
+            (None, Some(_)) => return Err(anyhow!("--max-model-bytes is for pipelines: give --pipeline-listen too")),
+            (Some(listen), most) => {
+                let model_bytes = most.unwrap_or_else(|| lockstep_worker::machine_memory() / 2);
+                Some(Pipeline { listen, model_bytes })
+            }
+        };
         Ok((config, self.backend.unwrap_or_else(|| "cpu".into())))
     }
 }

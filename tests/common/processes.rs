@@ -108,9 +108,30 @@ impl Coordinator {
 
     /// A worker of it.
     pub fn worker(&self, data: &Path) -> Process {
+        self.worker_with(data, &[])
+    }
+
+    /// The same with more options.
+    pub fn worker_with(&self, data: &Path, options: &[&str]) -> Process {
         let mut command = lockstep();
         command.args(["worker", "--threads", "1", "--coordinator", &self.address]);
-        Process::start(command.arg("--data-dir").arg(data))
+        Process::start(command.arg("--data-dir").arg(data).args(options))
+    }
+
+    /// The connected workers.
+    pub fn workers(&self) -> Vec<Value> {
+        let workers: Value = serde_json::from_str(&self.get("/v1/workers").1).expect("JSON");
+        workers["data"].as_array().expect("a list").clone()
+    }
+
+    /// POST of JSON; the events of the answer as they come.
+    pub fn stream(&self, path: &str, body: &Value) -> impl Iterator<Item = Value> + use<> {
+        let response = agent().post(format!("{}{path}", self.http)).send_json(body).expect("an answer");
+        assert_eq!(response.status().as_u16(), 200);
+        let lines = BufReader::new(response.into_body().into_reader()).lines().map_while(Result::ok);
+        let data = lines.filter_map(|line| Some(line.strip_prefix("data: ")?.to_owned()));
+        let events = data.take_while(|data| data != "[DONE]");
+        events.map(|data| serde_json::from_str(&data).expect("JSON"))
     }
 
     /// GET; status and body.

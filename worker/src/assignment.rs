@@ -7,8 +7,8 @@ use lockstep_link::{LinkError, send};
 use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::ids::{ModelId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
-use lockstep_protocol::receipt::FinishReason;
+use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, SignedHandOver, ToCoordinator};
+use lockstep_protocol::receipt::{FinishReason, SignedSegment};
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// Draws the salt. Nobody may guess it: the commitment would show the roots to whoever tries.
-    fn new(result: JobResult, roots: Vec<Root>) -> Result<Self, Failure> {
+    pub fn new(result: JobResult, roots: Vec<Root>) -> Result<Self, Failure> {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt)
             .map_err(|error| Failure::new(FailureCode::Internal, format!("no randomness for a salt: {error}")))?;
@@ -53,11 +53,17 @@ impl Drop for CancelOnDrop {
 }
 
 /// Why relaying a run to the coordinator ended early.
-enum Broken {
+pub(crate) enum Broken {
     /// The coordinator does not want the stream any more, or the connection is at its end: both are heard elsewhere.
     Link,
     /// The assignment is to be given back.
     Failure(Failure),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
 }
 
 impl From<LinkError> for Broken {
@@ -184,7 +190,7 @@ pub(crate) async fn send_again(
 }
 
 /// What a backend would refuse must not reach a batch that others share.
-fn check_tokens(model: &Model, job: &Job) -> Result<(), Failure> {
+pub(crate) fn check_tokens(model: &Model, job: &Job) -> Result<(), Failure> {
     let program = model.package.program();
     if program.is_decoder() != job.kind.generation().is_some() {
         return Err(refused("the model is not for this kind of job".into()));
@@ -199,7 +205,7 @@ fn check_tokens(model: &Model, job: &Job) -> Result<(), Failure> {
     }
 }
 
-fn refused(reason: String) -> Failure {
+pub(crate) fn refused(reason: String) -> Failure {
     Failure::new(FailureCode::JobRefused, reason)
 }
 
@@ -223,36 +229,56 @@ pub(crate) fn finish(mut stream: SendStream) {
 }
 
 /// A job stream. Dropped before its result, it is reset, so that what was sent never looks complete.
-struct JobStream {
+pub(crate) struct JobStream {
     stream: SendStream,
     finished: bool,
 }
 
 impl JobStream {
-    async fn open(connection: &Connection, (job, epoch): Key) -> Result<Self, LinkError> {
+    pub async fn open(connection: &Connection, (job, epoch): Key) -> Result<Self, LinkError> {
         let mut opened = Self { stream: connection.open_uni().await?, finished: false };
         send(&mut opened.stream, &JobMessage::Begin { job, epoch }).await?;
         Ok(opened)
     }
 
-    async fn layer(&mut self, place: Place, root: Root) -> Result<(), LinkError> {
+    pub async fn layer(&mut self, place: Place, root: Root) -> Result<(), LinkError> {
         send(&mut self.stream, &JobMessage::Layer { place, root }).await
     }
 
-    async fn word(&mut self, word: u32, logprobs: Vec<i32>) -> Result<(), LinkError> {
+    pub async fn word(&mut self, word: u32, logprobs: Vec<i32>) -> Result<(), LinkError> {
         send(&mut self.stream, &JobMessage::Token { word, logprobs }).await
+    }
+
+    /// Of a pipeline: what the worker before this one signed.
+    pub async fn received(&mut self, signed: SignedHandOver) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Received(signed)).await
+    }
+
+    /// Of a pipeline: all roots are streamed.
+    pub async fn ended(&mut self, saturations: u64) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Ended { saturations }).await
+    }
+
+    /// Of a pipeline: signs for some layers, at the end of the stream.
+    pub async fn segment(&mut self, signed: SignedSegment) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Segment(signed)).await?;
+        // Only a stream that was reset can't be finished, and its connection is at its end.
+        let _ = self.stream.finish();
+        self.finished = true;
+        Ok(())
     }
 
     /// Commits to the run, waits for the order to reveal it, and sends it. A run that nobody wants any more waits until
     /// its task is aborted.
-    async fn commit_and_reveal(
+    pub async fn commit_and_reveal(
         &mut self,
         kept: Kept,
         mut orders: mpsc::UnboundedReceiver<Order>,
     ) -> Result<(), LinkError> {
         send(&mut self.stream, &JobMessage::Commit { commitment: kept.commitment() }).await?;
         match orders.recv().await {
-            Some(Order::Reveal) => {}
+            // There is nothing to sign for any more.
+            Some(Order::Reveal | Order::Countersign { .. }) => {}
             // The session is over.
             None => return Ok(()),
         }

@@ -1,5 +1,6 @@
 //! What a worker is told at its start.
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +9,16 @@ use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{MAX_IN_FLIGHT, WORKER_KEPT_RUNS_BYTES};
 
 use crate::error::WorkerError;
+
+/// How a worker takes part in pipelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pipeline {
+    /// Where it takes connections of other workers. They find it at the address from which it connects to the
+    /// coordinator, so nothing may translate that.
+    pub listen: SocketAddr,
+    /// Bytes of parameters that it can hold. It gets no model and no layers with more.
+    pub model_bytes: u64,
+}
 
 /// What a worker is told at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +44,11 @@ pub struct Config {
     /// Memory in bytes that each loaded model may take to generate text: keys and values of what runs, kept prefixes, and
     /// passes. `None` takes a quarter of the memory that the worker may use.
     pub generation_bytes: Option<u64>,
-    /// Whether to pull the models that the coordinator serves before they are needed.
+    /// Whether to pull the models that the coordinator serves before they are needed. Not where the worker takes part in
+    /// pipelines: it may need a part of each only.
     pub prefetch: bool,
+    /// Whether it shares models with others that are too large for one worker, and how much it holds of them.
+    pub pipeline: Option<Pipeline>,
     /// Most bytes that packages may take on disk, all together, pulls under way included. A model that would go beyond
     /// is refused before anything of it is written.
     pub max_package_bytes: u64,
@@ -68,6 +82,7 @@ impl Config {
             kept_runs_bytes: WORKER_KEPT_RUNS_BYTES,
             generation_bytes: None,
             prefetch: true,
+            pipeline: None,
             max_package_bytes: 64 << 30,
             recheck: Duration::from_secs(3_600),
             self_test: Some(Duration::from_secs(3_600)),
@@ -85,6 +100,9 @@ impl Config {
             return Err(WorkerError::Config(format!(
                 "{found} assignments at a time: at most {MAX_IN_FLIGHT} are allowed"
             )));
+        }
+        if self.pipeline.is_some_and(|pipeline| pipeline.model_bytes == 0) {
+            return Err(WorkerError::Config("a worker of pipelines has to hold at least one byte of a model".into()));
         }
         if self.first_pause.is_zero() || self.longest_pause < self.first_pause {
             return Err(WorkerError::Config("pauses between connections must be positive and growing".into()));

@@ -14,6 +14,7 @@ const LOCK_FILE: &str = "worker.lock";
 const PACKAGES: &str = "packages";
 const HEADS: &str = "heads";
 const DISPUTES: &str = "disputes";
+const STAGES: &str = "stages";
 
 /// The folder, locked for as long as this lives.
 #[derive(Debug)]
@@ -26,19 +27,21 @@ pub(crate) struct DataDir {
     pub heads: PathBuf,
     /// Where the moves lie that this worker signed.
     pub disputes: PathBuf,
+    /// Where the rows lie that it received from other workers.
+    pub stages: PathBuf,
     _lock: File,
 }
 
 impl DataDir {
     /// Makes what is not there, locks the folder, and reads or draws the key.
     pub fn open(path: &Path) -> Result<Self, WorkerError> {
-        let [packages, heads, disputes] = [PACKAGES, HEADS, DISPUTES].map(|name| path.join(name));
-        for folder in [&packages, &heads, &disputes] {
+        let [packages, heads, disputes, stages] = [PACKAGES, HEADS, DISPUTES, STAGES].map(|name| path.join(name));
+        for folder in [&packages, &heads, &disputes, &stages] {
             std::fs::create_dir_all(folder).map_err(|error| unusable(folder, &error))?;
         }
         let lock = lock(&path.join(LOCK_FILE))?;
         let keys = keyfile::load_or_create(&path.join(KEY_FILE))?;
-        Ok(Self { keys, packages, heads, disputes, _lock: lock })
+        Ok(Self { keys, packages, heads, disputes, stages, _lock: lock })
     }
 }
 

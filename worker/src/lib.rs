@@ -11,6 +11,7 @@
 //! - `engine`: the thread that computes. It runs waiting assignments of one model as one batch, which changes no byte,
 //!   and hashes each layer while the next one runs.
 //! - `generation`: the generations of that thread, many at once, between its batches.
+//! - `stage`: some layers of a job, in a pipeline with other workers.
 //! - `store`, `pull`: packages on disk, verified before use, fetched range by range and resumed after a crash.
 //!   A package in use is hashed again before its first use after [`Config::recheck`], an hour by default, and once more
 //!   when the coordinator found the worker wrong. In between, a file that is changed under its mapping goes unnoticed,
@@ -46,11 +47,12 @@ mod pull;
 mod running;
 mod selftest;
 mod session;
+mod stage;
 mod store;
 mod streams;
 mod supervisor;
 
-pub use config::Config;
+pub use config::{Config, Pipeline};
 pub use data_dir::KEY_FILE;
 pub use error::{ErrorKind, WorkerError};
 pub use event::Event;

@@ -16,13 +16,13 @@ use quinn::{Connection, SendStream};
 
 use crate::batch::Failure;
 use crate::event::{Event, Events};
-use crate::store::{blocking, unavailable};
+use crate::store::{blocking, slice_of, unavailable};
 
 /// What an interrupted pull left open. The file stays locked as long as this lives, so a range that was still being
 /// written when its pull was dropped is never in the way of the next pull.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Partial {
-    open: Option<(Arc<Manifest>, Assembler)>,
+    open: Option<(Arc<Pull>, Assembler)>,
 }
 
 impl Partial {
@@ -32,12 +32,20 @@ impl Partial {
     }
 }
 
+/// What is being pulled.
+#[derive(Debug)]
+struct Pull {
+    manifest: Manifest,
+    /// By blob.
+    wanted: Vec<bool>,
+}
+
 type Assembler = Arc<Mutex<Option<PackageAssembler>>>;
 
-/// Pulls a package to `path`, from where an earlier pull stopped.
+/// Pulls a package to `path`, from where an earlier pull stopped; or of it what some layers read.
 pub(crate) async fn pull(
     connection: &Connection,
-    model: ModelId,
+    (model, layers): (ModelId, Option<(u16, u16)>),
     path: &Path,
     partial: &mut Partial,
     max_bytes: u64,
@@ -46,7 +54,7 @@ pub(crate) async fn pull(
     let mut stream = PackageStream::open(connection).await?;
     let (manifest, assembler) = match partial.open.take() {
         Some(open) => open,
-        None => begin(&mut stream, model, path, max_bytes).await?,
+        None => begin(&mut stream, (model, layers), path, max_bytes).await?,
     };
     // Back in its place before anything is awaited: a pull that is dropped must leave it behind.
     partial.open = Some((Arc::clone(&manifest), Arc::clone(&assembler)));
@@ -61,10 +69,10 @@ pub(crate) async fn pull(
 /// Asks for the manifest. Nothing is written before it was found to be the model's, and the package to fit.
 async fn begin(
     stream: &mut PackageStream,
-    model: ModelId,
+    (model, layers): (ModelId, Option<(u16, u16)>),
     path: &Path,
     max_bytes: u64,
-) -> Result<(Arc<Manifest>, Assembler), Failure> {
+) -> Result<(Arc<Pull>, Assembler), Failure> {
     stream.ask(PackageRequest::GetManifest { model }).await?;
     let PackageReply::Manifest { bytes } = stream.reply().await? else {
         return Err(unavailable(format!("the coordinator has no manifest of model {model}")));
@@ -75,27 +83,58 @@ async fn begin(
             return Err(unavailable(format!("the coordinator's manifest is not that of model {model}")));
         }
         let manifest = Manifest::parse(&bytes).map_err(from_model)?;
-        check_room(&path, &manifest, bytes.len(), max_bytes)?;
-        let assembler = PackageAssembler::open(&path, model, &bytes).map_err(from_model)?;
-        Ok((Arc::new(manifest), Arc::new(Mutex::new(Some(assembler)))))
+        let wanted = wanted(&manifest, layers)?;
+        check_room(&path, &manifest, &wanted, bytes.len(), max_bytes)?;
+        let assembler = PackageAssembler::open_some(&path, model, &bytes, |blob| wanted[blob]).map_err(from_model)?;
+        Ok((Arc::new(Pull { manifest, wanted }), Arc::new(Mutex::new(Some(assembler)))))
     })
     .await?
 }
 
+/// The blobs that some layers read, or all of them.
+fn wanted(manifest: &Manifest, layers: Option<(u16, u16)>) -> Result<Vec<bool>, Failure> {
+    let all = manifest.blobs().count();
+    let Some(layers) = layers else { return Ok(vec![true; all]) };
+    let slice = slice_of(&manifest.program, layers)?;
+    let mut wanted = vec![false; all];
+    slice.params().iter().for_each(|param| wanted[usize::from(param.0)] = true);
+    Ok(wanted)
+}
+
 /// Refuses a package that does not fit beside the others. A pull under way counts with its full length from its start.
-fn check_room(path: &Path, manifest: &Manifest, manifest_bytes: usize, max_bytes: u64) -> Result<(), Failure> {
-    let blobs = manifest.blobs().fold(manifest_bytes as u64, |sum, blob| sum.saturating_add(blob.bytes));
+fn check_room(
+    path: &Path,
+    manifest: &Manifest,
+    wanted: &[bool],
+    manifest_bytes: usize,
+    max_bytes: u64,
+) -> Result<(), Failure> {
+    let blobs = manifest.blobs().zip(wanted).filter(|(_, wanted)| **wanted);
+    let blobs = blobs.fold(manifest_bytes as u64, |sum, (blob, _)| sum.saturating_add(blob.bytes));
     let own = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let entries = path.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
     // What an earlier pull of this package left is part of it.
     let others = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with(&own));
-    let held = others.filter_map(|entry| entry.metadata().ok()).fold(0_u64, |sum, file| sum.saturating_add(file.len()));
+    let held =
+        others.filter_map(|entry| entry.metadata().ok()).fold(0_u64, |sum, file| sum.saturating_add(held_bytes(&file)));
     if held.saturating_add(blobs) <= max_bytes {
         return Ok(());
     }
     let reason =
         format!("the package has {blobs} bytes, the others here {held}; this worker holds at most {max_bytes}");
     Err(Failure::new(FailureCode::ModelRefused, reason))
+}
+
+/// What a file takes on the disk: one with holes less than its length.
+#[cfg(unix)]
+fn held_bytes(file: &std::fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.len().min(file.blocks().saturating_mul(512))
+}
+
+#[cfg(not(unix))]
+fn held_bytes(file: &std::fs::Metadata) -> u64 {
+    file.len()
 }
 
 /// One range to ask for.
@@ -111,9 +150,10 @@ struct Part {
 }
 
 /// All ranges that a package lacks from `offset` of `blob` on.
-fn parts(manifest: &Manifest, blob: u32, offset: u64) -> impl Iterator<Item = Part> + '_ {
+fn parts(pull: &Pull, blob: u32, offset: u64) -> impl Iterator<Item = Part> + '_ {
     let chunk = CHUNK_BYTES as u64;
-    manifest.blobs().enumerate().skip(blob as usize).flat_map(move |(index, info)| {
+    let blobs = pull.manifest.blobs().enumerate().skip(blob as usize).filter(|(index, _)| pull.wanted[*index]);
+    blobs.flat_map(move |(index, info)| {
         let (root, len) = (Root::from_bytes(*info.digest.as_bytes()), info.bytes);
         let from = if index == blob as usize { offset } else { 0 };
         let mut done = from / chunk;
@@ -129,7 +169,7 @@ fn parts(manifest: &Manifest, blob: u32, offset: u64) -> impl Iterator<Item = Pa
 async fn fetch(
     stream: &mut PackageStream,
     model: ModelId,
-    manifest: &Manifest,
+    manifest: &Pull,
     assembler: &Assembler,
     events: &Events,
 ) -> Result<(), Failure> {

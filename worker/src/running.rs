@@ -4,16 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use lockstep_protocol::ids::Root;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, Id};
 
 use crate::batch::Key;
 
 /// What the coordinator tells an assignment that is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Show the result that was committed to.
     Reveal,
+    /// Of a pipeline: sign for its own layers, if these are the next roots of all; with the last of them, what saturated,
+    /// and the root of the log-probabilities.
+    Countersign { roots: Vec<Root>, saturations: Option<u64>, logprobs: Option<Root> },
 }
 
 /// One of the places for assignments that compute. It is given back once, by whoever is first: the assignment when it

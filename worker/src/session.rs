@@ -29,6 +29,7 @@ use crate::event::Event;
 use crate::handle::Stop;
 use crate::heads;
 use crate::running::{Order, Running};
+use crate::stage::{self, Share};
 use crate::supervisor::Shared;
 
 /// What a close says that makes room for a newer session of the same key.
@@ -159,7 +160,7 @@ impl Session {
                 })
             });
         }
-        if self.shared.config.prefetch && !welcome.models.is_empty() {
+        if self.shared.config.prefetch && self.shared.config.pipeline.is_none() && !welcome.models.is_empty() {
             let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
             self.tasks.spawn(async move {
                 for model in welcome.models {
@@ -223,6 +224,13 @@ impl Session {
                 let key = (job.id(), epoch);
                 self.assign(key, job, hint).await;
             }
+            ToWorker::AssignStage { epoch, job, hint, crew } => {
+                let key = (job.id(), epoch);
+                self.assign_stage(key, Share { job, hint, crew }).await;
+            }
+            ToWorker::Countersign { job, epoch, roots, saturations, logprobs } => {
+                self.running.order(&(job, epoch), Order::Countersign { roots, saturations, logprobs });
+            }
             ToWorker::Accepted { job, epoch } => {
                 self.shared.forget(&(job, epoch));
                 // Its place is free from here on, even where its task's end has not been seen yet.
@@ -254,21 +262,9 @@ impl Session {
     }
 
     async fn assign(&mut self, key: Key, job: Job, hint: Vec<u32>) {
-        if self.running.contains(&key) {
+        if !self.has_place(key, job.tokens.len()).await {
             return;
         }
-        if *self.stop.borrow() != Stop::No {
-            return self.give_back(key, Failure::new(FailureCode::Draining, "the worker is draining")).await;
-        }
-        while let Some(ended) = self.tasks.try_join_next_with_id() {
-            self.ended(ended).await;
-        }
-        let in_flight = self.running.in_flight().load(Ordering::Relaxed);
-        if in_flight >= self.shared.config.max_in_flight.get() {
-            let reason = format!("{in_flight} assignments are running");
-            return self.give_back(key, Failure::new(FailureCode::Busy, reason)).await;
-        }
-        self.shared.events.emit(Event::Assigned { job: key.0, epoch: key.1, tokens: job.tokens.len() });
         let (shared, connection, outbox) = (Arc::clone(&self.shared), self.connection.clone(), self.outbox.clone());
         let tasks = &mut self.tasks;
         self.running.start(key, |seat, orders, cancelled| {
@@ -277,6 +273,41 @@ impl Session {
                 async move { (Some(key), assignment::run(shared, connection, outbox, at, key, (job, hint)).await) },
             )
         });
+    }
+
+    async fn assign_stage(&mut self, key: Key, share: Share) {
+        if !self.has_place(key, share.job.tokens.len()).await {
+            return;
+        }
+        let (shared, connection) = (Arc::clone(&self.shared), self.connection.clone());
+        let tasks = &mut self.tasks;
+        // Its passes are short, and none begins once the task is aborted.
+        self.running.start(key, |seat, orders, _| {
+            let at = (seat, orders);
+            tasks.spawn(async move { (Some(key), stage::run(shared, connection, at, key, share).await) })
+        });
+    }
+
+    /// Whether an assignment is new and may start; or else it is given back.
+    async fn has_place(&mut self, key: Key, tokens: usize) -> bool {
+        if self.running.contains(&key) {
+            return false;
+        }
+        if *self.stop.borrow() != Stop::No {
+            self.give_back(key, Failure::new(FailureCode::Draining, "the worker is draining")).await;
+            return false;
+        }
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.ended(ended).await;
+        }
+        let in_flight = self.running.in_flight().load(Ordering::Relaxed);
+        if in_flight >= self.shared.config.max_in_flight.get() {
+            let reason = format!("{in_flight} assignments are running");
+            self.give_back(key, Failure::new(FailureCode::Busy, reason)).await;
+            return false;
+        }
+        self.shared.events.emit(Event::Assigned { job: key.0, epoch: key.1, tokens });
+        true
     }
 
     fn cancel(&mut self, key: Key) {

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use lockstep_kernels::program::Rows;
+use lockstep_kernels::backend::{Backend, BackendError, Executor};
+use lockstep_kernels::program::{Program, Rows};
 use lockstep_model::ModelError;
 use lockstep_model::package::Package;
+use lockstep_model::slice::Slice;
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::ids::ModelId;
 use lockstep_protocol::job::{JobError, JobHeader};
@@ -27,9 +29,26 @@ pub(crate) struct Model {
     pub package: Package,
     /// Transformer layers: all of the program's but the embedding and the output.
     pub layers: u16,
+    /// Where only some layers are here: those.
+    pub slice: Option<Slice>,
 }
 
 impl Model {
+    /// Loads what is here of the model. Layers have the model's numbers.
+    pub fn load(&self, backend: &dyn Backend) -> Result<Box<dyn Executor>, BackendError> {
+        let (program, params) = (self.package.program(), self.package.params());
+        match &self.slice {
+            Some(slice) => slice.load(backend, params),
+            None => backend.load(Arc::clone(program), params),
+        }
+    }
+
+    /// Whether a blob of the package is here.
+    fn has_blob(&self, blob: usize) -> bool {
+        let of_slice = |slice: &Slice| slice.params().iter().any(|param| usize::from(param.0) == blob);
+        self.slice.as_ref().is_none_or(of_slice)
+    }
+
     /// Where a job of this model commits.
     pub fn geometry(&self, job: &JobHeader) -> Result<Geometry, JobError> {
         job.geometry(self.layers)
@@ -40,14 +59,29 @@ impl Model {
     fn admit(package: Package) -> Result<Self, Failure> {
         let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
         package.prove().map_err(|error| refused(error.to_string()))?;
+        Self::shaped(package, None)
+    }
+
+    /// The same for some of its layers, which alone are proven.
+    fn admit_slice(package: Package, layers: (u16, u16)) -> Result<Self, Failure> {
+        let slice = slice_of(package.program(), layers)?;
+        let proven = slice.prove(package.params());
+        proven.map_err(|error| Failure::new(FailureCode::ModelRefused, error.to_string()))?;
+        Self::shaped(package, Some(slice))
+    }
+
+    fn shaped(package: Package, slice: Option<Slice>) -> Result<Self, Failure> {
+        let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
         let program = package.program();
         let inner = program.layers.len().saturating_sub(2);
         let layers = u16::try_from(inner).ok().filter(|layers| (1..=MAX_LAYERS).contains(&usize::from(*layers)));
         let layers = layers.ok_or_else(|| refused(format!("{inner} layers between embedding and output")))?;
         let output = program.layers.last().map(|layer| program.tensor(layer.output));
         match output {
-            Some(t) if t.rows == Rows::Sequence && t.cols as usize <= MAX_OUTPUT_VALUES => Ok(Self { package, layers }),
-            Some(t) if t.rows == Rows::Point && t.cols == 1 => Ok(Self { package, layers }),
+            Some(t) if t.rows == Rows::Sequence && t.cols as usize <= MAX_OUTPUT_VALUES => {
+                Ok(Self { package, layers, slice })
+            }
+            Some(t) if t.rows == Rows::Point && t.cols == 1 => Ok(Self { package, layers, slice }),
             _ => Err(refused("its output is neither one vector for each sequence nor one word for each point".into())),
         }
     }
@@ -105,6 +139,9 @@ impl Drop for Hold<'_> {
 /// Whoever holds a slot's lock works on that model; the others wait for the outcome.
 type Slots = Mutex<BTreeMap<ModelId, Arc<tokio::sync::Mutex<Slot>>>>;
 
+/// Layers of a model, with when they were last verified.
+type Slices = BTreeMap<(ModelId, (u16, u16)), (Arc<Model>, Instant)>;
+
 /// The packages of a worker.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -115,12 +152,14 @@ pub(crate) struct Store {
     events: Events,
     /// At most [`MAX_HELD_MODELS`].
     slots: Slots,
+    /// Whoever holds the lock gets layers ready; the others wait.
+    slices: tokio::sync::Mutex<Slices>,
 }
 
 impl Store {
     pub fn new(dir: PathBuf, config: &Config, events: Events) -> Self {
         let &Config { threads, max_package_bytes: max_bytes, recheck, .. } = config;
-        Self { dir, threads, max_bytes, recheck, events, slots: Mutex::default() }
+        Self { dir, threads, max_bytes, recheck, events, slots: Mutex::default(), slices: Default::default() }
     }
 
     /// Models that lie in the folder. Each is verified before its first use.
@@ -143,6 +182,77 @@ impl Store {
     /// The model, ready to run, with all its digests verified now.
     pub async fn ensure_verified(&self, model: ModelId, connection: &Connection) -> Result<Arc<Model>, Failure> {
         self.ensure_within(model, connection, Duration::ZERO).await.map(|(model, _)| model)
+    }
+
+    /// Some layers of a model, from 1 on, where the first one comes with the embedding: from memory, from disk, or from the
+    /// coordinator, of whom only what these layers read is pulled.
+    pub async fn ensure_slice(
+        &self,
+        model: ModelId,
+        layers: (u16, u16),
+        connection: &Connection,
+    ) -> Result<Arc<Model>, Failure> {
+        self.ensure_slice_within((model, layers), connection, self.recheck).await
+    }
+
+    /// The same, with all digests verified now.
+    pub async fn ensure_slice_verified(
+        &self,
+        model: ModelId,
+        layers: (u16, u16),
+        connection: &Connection,
+    ) -> Result<Arc<Model>, Failure> {
+        self.ensure_slice_within((model, layers), connection, Duration::ZERO).await
+    }
+
+    async fn ensure_slice_within(
+        &self,
+        key: (ModelId, (u16, u16)),
+        connection: &Connection,
+        longest: Duration,
+    ) -> Result<Arc<Model>, Failure> {
+        let (model, layers) = key;
+        let mut slices = self.slices.lock().await;
+        if let Some((ready, checked)) = slices.get(&key) {
+            let ready = Arc::clone(ready);
+            if checked.elapsed() < longest || self.check_again(&ready).await?.is_ok() {
+                slices.insert(key, (Arc::clone(&ready), Instant::now()));
+                return Ok(ready);
+            }
+            slices.remove(&key);
+        }
+        let (whole, own) = (format!("{model}.lsp"), format!("{model}.{}-{}.lsp", layers.0, layers.1));
+        let threads = self.threads;
+        let mut found = None;
+        for path in [self.dir.join(whole), self.dir.join(&own)].into_iter().filter(|path| path.exists()) {
+            let held = path.clone();
+            match blocking(move || open_slice(&held, model, layers, threads)).await? {
+                Ok(opened) => found = Some(opened),
+                Err(failure) if failure.code == FailureCode::ModelRefused => return Err(failure),
+                Err(failure) => {
+                    tracing::warn!(%model, reason = failure.reason, "layers on disk are damaged");
+                    if path.ends_with(&own) {
+                        std::fs::remove_file(&path).map_err(|io| unavailable(format!("it can't be removed: {io}")))?;
+                    }
+                }
+            }
+            if found.is_some() {
+                break;
+            }
+        }
+        let ready = match found {
+            Some(ready) => ready,
+            None => {
+                let mut partial = Partial::default();
+                let (path, what) = (self.dir.join(own), (model, Some(layers)));
+                let package = pull(connection, what, &path, &mut partial, self.max_bytes, &self.events).await?;
+                blocking(move || Model::admit_slice(package, layers)).await??
+            }
+        };
+        let ready = Arc::new(ready);
+        slices.insert(key, (Arc::clone(&ready), Instant::now()));
+        self.events.emit(Event::ModelReady { model });
+        Ok(ready)
     }
 
     async fn ensure_within(
@@ -214,7 +324,7 @@ impl Store {
     /// mapping. The inner error is told as an event.
     async fn check_again(&self, model: &Arc<Model>) -> Result<Result<(), ModelError>, Failure> {
         let (held, threads) = (Arc::clone(model), self.threads);
-        let checked = blocking(move || held.package.verify(threads)).await?;
+        let checked = blocking(move || held.package.verify_some(threads, |blob| held.has_blob(blob))).await?;
         if let Err(error) = &checked {
             let (model, reason) = (model.package.model_id(), format!("damaged since it was verified: {error}"));
             tracing::error!(%model, %error, "a package was damaged while in use; results since its last check may be wrong");
@@ -246,7 +356,7 @@ impl Store {
             *slot = Slot::Partial(Partial::default());
         }
         let Slot::Partial(partial) = slot else { return Err(unavailable("no pull was begun")) };
-        let package = pull(connection, model, &path, partial, self.max_bytes, &self.events).await?;
+        let package = pull(connection, (model, None), &path, partial, self.max_bytes, &self.events).await?;
         Ok((Arc::new(blocking(|| Model::admit(package)).await??), true))
     }
 
@@ -268,6 +378,25 @@ pub(crate) fn unavailable(reason: impl Into<String>) -> Failure {
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Failure::new(FailureCode::Internal, error.to_string()))
+}
+
+/// Layers of a program, from 1 on, where the first one comes with the embedding.
+pub(crate) fn slice_of(program: &Program, (first, last): (u16, u16)) -> Result<Slice, Failure> {
+    let from = if first <= 1 { 0 } else { usize::from(first) };
+    let slice = Slice::of(program, from..=usize::from(last));
+    slice.ok_or_else(|| Failure::new(FailureCode::JobRefused, format!("the model has no layers {first} to {last}")))
+}
+
+/// Layers out of a package on disk, whole or not.
+fn open_slice(path: &Path, model: ModelId, layers: (u16, u16), threads: NonZeroUsize) -> Result<Model, Failure> {
+    let damaged = |error: ModelError| unavailable(error.to_string());
+    let package = Package::open(path).map_err(damaged)?;
+    if package.model_id() != model {
+        return Err(unavailable(format!("{} holds another model", path.display())));
+    }
+    let held = Model::admit_slice(package, layers)?;
+    held.package.verify_some(threads, |blob| held.has_blob(blob)).map_err(damaged)?;
+    Ok(held)
 }
 
 fn open_held(path: &Path, model: ModelId, threads: NonZeroUsize) -> Result<Package, ModelError> {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use lockstep_kernels::backend::Backend;
 use lockstep_link::{Client, Close, LinkError, close};
 use lockstep_model::generation::Limits;
+use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::limits::{MAX_NAME_BYTES, WORKER_KEPT_RESULTS, WORKER_KEPT_RUNS_MS};
-use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode};
+use lockstep_protocol::messages::{Hello, Offer, PROTOCOL_VERSION, RefusalCode};
 use quinn::Connection;
 use tokio::sync::watch;
 
@@ -28,6 +29,7 @@ use crate::kept::KeptRuns;
 use crate::preflight;
 use crate::selftest::SelfTest;
 use crate::session::{End, Session};
+use crate::stage::{Inputs, Links, Seats};
 use crate::store::Store;
 use crate::streams::Streams;
 
@@ -42,6 +44,11 @@ pub(crate) struct Shared {
     pub streams: Streams,
     pub disputes: Arc<Disputes>,
     pub self_test: SelfTest,
+    pub keys: Keypair,
+    /// Of pipelines: the layers on the device, the streams to other workers, and what was received.
+    pub seats: Seats,
+    pub links: Arc<Links>,
+    pub inputs: Inputs,
     /// Results whose acknowledgement has not come.
     results: Mutex<BTreeMap<Key, Kept>>,
 }
@@ -95,7 +102,10 @@ impl Supervisor {
             checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
             () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
         };
+        let links = Links::open(dir.keys.clone(), config.pipeline.map(|pipeline| pipeline.listen))?;
+        let offer = config.pipeline.zip(links.port());
         let hello = Hello {
+            offer: offer.map(|(pipeline, port)| Offer { model_bytes: pipeline.model_bytes, port }),
             protocol: PROTOCOL_VERSION,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             backend: name_of(&*backend),
@@ -110,17 +120,37 @@ impl Supervisor {
         let limits =
             Limits::within(config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(hello.memory_bytes)));
         let tokens = config.batch_tokens;
+        let cache_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(hello.memory_bytes));
+        let seats = Seats::new(Arc::clone(&backend), cache_bytes);
+        let inputs = Inputs::new(dir.stages.clone());
         let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
         let store = Store::new(dir.packages.clone(), &config, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let (keys, seen) = (dir.keys.clone(), events.clone());
-        let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), kept, keys, config.coordinator, seen);
+        let known = (kept, inputs.clone());
+        let disputes = Disputes::new(dir.disputes.clone(), Arc::clone(&backend), known, keys, config.coordinator, seen);
         let disputes = Arc::new(disputes);
         let (streams, results) = (Streams::new(dir.keys.clone()), Mutex::default());
         let self_test = SelfTest::new(Arc::clone(&backend), events.clone());
-        let shared = Arc::new(Shared { config, events, store, engine, heads, streams, disputes, self_test, results });
+        let keys = dir.keys.clone();
+        let shared = Shared {
+            config,
+            events,
+            store,
+            engine,
+            heads,
+            streams,
+            disputes,
+            self_test,
+            keys,
+            seats,
+            links,
+            inputs,
+            results,
+        };
+        let shared = Arc::new(shared);
         let mut service = Service { shared, backend, hello, client, backoff, stop };
         let ended = service.serve().await;
         if let Err(WorkerError::Refused { code: RefusalCode::Quarantined, .. }) = ended {
@@ -131,6 +161,7 @@ impl Supervisor {
                 () = stopped(&mut stop, Stop::Abort) => {}
             }
         }
+        service.shared.links.close();
         service.client.wait_idle().await;
         let shared = service.shared;
         shared.disputes.stop().await;

@@ -153,6 +153,7 @@ async fn join_all(coordinator: &Handle, numbers: Range<usize>, hello: &Hello) ->
 
 fn hello(models: Vec<ModelId>, max_in_flight: u32) -> Hello {
     Hello {
+        offer: None,
         protocol: PROTOCOL_VERSION,
         software: "bench".to_owned(),
         backend: "none".to_owned(),

@@ -106,8 +106,13 @@ fn prepare(workload: Workload) -> Result<(Bench, Keys)> {
     let mut known = Keys::new();
     let mut join = |bench: &mut Bench, number: usize| {
         let keys = keys(number);
-        let capabilities =
-            Capabilities { macs_per_second: 1_000_000_000, max_in_flight: 1, models: vec![model()], operator: None };
+        let capabilities = Capabilities {
+            macs_per_second: 1_000_000_000,
+            max_in_flight: 1,
+            models: vec![model()],
+            operator: None,
+            pipeline: None,
+        };
         let joined = Input::WorkerJoined { node: keys.id(), capabilities };
         known.insert(keys.id(), keys);
         bench.feed(joined)

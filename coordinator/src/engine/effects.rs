@@ -8,7 +8,7 @@ use lockstep_protocol::machine::{Action, DrawSubject, JobFailure, Output, Record
 use lockstep_protocol::messages::{JobResult, RefusalCode};
 use lockstep_protocol::receipt::{Receipt, same_result};
 
-use super::peer::{Down, Peer};
+use super::peer::{Down, Peer, Share};
 use super::{ChallengeOutcome, ChallengeReply, Engine, Live, MoveOutcome, MoveReply, Submission, SubmitRequest, Word};
 use crate::events::Event;
 use crate::store::{Access, Write};
@@ -82,7 +82,9 @@ impl Engine {
                 self.jobs.insert(job, Live::new(spec.clone()));
                 Event::JobSubmitted { job, model, tokens }
             }
-            Record::Assigned { job, epoch, node } => Event::Assigned { job: *job, epoch: *epoch, node: *node },
+            Record::Assigned { job, epoch, node } | Record::Staged { job, epoch, node } => {
+                Event::Assigned { job: *job, epoch: *epoch, node: *node }
+            }
             Record::Ran { job, result, .. } => self.note_run(*job, result),
             Record::Drawn { job, auditors, .. } => Event::AuditDrawn { job: *job, auditors: *auditors },
             Record::Quarantined { node, job, place, kind } => {
@@ -141,6 +143,12 @@ impl Engine {
             Action::AlreadyKnown { job, .. } => reply(job, Submission::Known, request, step),
             Action::RefuseJob { job, reason } => reply(job, refusal(reason), request, step),
             Action::Assign { node, epoch, job, hint } => self.send(&node, Down::Assign(epoch, job, hint), step),
+            Action::AssignStage { node, epoch, job, hint, crew } => {
+                self.send(&node, Down::AssignStage(Box::new(Share { epoch, job, hint, crew })), step);
+            }
+            Action::Countersign { node, job, epoch, roots, saturations, logprobs } => {
+                self.send(&node, Down::Countersign(job, epoch, roots, saturations, logprobs), step);
+            }
             Action::Cancel { node, job, epoch } => self.send(&node, Down::Cancel(job, epoch), step),
             Action::Accepted { node, job, epoch } => self.send(&node, Down::Accepted(job, epoch), step),
             Action::Rejected { node, job, epoch, reason } => {

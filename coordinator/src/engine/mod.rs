@@ -39,7 +39,7 @@ pub use self::disputes::{DisputeStatus, Disputes, MoveOutcome, MoveReply};
 use self::draws::Draws;
 use self::effects::{Effect, Step};
 pub use self::handle::{EngineHandle, JobStatus, Stopped, Submitted, WorkerStatus};
-pub use self::peer::{Down, Peer};
+pub use self::peer::{Down, Peer, Share};
 pub use self::watch::{Progress, Watch, WatchReply, Word};
 use crate::clock::Clock;
 use crate::events::Event;
@@ -240,6 +240,9 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         durable,
         stop: Arc::clone(&stop),
     };
+    for model in engine.models.all() {
+        engine.machine.know(model.id(), model.footprint());
+    }
     engine.resume(restored.disputes, restored.alive);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lockstep_protocol::dispute::{SignedEntry, Verdict};
-use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId, Place};
+use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::MAX_OUTBOX_MESSAGES;
-use lockstep_protocol::messages::{Ask, Hello, RefusalCode};
+use lockstep_protocol::messages::{Ask, Hello, RefusalCode, Stage};
 use tokio::sync::{Notify, mpsc};
 
 use crate::store::Cosign;
@@ -23,6 +23,11 @@ pub enum Down {
     Refused(RefusalCode),
     /// It gets a job, and as an auditor of a generation the words that are claimed.
     Assign(LeaseEpoch, Arc<Job>, Vec<u32>),
+    /// It gets some layers of a job, in a pipeline.
+    AssignStage(Box<Share>),
+    /// It is to sign for its layers of a pipeline, if these are the next roots of all; with the last of them, what saturated,
+    /// and the root of the log-probabilities.
+    Countersign(JobId, LeaseEpoch, Vec<Root>, Option<u64>, Option<Root>),
     /// It may send the result to which it committed.
     Reveal(JobId, LeaseEpoch),
     /// Its result is durable.
@@ -41,6 +46,19 @@ pub enum Down {
     Cosign(Box<Cosign>),
     /// The coordinator goes down; the connection ends after it.
     Shutdown,
+}
+
+/// What a worker of a pipeline is given.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The lease of all.
+    pub epoch: LeaseEpoch,
+    /// The job.
+    pub job: Arc<Job>,
+    /// Words that are claimed.
+    pub hint: Vec<u32>,
+    /// Who has which layers.
+    pub crew: Vec<Stage>,
 }
 
 /// One session of a worker.

@@ -13,13 +13,13 @@ use lockstep_protocol::limits::{
     MOVE_BURST, MOVES_PER_SECOND, STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
 };
 use lockstep_protocol::machine::{Capabilities, Input};
-use lockstep_protocol::messages::{Hello, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
+use lockstep_protocol::messages::{Hello, Offer, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
 use quinn::{Connection, Incoming, SendStream};
 use tokio::sync::mpsc;
 
 use super::bucket::Bucket;
 use super::{Entry, Sessions, cosign, jobs, packages};
-use crate::engine::{Down, EngineHandle, Message, Peer, refusal_reason};
+use crate::engine::{Down, EngineHandle, Message, Peer, Share, refusal_reason};
 use crate::store::Cosign;
 
 /// Why a session is over.
@@ -191,6 +191,8 @@ async fn run(sessions: Arc<Sessions>, greeted: Greeted) {
     let Greeted { connection, address, node, up, down, mut hello } = greeted;
     let mut capabilities = Capabilities::from(&hello);
     capabilities.operator = sessions.allow.operator(&node).map(str::to_owned);
+    let at = |offer: Offer| (offer.model_bytes, SocketAddr::new(address.ip().to_canonical(), offer.port).to_string());
+    capabilities.pipeline = hello.offer.map(at);
     hello.models = Vec::new();
     let number = sessions.next_session();
     let (peer, messages, kill) = Peer::new(node, number, hello, address);
@@ -285,6 +287,14 @@ async fn talk_down(session: &Session, mut down: SendStream, mut messages: mpsc::
             Down::Assign(epoch, job, hint) => {
                 session.assign(job.id(), epoch);
                 (ToWorker::Assign { epoch, job: (*job).clone(), hint }, None)
+            }
+            Down::AssignStage(share) => {
+                let Share { epoch, job, hint, crew } = *share;
+                session.assign(job.id(), epoch);
+                (ToWorker::AssignStage { epoch, job: (*job).clone(), hint, crew }, None)
+            }
+            Down::Countersign(job, epoch, roots, saturations, logprobs) => {
+                (ToWorker::Countersign { job, epoch, roots, saturations, logprobs }, None)
             }
             Down::Accepted(job, epoch) => {
                 session.unassign(job, epoch);

@@ -40,6 +40,7 @@ const SALT: Salt = Salt::from_bytes([0x5a; 32]);
 
 pub fn hello(model: &Model) -> Hello {
     Hello {
+        offer: None,
         protocol: PROTOCOL_VERSION,
         software: "test".to_owned(),
         backend: "reference".to_owned(),

@@ -60,6 +60,42 @@ impl Kept {
         Ok(kept)
     }
 
+    /// The same from layer `first` on, at least 2, where others have computed those before. `None` where the rows of the
+    /// layer before are not those that were signed.
+    pub fn run_from(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        tokens: &[u32],
+        place: Place,
+        sampling: Option<(Arc<Sampling>, u64)>,
+        (first, below): (u16, Below<'_>),
+    ) -> Result<Option<Self>, TraceError> {
+        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
+        let (first, positions) = (usize::from(first), place.point as usize + 1);
+        if first < 2 || first > usize::from(place.layer) {
+            return Err(TraceError::Place { place, layers: program.layers.len(), tokens: tokens.len() });
+        }
+        let cols = program.tensor(program.layers[first - 1].output).cols as usize;
+        let (Some(rows), Some(signed)) = (below.rows.get(..positions * cols), below.signed.get(..first - 1)) else {
+            return Ok(None);
+        };
+        if signed.last() != Some(&root_of_rows(rows, cols)) {
+            return Ok(None);
+        }
+        let pass = kept.begin(executor, tokens)?;
+        executor.write(program.layers[first - 1].output, Value::I32(rows.to_vec()))?;
+        if first == usize::from(place.layer) {
+            rows.chunks_exact(cols).for_each(|row| push_padded_row(row, &mut kept.input));
+        }
+        for l in first..=usize::from(place.layer) {
+            executor.run_layer(l)?;
+            kept.after(executor, l, pass)?;
+        }
+        let own = kept.trees.drain(..).skip(first - 1).map(|tree| tree.root());
+        kept.roots = signed.iter().copied().chain(own).collect();
+        Ok(Some(kept))
+    }
+
     /// Runs the disputed layer alone, from the output of the one below. `None` where that is not what was signed, or where
     /// the disputed layer is the first one, which starts from the tokens.
     pub fn resume(

@@ -3,7 +3,7 @@
 use lockstep_kernels::program::Op;
 use lockstep_kernels::steps::{Part, Step};
 use lockstep_protocol::canonical::to_bytes;
-use lockstep_protocol::dispute::{DisputeId, MoveBody, SignedEntry, Terms, Verdict, What};
+use lockstep_protocol::dispute::{DisputeId, MoveBody, Side, SignedEntry, Terms, Verdict, What};
 use lockstep_protocol::ids::{JobId, Millis, ModelId, NodeId};
 use lockstep_protocol::limits::CHUNK_BYTES;
 
@@ -78,7 +78,7 @@ impl Report {
             model: terms.job.model,
             model_name: model.name.clone(),
             coordinator: terms.coordinator,
-            players: [terms.claimant.worker(), terms.challenger.worker()],
+            players: Side::BOTH.map(|side| terms.key(side)),
             verdict,
             layer_name: case.program().layers[usize::from(verdict.place.layer)].name.clone(),
             row: verdict.chunk.map(|chunk| case.row(chunk)),

@@ -127,6 +127,24 @@ impl Trace {
         Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
     }
 
+    /// As [`of_job`](Self::of_job), from the output of the layer before `first`, which was computed elsewhere: `executor`
+    /// has the layers from there on. `None` where the rows are not those that were signed.
+    ///
+    /// # Errors
+    /// As [`of_job`](Self::of_job).
+    pub fn of_received(
+        executor: &mut dyn Executor,
+        program: &Arc<Program>,
+        params: Arc<dyn Params>,
+        (job, words): (&Job, &[u32]),
+        place: Place,
+        (first, below): (u16, Below<'_>),
+    ) -> Result<Option<Self>, TraceError> {
+        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
+        let kept = Kept::run_from(executor, program, &tokens, place, sampling, (first, below))?;
+        Ok(kept.map(|kept| Self { kept, params, ids, view: None, outboards: BTreeMap::new() }))
+    }
+
     /// The roots of layers 1 to the disputed one, at the disputed point. A player who finds others here than it signed
     /// must not play, but concede or retract.
     pub fn roots(&self) -> &[Root] {

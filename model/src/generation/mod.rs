@@ -4,6 +4,7 @@
 //!   shares a pass, how prompts are cut, what was computed before, or on a hint.
 //! - `schedule`: who gets how many positions in a pass. `pass`: one pass, every layer hashed on the way.
 //! - `task`: one generation. `prefix`: prefixes that were computed before. [`Recorder`]: whoever wants the rows.
+//! - `stage`: one job through some of a model's layers, in step with whoever has the others.
 //! - `sampling`: a job's settings and draws, as the program's last op wants them. [`TokenText`], [`Utf8Stream`]: words
 //!   to text.
 //!
@@ -19,6 +20,7 @@ mod prefix;
 mod recorder;
 mod sampling;
 mod schedule;
+mod stage;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ use lockstep_protocol::ids::{Place, Root, Seed};
 pub use memory::{Limits, Refused};
 pub use recorder::Recorder;
 pub use sampling::{draw, sampling};
+pub use stage::{StageError, StagePass, StageRun};
 pub use text::{TokenText, Utf8Stream};
 
 use pass::{Part, Passed};

@@ -47,7 +47,7 @@ pub(super) struct Part {
     pub is_told: bool,
     /// Whether the logits of its points are wanted.
     pub wants_logits: bool,
-    /// The hashes of layers 1 to L. They end with the last row of the pass.
+    /// The hashes of its layers: of a whole model 1 to L. They end with the last row of the pass.
     pub trees: Vec<RowTree>,
     /// Whoever is told its rows.
     pub recorder: Option<Box<dyn Recorder>>,
@@ -56,14 +56,15 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Hashes its rows of one layer, of which `rows` holds those of the pass, and passes them on. Returns a root that is to
-    /// be told.
-    fn push(&mut self, layer: usize, rows: &[i32], cols: usize) -> Option<Root> {
+    /// Hashes its rows of one of its layers, counted from 0, of which `rows` holds those of the pass, and passes them on.
+    /// Returns a root that is to be told.
+    pub fn push(&mut self, layer: usize, rows: &[i32], cols: usize) -> Option<Root> {
         let rows = &rows[self.span.start * cols..self.span.end * cols];
         if let Some(recorder) = &mut self.recorder {
-            recorder.push(layer, rows);
+            // It has all layers of a model, from 1 on.
+            recorder.push(layer + 1, rows);
         }
-        let (tree, mut at) = (&mut self.trees[layer - 1], 0);
+        let (tree, mut at) = (&mut self.trees[layer], 0);
         let mut noted = Vec::with_capacity(self.cuts.len());
         for cut in &self.cuts {
             tree.push_rows(&rows[at * cols..cut.rows * cols]);
@@ -131,7 +132,7 @@ fn run_and_hash(
         saturations += executor.run_layer(layer)?.saturations;
         let rows = read_i32(executor, program.layers[layer].output)?;
         for (index, part) in parts.iter_mut().enumerate() {
-            if let Some(root) = part.push(layer, &rows, cols_of(program, layer)) {
+            if let Some(root) = part.push(layer - 1, &rows, cols_of(program, layer)) {
                 tell(index, layer as u16, root);
             }
         }
@@ -180,7 +181,7 @@ fn hash(
 ) {
     for (layer, rows) in layers {
         for (index, part) in parts.iter_mut().enumerate() {
-            if let Some(root) = part.push(layer, &rows, cols_of(program, layer)) {
+            if let Some(root) = part.push(layer - 1, &rows, cols_of(program, layer)) {
                 // Whoever runs the layers listens until this ends.
                 let _ = told.send((index, layer as u16, root));
             }

@@ -35,10 +35,14 @@ pub(super) struct Task {
     computed: usize,
     /// Of those, how many an earlier generation had computed.
     reused: usize,
-    /// The hashes of layers 1 to L.
+    /// The hashes of the layers that are computed here, and of one that was received before them: of a whole model 1 to L.
     trees: Vec<RowTree>,
     /// Whoever is told the rows.
     pub recorder: Option<Box<dyn Recorder>>,
+    /// The layer of the first of them.
+    first_layer: u16,
+    /// Whether the last layer is computed here.
+    has_output: bool,
     pub lineage: Lineage,
     /// What its own rows clamped; `None` where that can't be told apart from what others did.
     pub saturations: Option<u64>,
@@ -87,11 +91,19 @@ impl Task {
             reused: 0,
             trees,
             recorder: None,
+            first_layer: 1,
+            has_output: true,
             lineage: Lineage::At(None),
             saturations: Some(0),
             reserved,
             last_pass: 0,
         }
+    }
+
+    /// Of a model of which only some layers are computed here: the layer of the first tree, and whether the last one is
+    /// among them.
+    pub fn of_slice(self, first_layer: u16, has_output: bool) -> Self {
+        Self { first_layer, has_output, ..self }
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -115,6 +127,11 @@ impl Task {
 
     pub fn slot(&self) -> Slot {
         Slot { left: self.tokens.len() - self.computed, last_pass: self.last_pass }
+    }
+
+    /// The hashes, between passes.
+    pub fn trees(&self) -> &[RowTree] {
+        &self.trees
     }
 
     pub fn computed(&self) -> usize {
@@ -239,7 +256,7 @@ impl Task {
         say: &mut dyn FnMut(TaskId, Event),
     ) {
         let point = position as u32;
-        for (layer, noted) in (1..).zip(&part.noted) {
+        for (layer, noted) in (self.first_layer..).zip(&part.noted) {
             let root = noted[cut].root.expect("a cut at a point has roots");
             if !part.is_told {
                 say(self.id, Event::Root { place: Place { point, layer }, root });
@@ -248,10 +265,13 @@ impl Task {
         }
         self.logprobs.extend_from_slice(&logprobs);
         say(self.id, Event::Word { point, word, logprobs });
-        let root = root_of_rows(&[word.cast_signed()], 1);
-        let layer = part.noted.len() as u16 + 1;
-        say(self.id, Event::Root { place: Place { point, layer }, root });
         self.words.push(word);
+        if !self.has_output {
+            return;
+        }
+        let root = root_of_rows(&[word.cast_signed()], 1);
+        let layer = self.first_layer + part.noted.len() as u16;
+        say(self.id, Event::Root { place: Place { point, layer }, root });
         self.roots.push(root);
     }
 

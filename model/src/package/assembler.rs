@@ -39,6 +39,8 @@ pub struct PackageAssembler {
     manifest: Manifest,
     layout: Layout,
     model_id: ModelId,
+    /// The blobs that are to be there; the others stay empty.
+    wanted: Vec<bool>,
     /// Blob and offset of the first missing byte; the blob count at the end.
     next: (u32, u64),
 }
@@ -53,12 +55,27 @@ impl PackageAssembler {
     /// A manifest that is not this model's or fails its check, another process at the same file, and what the file
     /// system says.
     pub fn open(path: &Path, model_id: ModelId, manifest_bytes: &[u8]) -> Result<Self, ModelError> {
+        Self::open_some(path, model_id, manifest_bytes, |_| true)
+    }
+
+    /// The same for a package of which only some blobs are wanted, by their numbers. The file has holes where the others
+    /// are.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_some(
+        path: &Path,
+        model_id: ModelId,
+        manifest_bytes: &[u8],
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<Self, ModelError> {
         if Manifest::model_id(manifest_bytes) != model_id {
             return Err(ModelError::Package(format!("the manifest is not that of model {model_id}")));
         }
         let manifest = Manifest::parse(manifest_bytes)?;
         let layout = Layout::of(&manifest, manifest_bytes.len())?;
         let head = header(manifest_bytes.len())?;
+        let wanted: Vec<bool> = (0..layout.blobs.len()).map(wanted).collect();
         let (part, progress_path) = (beside(path, "part"), beside(path, "progress"));
         let file = lock(&part)?;
         let progress_file = open(&progress_path)?;
@@ -71,11 +88,24 @@ impl PackageAssembler {
             manifest,
             layout,
             model_id,
+            wanted,
             next: (0, 0),
         };
         let start = [&head[..], manifest_bytes].concat();
-        assembler.next = assembler.resume(&start)?;
+        let (blob, offset) = assembler.resume(&start)?;
+        assembler.next = if assembler.is_wanted(blob) { (blob, offset) } else { (assembler.wanted_from(blob), 0) };
         Ok(assembler)
+    }
+
+    fn is_wanted(&self, blob: u32) -> bool {
+        self.wanted.get(blob as usize).copied().unwrap_or(false)
+    }
+
+    /// The first wanted blob from this one on; the blob count at the end.
+    fn wanted_from(&self, blob: u32) -> u32 {
+        let from = (blob as usize).min(self.wanted.len());
+        let next = self.wanted[from..].iter().position(|wanted| *wanted);
+        next.map_or(self.wanted.len(), |more| from + more) as u32
     }
 
     /// What is there already, or a fresh start where the files are not from the same pull.
@@ -108,8 +138,9 @@ impl PackageAssembler {
 
     /// Bytes that are there and bytes in all, of blobs.
     pub fn progress(&self) -> (u64, u64) {
-        let before = self.manifest.blobs().take(self.next.0 as usize).map(|b| b.bytes).sum::<u64>();
-        (before + self.next.1, self.manifest.blobs().map(|b| b.bytes).sum())
+        let wanted = || self.manifest.blobs().zip(&self.wanted).map(|(b, wanted)| b.bytes * u64::from(*wanted));
+        let before = wanted().take(self.next.0 as usize).sum::<u64>();
+        (before + self.next.1, wanted().sum())
     }
 
     /// Takes verified bytes of the needed blob, from the needed offset on.
@@ -127,7 +158,11 @@ impl PackageAssembler {
             .seek(SeekFrom::Start(at))
             .and_then(|_| self.file.write_all(bytes))
             .map_err(ModelError::io("write", &self.part))?;
-        let next = if bytes.len() as u64 == left { (blob + 1, 0) } else { (blob, offset + bytes.len() as u64) };
+        let next = if bytes.len() as u64 == left {
+            (self.wanted_from(blob + 1), 0)
+        } else {
+            (blob, offset + bytes.len() as u64)
+        };
         self.write_progress(next)
     }
 
@@ -152,6 +187,9 @@ impl PackageAssembler {
     fn first_damaged(&mut self) -> Result<Option<u32>, ModelError> {
         let io = || ModelError::io("read", &self.part);
         for (i, (info, range)) in self.manifest.blobs().zip(&self.layout.blobs).enumerate() {
+            if !self.wanted[i] {
+                continue;
+            }
             self.file.seek(SeekFrom::Start(range.start as u64)).map_err(io())?;
             let mut hasher = blake3::Hasher::new();
             hasher.update_reader(Read::by_ref(&mut self.file).take(info.bytes)).map_err(io())?;

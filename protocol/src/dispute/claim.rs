@@ -172,12 +172,25 @@ impl From<SignedPartial> for Claim {
 }
 
 impl Claim {
-    /// Whose claim it is: the key that plays its side.
+    /// Whose claim it is. Who plays its side, [`crate::dispute::Terms::key`] says.
     pub fn worker(&self) -> NodeId {
         match &self.signed {
             Signed::Receipt(signed) => signed.receipt.worker,
             Signed::Partial(signed) => signed.partial.worker,
         }
+    }
+
+    /// Who answers for a layer of it: of a run that several workers shared, the one who signed for that layer.
+    pub fn key_at(&self, layer: u16) -> NodeId {
+        match &self.signed {
+            Signed::Receipt(signed) => signed.key_at(layer),
+            Signed::Partial(signed) => signed.partial.worker,
+        }
+    }
+
+    /// Whether several workers shared its layers.
+    pub fn is_shared(&self) -> bool {
+        self.receipt().is_some_and(|signed| !signed.segments.is_empty())
     }
 
     /// The assignment under which it ran.

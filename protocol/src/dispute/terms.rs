@@ -147,9 +147,18 @@ impl Terms {
         }
     }
 
-    /// The key that plays a side.
+    /// The key that plays a side: of a run that several workers shared, the one who signed for the disputed layer.
     pub fn key(&self, side: Side) -> NodeId {
-        self.claim(side).worker()
+        let claim = self.claim(side);
+        let layer = if claim.is_shared() { self.disputed_layer() } else { None };
+        layer.map_or_else(|| claim.worker(), |layer| claim.key_at(layer))
+    }
+
+    fn disputed_layer(&self) -> Option<u16> {
+        let index = self.claimant.first_difference(&self.challenger)?;
+        let [a, b] = Side::BOTH.map(|side| self.claim(side).roots_at(index));
+        let layer = a?.iter().zip(b?).position(|(a, b)| a != b)?;
+        u16::try_from(layer + 1).ok()
     }
 
     /// The side that a key plays.
@@ -176,7 +185,8 @@ impl Terms {
     /// [`TermsError`], but for [`TermsError::Claim`].
     pub fn ground(&self) -> Result<Ground, TermsError> {
         let geometry = self.job.geometry(self.layers)?;
-        if self.claimant.worker() == self.challenger.worker() {
+        let is_shared = self.claimant.is_shared() || self.challenger.is_shared();
+        if !is_shared && self.claimant.worker() == self.challenger.worker() {
             return Err(TermsError::OneKey(self.claimant.worker()));
         }
         let index = self.claimant.first_difference(&self.challenger).ok_or(TermsError::NoDifference)?;
@@ -194,6 +204,10 @@ impl Terms {
         let words = self.agreed_words(index)?;
         let point = geometry.point(index).ok_or(TermsError::NoDifference)?;
         let place = Place { point, layer: layer as u16 + 1 };
+        let [claimant, challenger] = Side::BOTH.map(|side| self.claim(side).key_at(place.layer));
+        if claimant == challenger {
+            return Err(TermsError::OneKey(claimant));
+        }
         let prefix = self.prefix(index, place, &geometry)?;
         let input = layer.checked_sub(1).map(|below| a[below]);
         Ok(Ground { place, index, roots: [a[layer], b[layer]], input, prefix, words })

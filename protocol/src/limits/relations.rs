@@ -9,12 +9,15 @@ const JOB_FIXED_BYTES: usize =
 const POINTS_BYTES: usize = MAX_POINTS * 32;
 /// Upper bound of a worker's receipt apart from its roots.
 const RECEIPT_FIXED_BYTES: usize = 512;
+/// Upper bound of the segments of a receipt.
+const SEGMENTS_BYTES: usize = MAX_CREW * 160;
 /// Upper bound of what stands around a move's values in a message or entry.
 const DISPUTE_FIXED_BYTES: usize = 512;
 /// Upper bound of the terms of a dispute.
 const TERMS_BYTES: usize = 2 * CLAIM_BYTES + MAX_STREAMED_LAYERS * 32 + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
 /// Upper bound of a claim: the signed run, its words, and the roots at the disputed point.
-const CLAIM_BYTES: usize = POINTS_BYTES + MAX_POINTS * 4 + 2 * MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES;
+const CLAIM_BYTES: usize =
+    POINTS_BYTES + MAX_POINTS * 4 + 2 * MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES + SEGMENTS_BYTES;
 /// Most levels of the tree of a blob. A range of two chunks or more has two paths, and there are half as many of these.
 const TREE_LEVELS: usize = 30;
 /// Upper bound of all moves but those of the last round: a frontier of every step, all descents, and the revealed chunks.
@@ -29,7 +32,12 @@ const _: () = {
     assert!(MAX_HELD_MODELS * 32 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + 3 * MAX_NAME_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
     assert!(MAX_REASON_BYTES + 256 <= MAX_CONTROL_UP_BYTES);
-    assert!(MAX_OUTPUT_VALUES * 4 + POINTS_BYTES + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES <= MAX_JOB_FRAME_BYTES);
+    assert!(
+        MAX_OUTPUT_VALUES * 4 + POINTS_BYTES + MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES + SEGMENTS_BYTES
+            <= MAX_JOB_FRAME_BYTES
+    );
+    assert!(COUNTERSIGN_ROOTS * 32 + 256 <= MAX_CONTROL_DOWN_BYTES && MAX_POINTS * 4 + 64 <= MAX_STAGE_FRAME_BYTES);
+    assert!(MAX_STAGE_FRAME_BYTES <= STREAM_WINDOW_BYTES as usize && MAX_ROW_BYTES / 4 <= MAX_STAGE_VALUES);
     assert!(CLAIM_BYTES <= MAX_JOB_FRAME_BYTES && MAX_POINTS <= MAX_OUTPUT_VALUES);
     assert!(MAX_MANIFEST_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     assert!(MAX_OPENING_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
@@ -40,7 +48,7 @@ const _: () = {
     assert!(MAX_STREAMED_LAYERS <= MAX_RUN_ROOTS && TERMS_BYTES + DISPUTE_FIXED_BYTES <= MAX_RECORD_BYTES);
     assert!(
         (MAX_POSITIONS + MAX_OUTPUT_VALUES) * 12
-            + (MAX_AUDITORS + 1) * ((MAX_POINTS + MAX_RECEIPT_ROOTS) * 67 + 4 * RECEIPT_FIXED_BYTES)
+            + (MAX_AUDITORS + 1) * ((MAX_POINTS + MAX_RECEIPT_ROOTS) * 67 + 4 * (RECEIPT_FIXED_BYTES + SEGMENTS_BYTES))
             + MAX_STATEMENTS * 1_024
             <= MAX_RECEIPT_JSON_BYTES
     );

@@ -147,7 +147,9 @@ impl Entry {
         let job = record.job();
         match record {
             Record::Submitted(_) => Some(Self::Submitted { job }),
-            Record::Assigned { epoch, node, .. } => Some(Self::Assigned { job, epoch: *epoch, worker: *node }),
+            Record::Assigned { epoch, node, .. } | Record::Staged { epoch, node, .. } => {
+                Some(Self::Assigned { job, epoch: *epoch, worker: *node })
+            }
             Record::Committed { epoch, commitment, .. } => {
                 Some(Self::Committed { job, epoch: *epoch, commitment: *commitment })
             }

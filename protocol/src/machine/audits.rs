@@ -39,7 +39,7 @@ impl Machine {
         let Some(entry) = self.jobs.get(&job) else {
             return;
         };
-        let is_absent = entry.wanted_leases() > 0 && self.candidates(entry).next().is_none();
+        let is_absent = entry.wanted_leases() > 0 && self.candidates(entry).next().is_none() && !self.has_crew(entry);
         let looks = entry.absence.filter(|_| is_absent).map_or(0, |(_, looks)| looks + 1);
         let next = self.now.plus(ABSENCE_LOOK_MS);
         let entry = self.jobs.get_mut(&job).expect("it was there");

@@ -108,7 +108,7 @@ impl Challenges {
         in_order.sort_unstable_by_key(|(_, pending)| pending.number);
         let (mut played, mut defended) = (BTreeSet::new(), BTreeMap::<NodeId, usize>::new());
         for (id, pending) in in_order {
-            let defences = defended.entry(pending.terms.claimant.worker()).or_default();
+            let defences = defended.entry(pending.terms.key(Side::Claimant)).or_default();
             if played.len() < MAX_PLAYED_CHALLENGES && *defences < MAX_CHALLENGES_PER_CLAIMANT {
                 *defences += 1;
                 played.insert(*id);
@@ -171,7 +171,7 @@ impl Machine {
                 return;
             }
         };
-        let (claimant, dispute) = (terms.claimant.worker(), terms.id());
+        let (claimant, dispute) = (terms.key(Side::Claimant), terms.id());
         let purpose = Purpose::Dispute { dispute };
         self.record(Record::Challenged { job, terms: terms.clone() }, out);
         self.post(Posting::Hold { from: node, purpose, amount: stake }, out);
@@ -188,10 +188,10 @@ impl Machine {
     fn check_challenge(&self, challenge: &Challenge, job: JobId, least: u64) -> Result<(Terms, u64), ChallengeError> {
         let Challenge { job: header, layers, work_units, .. } = challenge;
         let claims = [challenge.claimant.clone(), challenge.challenger.clone()];
-        let [a, b] = claims.each_ref().map(Claim::worker);
-        let budgets = [a, b].map(|worker| self.budget_ms(*work_units, *layers, &worker));
-        let before = challenge.before.clone();
-        let terms = Terms::between(self.config.coordinator, header.clone(), *layers, claims, before, budgets)?;
+        let (before, coordinator) = (challenge.before.clone(), self.config.coordinator);
+        let mut terms = Terms::between(coordinator, header.clone(), *layers, claims, before, [0; 2])?;
+        let [a, b] = Side::BOTH.map(|side| terms.key(side));
+        terms.budgets_ms = [a, b].map(|worker| self.budget_ms(*work_units, *layers, &worker));
         let run = (job, challenge.claimant.epoch());
         let mut of_run = self.challenges.of_run(run);
         let stake = self.stake(least, &a);
@@ -201,7 +201,7 @@ impl Machine {
             (!self.quarantined.contains(&b) && !self.is_set_aside(&b), ChallengeError::Barred),
             (self.may_be_challenged(run, challenge), ChallengeError::NoSuchRun),
             (self.is_in_window(run, challenge.ended), ChallengeError::TooLate),
-            (!of_run.any(|(_, pending)| pending.terms.challenger.worker() == b), ChallengeError::Again),
+            (!of_run.any(|(_, pending)| pending.terms.key(Side::Challenger) == b), ChallengeError::Again),
             (stake.is_some(), ChallengeError::Busy),
             (self.ledger.free(&b) >= needed, ChallengeError::Stake { needed }),
         ];
@@ -217,9 +217,9 @@ impl Machine {
         }
         let crowd = 1_u64.checked_shl((pending.len() / CHALLENGES_PER_DOUBLING) as u32)?;
         let staked = |(dispute, pending): (&DisputeId, &Pending)| {
-            self.ledger.held(&pending.terms.challenger.worker(), &Purpose::Dispute { dispute: *dispute })
+            self.ledger.held(&pending.terms.key(Side::Challenger), &Purpose::Dispute { dispute: *dispute })
         };
-        let against = || pending.iter().filter(|(_, pending)| pending.terms.claimant.worker() == *claimant);
+        let against = || pending.iter().filter(|(_, pending)| pending.terms.key(Side::Claimant) == *claimant);
         if against().count() < MAX_CHALLENGES_PER_CLAIMANT {
             return Some(least.max(crowd));
         }
@@ -318,7 +318,7 @@ impl Machine {
 
     /// Takes a run that was challenged with success out of its job, or reports it where the job has ended.
     fn overturn(&mut self, job: JobId, terms: &Terms, dispute: DisputeId, verdict: &Verdict, out: &mut Output) {
-        let (epoch, worker) = (terms.claimant.epoch(), terms.claimant.worker());
+        let (epoch, worker) = (terms.claimant.epoch(), terms.key(Side::Claimant));
         let (place, kind) = (verdict.place, verdict.kind);
         if self.stands((job, epoch)) {
             let stage = self.jobs[&job].stage;

@@ -24,6 +24,23 @@ pub(super) fn bond(spec: &JobSpec) -> u64 {
     deterrent(price, spec.policy.per_mille.max(1)).saturating_add(audits).saturating_add(defence)
 }
 
+/// What a run pays to whom: to each of several workers in proportion to its layers, and what division leaves to the last.
+fn shares(run: &Run) -> Vec<(NodeId, LeaseEpoch, u64)> {
+    let (price, streamed) = (price_of_work(run.receipt().work_units), u64::from(run.receipt().layers) + 1);
+    let (members, mut left) = (run.result.receipt.members(), price);
+    let mut shares: Vec<_> = (members.map(|(node, first, last)| {
+        let layers = u64::from(last.saturating_sub(first)) + 1;
+        let amount = (price / streamed).saturating_mul(layers).min(left);
+        left -= amount;
+        (node, run.epoch(), amount)
+    }))
+    .collect();
+    if let Some((.., amount)) = shares.last_mut() {
+        *amount += left;
+    }
+    shares
+}
+
 impl Machine {
     /// All accounts, after every posting that was returned.
     pub fn ledger(&self) -> &Ledger {
@@ -69,6 +86,9 @@ impl Machine {
 
     /// Frees the bonds of the leases that ended since the last call without a run.
     pub(super) fn release_ended(&mut self, out: &mut Output) {
+        for (node, job, epoch) in std::mem::take(&mut self.orphans) {
+            out.actions.push(Action::Cancel { node, job, epoch });
+        }
         for (node, job, epoch) in std::mem::take(&mut self.ended_leases) {
             self.release(node, job, epoch, out);
         }
@@ -103,10 +123,8 @@ impl Machine {
     /// Frees the bonds of all runs that stand, at the end of their job, and pays for them if it ended well.
     pub(super) fn settle_accounts(&mut self, job: JobId, pays: bool, out: &mut Output) {
         let entry = &self.jobs[&job];
-        let runs: Vec<_> =
-            entry.standing().map(Run::receipt).map(|run| (run.worker, run.epoch, run.work_units)).collect();
-        for (node, epoch, work_units) in runs {
-            let amount = price_of_work(work_units);
+        let shares: Vec<_> = entry.standing().flat_map(shares).collect();
+        for (node, epoch, amount) in shares {
             self.release(node, job, epoch, out);
             if pays {
                 self.post(Posting::Pay { to: node, purpose: Purpose::Lease { job, epoch }, amount }, out);
@@ -124,6 +142,10 @@ impl Machine {
         out: &mut Output,
     ) {
         let purpose = Purpose::Lease { job, epoch };
+        let run = self.jobs[&job].runs.iter().find(|run| run.epoch() == epoch);
+        let others = run.into_iter().flat_map(|run| run.result.receipt.members()).map(|(other, ..)| other);
+        // Whoever had other layers of the run risked nothing by these.
+        self.ended_leases.extend(others.filter(|other| *other != node).map(|other| (other, job, epoch)));
         let Some(held) = self.ledger.held(&node, &purpose) else {
             return;
         };

@@ -33,7 +33,9 @@ impl Machine {
     /// The terms of the next dispute about a job.
     fn terms(&self, entry: &Entry) -> Terms {
         let (claimant, challenger) = entry.opponents().expect("two runs differ");
-        let budget = |run: &Run| self.budget_ms(entry.spec.work_bound(), entry.spec.layers, &run.receipt().worker);
+        let layer = entry.difference(claimant, challenger).map_or(1, |difference| difference.place.layer);
+        let player = |run: &Run| run.result.receipt.key_at(layer);
+        let budget = |run: &Run| self.budget_ms(entry.spec.work_bound(), entry.spec.layers, &player(run));
         let held = |run: &'_ Run| match entry.header.kind {
             JobKind::Embedding => Vec::new(),
             JobKind::Generation(_) => run.words(),

@@ -12,13 +12,15 @@ use crate::job::{JobHeader, JobKind};
 use crate::limits::{JOB_PATIENCE_MS, MAX_BARRED_WORKERS, MAX_FAILURES};
 use crate::logprobs::Logprobs;
 use crate::machine::audit::{AuditDraw, AuditPolicy};
+use crate::machine::crew::Member;
 use crate::machine::lockstep::Halt;
+use crate::machine::reasons::{RejectReason, SubmitError};
 use crate::machine::record::{JobFailure, Record};
 use crate::machine::standing::{Fate, Run};
 use crate::machine::table::{Event, Stage, next};
-use crate::machine::types::{JobSpec, RejectReason, SubmitError};
+use crate::machine::types::JobSpec;
 use crate::machine::workers::pause_ms;
-use crate::messages::JobResult;
+use crate::messages::{JobResult, Stage as CrewStage};
 
 /// A record that can't follow the ones before it. The store was changed by something else, or records
 /// were lost.
@@ -104,6 +106,12 @@ pub(super) struct Lease {
     pub commitment: Option<RunCommitment>,
     /// Whether its worker was told to reveal its result. From the commitment until then no deadline runs.
     pub revealing: bool,
+    /// Of a pipeline all its workers, in the order of their layers: the last one is `node`.
+    pub crew: Vec<Member>,
+    /// Whether all of these were shown the whole run.
+    pub is_shown: bool,
+    /// The result, where a signature of one of them is still missing.
+    pub result: Option<(Box<JobResult>, Salt)>,
 }
 
 impl Lease {
@@ -152,6 +160,10 @@ pub(super) struct Entry {
     pub halt: Option<Halt>,
     /// The words that the client was told.
     pub told: Vec<u32>,
+    /// Of a pipeline: who had which layers in the last lease.
+    pub last_crew: Vec<CrewStage>,
+    /// Neighbours in a pipeline that could not go on with each other.
+    pub apart: BTreeSet<(NodeId, NodeId)>,
 }
 
 impl Entry {
@@ -192,6 +204,8 @@ impl Entry {
             short: false,
             halt: None,
             told: Vec::new(),
+            last_crew: Vec::new(),
+            apart: BTreeSet::new(),
         })
     }
 
@@ -304,8 +318,11 @@ impl Entry {
             Record::Diverged { epochs, .. } if epochs.iter().any(|epoch| *epoch > self.epoch) => {
                 return epoch_error(epochs[1]);
             }
-            Record::Committed { epoch, .. } if *epoch > self.epoch => return epoch_error(*epoch),
+            Record::Committed { epoch, .. } | Record::Staged { epoch, .. } if *epoch > self.epoch => {
+                return epoch_error(*epoch);
+            }
             Record::Committed { .. }
+            | Record::Staged { .. }
             | Record::Diverged { .. }
             | Record::Quarantined { .. }
             | Record::SetAside { .. }
@@ -341,8 +358,8 @@ impl Entry {
     /// Whether a worker must not get the job: it has run it, is running it, or broke the rules at it.
     pub fn excludes(&self, node: &NodeId) -> bool {
         self.barred.contains(node)
-            || self.runs.iter().any(|run| run.receipt().worker == *node)
-            || self.leases.values().any(|lease| lease.node == *node)
+            || self.runs.iter().any(|run| run.result.receipt.has_member(node))
+            || self.leases.values().any(|lease| lease.has(node))
     }
 
     /// Counts a worker's failure; says whether the job is to be given up. Where the worker could only not
@@ -355,6 +372,11 @@ impl Entry {
             self.retry_at = now.plus(pause_ms(*times));
         }
         self.failures.len() >= MAX_FAILURES || now.since(since) >= JOB_PATIENCE_MS
+    }
+
+    /// Whether it was tried for long enough. The patience starts now where it had not.
+    pub fn is_past_patience(&mut self, now: Millis) -> bool {
+        now.since(*self.failing_since.get_or_insert(now)) >= JOB_PATIENCE_MS
     }
 
     /// Keeps a worker that broke the rules away from the job.
@@ -386,7 +408,8 @@ impl Entry {
             ("output length", self.is_output_count(receipt.output_count)),
             ("work units", receipt.work_units == self.spec.work.units(receipt.points.len() + 1)),
         ];
-        if let Some((field, _)) = fields.into_iter().find(|(_, fits)| !fits) {
+        let segments = ("segments", result.receipt.segments.is_empty());
+        if let Some((field, _)) = fields.into_iter().chain([segments]).find(|(_, fits)| !fits) {
             return Err(RejectReason::NotThisAssignment(field));
         }
         let Some(lease) = self.leases.get(&epoch).filter(|lease| self.is_streamed(lease, result)) else {
@@ -398,7 +421,11 @@ impl Entry {
         if lease.commitment != Some(RunCommitment::of(self.id, epoch, *node, salt, &receipt.head)) {
             return Err(RejectReason::NotAsCommitted);
         }
-        Ok(result.receipt.check(&self.header, Some(&result.output))?)
+        let (header, output) = (&self.header, Some(&*result.output));
+        Ok(match lease.crew.last() {
+            Some(lead) => result.receipt.check_share(header, output, lead.first),
+            None => result.receipt.check(header, output),
+        }?)
     }
 
     /// The output of an embedding has the model's length. That of a generation is checked with its receipt.
@@ -459,8 +486,12 @@ impl Entry {
         (lease.roots.len() / per_point, lease.roots.len() % per_point)
     }
 
-    /// What an auditor of a generation is told: the words of the first run that stands, where it runs after that.
+    /// What a worker of a generation is told: an auditor the words of the first run that stands, where it runs after that;
+    /// who takes over from one that was lost, the words that the client was told.
     pub fn hint(&self) -> Vec<u32> {
+        if self.stage == Stage::Open {
+            return self.told.clone();
+        }
         let is_after = self.stage == Stage::Auditing && !self.draw.is_some_and(|draw| draw.lockstep);
         let is_generation = is_after && self.header.kind != JobKind::Embedding;
         self.standing().next().filter(|_| is_generation).map(Run::words).unwrap_or_default()

@@ -26,7 +26,7 @@ impl Machine {
     /// a dispute: there the worker concedes.
     pub(super) fn retracted(&mut self, node: NodeId, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         self.touch(&node);
-        let is_it = |run: &Run| run.receipt().worker == node && run.epoch() == epoch;
+        let is_it = |run: &Run| run.result.receipt.has_member(&node) && run.epoch() == epoch;
         let Some(entry) = self.jobs.get(&job).filter(|entry| entry.standing().any(is_it)) else {
             return;
         };

@@ -58,7 +58,8 @@ impl Machine {
         let first = entry.standing().next();
         let planted = entry.spec.planted.as_ref();
         let is_not_as_planted = planted.is_some_and(|planted| first.is_none_or(|first| *planted != first.roots));
-        let was_caught = first.is_some_and(|first| self.quarantined.contains(&first.receipt().worker));
+        let was_caught = first
+            .is_some_and(|first| first.result.receipt.members().any(|(node, ..)| self.quarantined.contains(&node)));
         let auditors = match (is_not_as_planted, first) {
             // It is wrong, and so may be those who agree with it: everybody who can be asked is, so that one honest worker
             // among them is enough.

@@ -70,12 +70,14 @@ mod audit;
 mod audits;
 mod challenges;
 mod credits;
+mod crew;
 mod disputes;
 mod draw;
 mod entry;
 mod faults;
 mod judge;
 mod lockstep;
+mod reasons;
 mod record;
 mod runs;
 mod schedule;
@@ -93,14 +95,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub use self::audit::{AuditDraw, AuditPolicy, DrawSubject, audit_draw, check_draw, lockstep_draw};
 use self::challenges::Challenges;
 pub use self::challenges::{Challenge, ChallengeError};
+pub use self::crew::Footprint;
 pub use self::draw::{DrawChain, DrawSecret};
 use self::entry::Entry;
 pub use self::entry::ReplayError;
 use self::faults::Fault;
+pub use self::reasons::{RejectReason, SubmitError};
 pub use self::record::{JobFailure, Record};
 use self::schedule::Timer;
 use self::table::Stage;
-pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output, RejectReason, SubmitError};
+pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output};
 pub use self::work::Work;
 use self::workers::{Worker, Workers};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
@@ -128,6 +132,10 @@ pub struct Machine {
     ended_leases: Vec<(NodeId, JobId, LeaseEpoch)>,
     /// Time that was served: the coordinator's own downtime is left out.
     now: Millis,
+    /// Members of pipelines whose lease ended with somebody else: to be told.
+    orphans: Vec<(NodeId, JobId, LeaseEpoch)>,
+    /// What the parameters of models take.
+    footprints: BTreeMap<ModelId, Footprint>,
     /// The downtime that was left out so far, in milliseconds.
     lost_ms: u64,
     workers: Workers,
@@ -201,6 +209,8 @@ impl Machine {
             config,
             ledger: Ledger::default(),
             ended_leases: Vec::new(),
+            orphans: Vec::new(),
+            footprints: BTreeMap::new(),
             now: Millis(0),
             lost_ms: 0,
             workers: Workers::default(),
@@ -355,6 +365,11 @@ impl Machine {
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
             Input::Token { node, job, epoch, word, logprobs } => self.token((node, job, epoch), (word, logprobs), out),
+            Input::Received { node, job, epoch, signed } => self.received((node, job, epoch), *signed, out),
+            Input::StageEnded { node, job, epoch, saturations } => {
+                self.stage_ended((node, job, epoch), saturations, out);
+            }
+            Input::Segment { node, job, epoch, signed } => self.segment((node, job, epoch), *signed, out),
             Input::Cancel { job } => self.cancel(job, out),
             Input::Partial { node, partial } => self.partial(node, &partial, out),
             Input::Challenge(challenge) => self.challenge(&challenge, out),

@@ -64,6 +64,15 @@ pub enum Record {
         /// To whom.
         node: NodeId,
     },
+    /// A lease was given to one more worker, which has other layers of the run than the one in whose name it is.
+    Staged {
+        /// Of which job.
+        job: JobId,
+        /// The lease.
+        epoch: LeaseEpoch,
+        /// To whom.
+        node: NodeId,
+    },
     /// A worker committed to a run, which nobody but the coordinator can have seen.
     Committed {
         /// Of which job.
@@ -225,6 +234,7 @@ impl Record {
         match self {
             Self::Submitted(spec) => spec.job.id(),
             Self::Assigned { job, .. }
+            | Self::Staged { job, .. }
             | Self::Committed { job, .. }
             | Self::Ran { job, .. }
             | Self::Drawn { job, .. }
@@ -403,6 +413,12 @@ impl Canonical for Record {
                 kind.encode(writer);
                 place.encode(writer);
             }
+            Self::Staged { job, epoch, node } => {
+                writer.u16(20);
+                job.encode(writer);
+                epoch.encode(writer);
+                node.encode(writer);
+            }
             Self::Redeemed { node, job, accepted } => {
                 writer.u16(19);
                 node.encode(writer);
@@ -468,6 +484,7 @@ impl Canonical for Record {
                 place: reader.value()?,
             },
             14 => Self::SetAside { node: reader.value()?, job: reader.value()?, until: reader.value()? },
+            20 => Self::Staged { job: reader.value()?, epoch: reader.value()?, node: reader.value()? },
             19 => Self::Redeemed { node: reader.value()?, job: reader.value()?, accepted: reader.u32()? },
             11 => Self::Committed { job: reader.value()?, epoch: reader.value()?, commitment: reader.value()? },
             tag => return Err(DecodeError::InvalidTag { what: "record", tag: tag.into() }),

@@ -18,7 +18,7 @@ impl Machine {
     pub(super) fn lease(&mut self, (node, job, epoch): Assignment, out: &mut Output) -> Option<&mut Lease> {
         self.touch(&node);
         let lease =
-            self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)).filter(|lease| lease.node == node);
+            self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)).filter(|lease| lease.has(&node));
         if lease.is_none() {
             out.actions.push(Action::Cancel { node, job, epoch });
         }
@@ -28,6 +28,7 @@ impl Machine {
     pub(super) fn began(&mut self, node: NodeId, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         let now = self.now;
         if let Some(lease) = self.lease((node, job, epoch), out)
+            && lease.begins(&node)
             && lease.began.is_none()
         {
             lease.began = Some(now);
@@ -36,19 +37,30 @@ impl Machine {
     }
 
     pub(super) fn layer_root(&mut self, assignment: Assignment, place: Place, root: Root, out: &mut Output) {
-        let (node, job, epoch) = assignment;
-        let Some(index) = self.lease(assignment, out).map(|lease| lease.roots.len()) else {
+        let (_, job, epoch) = assignment;
+        if self.lease(assignment, out).is_none() {
             return;
-        };
-        let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        if entry.is_halted(epoch) {
+        }
+        if self.jobs[&job].is_halted(epoch) {
             // It was on its way when the worker was told to halt.
             return;
         }
+        if self.jobs[&job].leases[&epoch].crew.is_empty() {
+            self.take_root(assignment, place, root, out);
+        } else {
+            self.stage_root(assignment, place, root, out);
+        }
+    }
+
+    /// Takes the next root into a run. Says whether it goes on: not where the root breaks the rules, or stops it.
+    pub(super) fn take_root(&mut self, assignment: Assignment, place: Place, root: Root, out: &mut Output) -> bool {
+        let (node, job, epoch) = assignment;
+        let entry = self.jobs.get_mut(&job).expect("its lease is live");
         if let Err(reason) = entry.check_root(epoch, place, &root) {
             self.reject(assignment, reason, out);
-            return;
+            return false;
         }
+        let index = entry.leases[&epoch].roots.len();
         let differs = entry.differs_at(index, &root);
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
         lease.roots.push(root);
@@ -59,6 +71,7 @@ impl Machine {
         if let Some(word) = word {
             self.point_ended(assignment, word, out);
         }
+        true
     }
 
     /// A point of a generation is complete: its word goes to the client, and a long prompt says how fast the worker is.
@@ -68,7 +81,10 @@ impl Machine {
             return;
         };
         let index = lease.words.len() - 1;
-        let is_measured = index == 0 && !lease.is_hinted && entry.spec.job.tokens.len() >= MEASURED_PROMPT_TOKENS;
+        let is_measured = lease.crew.is_empty()
+            && index == 0
+            && !lease.is_hinted
+            && entry.spec.job.tokens.len() >= MEASURED_PROMPT_TOKENS;
         if let Some(began) = lease.began.filter(|_| is_measured) {
             let work_units = entry.spec.work.first;
             self.workers.update(&node, |worker| worker.measure(work_units, now.since(began)));
@@ -80,22 +96,36 @@ impl Machine {
         }
     }
 
-    pub(super) fn token(&mut self, assignment: Assignment, (word, logprobs): (u32, Vec<i32>), out: &mut Output) {
+    pub(super) fn token(&mut self, assignment: Assignment, word: (u32, Vec<i32>), out: &mut Output) {
         let (_, job, epoch) = assignment;
-        if self.lease(assignment, out).is_none() {
+        if self.lease(assignment, out).is_none() || self.jobs[&job].is_halted(epoch) {
             return;
         }
+        if self.jobs[&job].leases[&epoch].crew.is_empty() {
+            self.take_word(assignment, word, out);
+        } else {
+            self.stage_word(assignment, word, out);
+        }
+    }
+
+    /// Takes the next word into a run, or rejects its worker, which it says.
+    pub(super) fn take_word(
+        &mut self,
+        assignment: Assignment,
+        (word, logprobs): (u32, Vec<i32>),
+        out: &mut Output,
+    ) -> bool {
+        let (_, job, epoch) = assignment;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        if entry.is_halted(epoch) {
-            return;
-        }
-        if !entry.word_is_due(&entry.leases[&epoch], word, &logprobs) {
+        let is_due = entry.word_is_due(&entry.leases[&epoch], word, &logprobs);
+        if is_due {
+            let lease = entry.leases.get_mut(&epoch).expect("it is live");
+            lease.words.push(word);
+            lease.logprobs.extend(logprobs);
+        } else {
             self.reject(assignment, RejectReason::WordOutOfOrder, out);
-            return;
         }
-        let lease = entry.leases.get_mut(&epoch).expect("it is live");
-        lease.words.push(word);
-        lease.logprobs.extend(logprobs);
+        is_due
     }
 
     pub(super) fn committed(&mut self, assignment: Assignment, commitment: RunCommitment, out: &mut Output) {
@@ -109,7 +139,8 @@ impl Machine {
             return;
         }
         let lease = &entry.leases[&epoch];
-        if before.is_some_and(|before| before != commitment) || !entry.has_all_roots(lease) {
+        let is_ready = lease.node == node && entry.has_all_roots(lease) && (lease.crew.is_empty() || lease.is_shown);
+        if before.is_some_and(|before| before != commitment) || !is_ready {
             self.reject(assignment, RejectReason::CommitmentOutOfOrder, out);
             return;
         }
@@ -119,14 +150,20 @@ impl Machine {
             return;
         }
         // A run that drew one token after the other says nothing of how fast its worker is.
-        let is_measured = lease.is_hinted || entry.header.kind == JobKind::Embedding;
+        let is_alone = lease.crew.is_empty();
+        let is_measured = is_alone && (lease.is_hinted || entry.header.kind == JobKind::Embedding);
+        let nodes = lease.nodes();
         let points = self.jobs[&job].streamed(lease).0;
         let (work_units, now) = (entry.spec.work.units(points), self.now);
         self.record(Record::Committed { job, epoch, commitment }, out);
         self.suspend(job, epoch, commitment);
+        nodes.iter().for_each(|node| {
+            self.workers.update(node, |worker| {
+                worker.leases.remove(&(job, epoch));
+                worker.waiting.insert((job, epoch));
+            })
+        });
         self.workers.update(&node, |worker| {
-            worker.leases.remove(&(job, epoch));
-            worker.waiting.insert((job, epoch));
             if let Some(began) = began.filter(|_| is_measured) {
                 worker.measure(work_units, now.since(began));
             }
@@ -162,14 +199,26 @@ impl Machine {
             self.reject(assignment, reason, out);
             return;
         }
+        let saturations = result.receipt.receipt.saturations;
+        let result = match self.jobs[&job].leases[&epoch].saturations() {
+            None => result,
+            Some(sum) if sum == saturations => match self.with_segments(job, epoch, result, salt, out) {
+                Some(result) => result,
+                None => return,
+            },
+            Some(_) => return self.reject(assignment, RejectReason::NotAsStreamed, out),
+        };
         let last = result.receipt.receipt.roots.len();
         let lease = self.drop_lease(job, epoch).expect("it is live");
         let (operator, mut before) = (lease.operator, lease.roots);
         before.truncate(before.len() - last);
-        self.workers.update(&node, |worker| worker.conduct.failures = 0);
+        let nodes: Vec<NodeId> = result.receipt.members().map(|(node, ..)| node).collect();
         self.record(Record::Ran { job, result, before, salt, operator }, out);
-        self.redeem(node, job, out);
-        out.actions.push(Action::Accepted { node, job, epoch });
+        for node in nodes {
+            self.workers.update(&node, |worker| worker.conduct.failures = 0);
+            self.redeem(node, job, out);
+            out.actions.push(Action::Accepted { node, job, epoch });
+        }
         self.advance(job, out);
     }
 
@@ -181,7 +230,7 @@ impl Machine {
         // A halted worker still has to sign: to give the job back is no way out.
         let live = self.jobs.get(&job).filter(|entry| !entry.is_halted(epoch));
         let live = live.and_then(|entry| entry.leases.get(&epoch));
-        if live.is_none_or(|lease| lease.node != node) {
+        if live.is_none_or(|lease| !lease.has(&node)) {
             return;
         }
         match code {
@@ -199,16 +248,18 @@ impl Machine {
                 let model = self.jobs[&job].header.model;
                 let now = self.now;
                 self.workers.update(&node, |worker| worker.lacks(model, now));
-                self.fail_lease(job, epoch, false, out);
+                self.fail_lease((node, job, epoch), false, out);
             }
-            _ => self.fail_lease(job, epoch, true, out),
+            FailureCode::Upstream => self.fell_out((node, job, epoch), true, out),
+            FailureCode::Downstream => self.fell_out((node, job, epoch), false, out),
+            _ => self.fail_lease((node, job, epoch), true, out),
         }
     }
 
     fn has_run(&self, (node, job, epoch): &Assignment) -> bool {
-        self.jobs
-            .get(job)
-            .is_some_and(|entry| entry.runs.iter().any(|run| run.receipt().worker == *node && run.epoch() == *epoch))
+        self.jobs.get(job).is_some_and(|entry| {
+            entry.runs.iter().any(|run| run.result.receipt.has_member(node) && run.epoch() == *epoch)
+        })
     }
 
     /// Ends the session of a worker that broke the rules. Its job goes on without it.

@@ -4,9 +4,10 @@ use super::{Action, Machine, Output, Record};
 use crate::commitment::RunCommitment;
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId};
 use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, REVEAL_MS, SILENCE_MS};
+use crate::machine::crew::{Member, Placement};
 use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::Stage;
-use crate::machine::workers::{Worker, pause_ms};
+use crate::machine::workers::{LeaseTimes, Worker, pause_ms};
 
 /// What a point in time is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,8 +47,8 @@ impl Machine {
             .collect();
         let mut placed = false;
         for (order, job) in candidates {
-            if let Some(node) = self.pick(job) {
-                self.assign(job, node, out);
+            if let Some(placement) = self.place(job) {
+                self.assign(job, placement, out);
                 placed = true;
             }
             self.audit_cursor = order + 1;
@@ -63,8 +64,8 @@ impl Machine {
         let tried = MAX_STUCK_JOBS_TRIED / 2;
         let oldest = self.open.iter().take(tried);
         let candidates: Vec<_> = oldest.chain(self.open.range(cursor..).take(tried)).copied().collect();
-        if let Some((job, node)) = candidates.iter().find_map(|(_, job)| Some((*job, self.pick(*job)?))) {
-            self.assign(job, node, out);
+        if let Some((job, placement)) = candidates.iter().find_map(|(_, job)| Some((*job, self.place(*job)?))) {
+            self.assign(job, placement, out);
             return true;
         }
         let next = candidates.last().map_or(0, |(order, _)| order + 1);
@@ -74,7 +75,7 @@ impl Machine {
     }
 
     /// The worker for a job's next run: one that has not failed at it while any such is connected.
-    fn pick(&self, job: JobId) -> Option<NodeId> {
+    pub(super) fn pick(&self, job: JobId) -> Option<NodeId> {
         let entry = self.jobs.get(&job)?;
         let model = &entry.header.model;
         let pick = |barred: &dyn Fn(&NodeId) -> bool| match (&entry.draw, entry.stage) {
@@ -104,24 +105,48 @@ impl Machine {
 
     /// Whether a worker may be given a job, once it has a free place.
     fn may_run(&self, entry: &Entry, node: &NodeId, worker: &Worker) -> bool {
+        self.may_share(entry, node, worker) && self.can_hold(entry, worker)
+    }
+
+    /// The same for some layers of it.
+    pub(super) fn may_share(&self, entry: &Entry, node: &NodeId, worker: &Worker) -> bool {
         worker.may_have(&entry.header.model, self.now)
             && !entry.excludes(node)
             && entry.allows_operator(worker.operator.as_deref())
             && self.can_bond(entry, node)
     }
 
-    fn assign(&mut self, job: JobId, node: NodeId, out: &mut Output) {
+    fn assign(&mut self, job: JobId, placement: Placement, out: &mut Output) {
+        let node = match placement {
+            Placement::Alone(node) => node,
+            Placement::Crew(crew) => return self.assign_crew(job, crew, out),
+        };
         let epoch = LeaseEpoch(self.last_epoch.0 + 1);
         self.record(Record::Assigned { job, epoch, node }, out);
         self.hold_bond(job, epoch, node, out);
-        let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
+        let entry = &self.jobs[&job];
         let hint = entry.hint();
         let worker = self.workers.get(&node).expect("the chosen worker is connected");
         let times = worker.lease_times(&entry.spec, !hint.is_empty());
+        let action = Action::Assign { node, epoch, job: entry.spec.job.clone(), hint: hint.clone() };
+        self.begin_lease((job, epoch, node), worker.operator.clone(), Vec::new(), times, !hint.is_empty());
+        self.queue(job);
+        out.actions.push(action);
+    }
+
+    /// Starts the clock of a new lease, and takes a place of each of its workers: of a pipeline's members, or of the one.
+    pub(super) fn begin_lease(
+        &mut self,
+        (job, epoch, node): (JobId, LeaseEpoch, NodeId),
+        operator: Option<String>,
+        crew: Vec<Member>,
+        times: LeaseTimes,
+        is_hinted: bool,
+    ) {
         let (deadline, last_deadline) = (self.now.plus(times.begin), self.now.plus(times.whole));
         let lease = Lease {
             node,
-            operator: worker.operator.clone(),
+            operator,
             deadline,
             last_deadline,
             first_ms: times.first,
@@ -130,18 +155,21 @@ impl Machine {
             roots: Vec::new(),
             words: Vec::new(),
             logprobs: Vec::new(),
-            is_hinted: !hint.is_empty(),
+            is_hinted,
             commitment: None,
             revealing: false,
+            crew,
+            is_shown: false,
+            result: None,
         };
-        entry.leases.insert(epoch, lease);
-        let action = Action::Assign { node, epoch, job: entry.spec.job.clone(), hint };
         self.timers.insert((deadline, Timer::Lease(job, epoch)));
-        self.workers.update(&node, |worker| {
-            worker.leases.insert((job, epoch));
-        });
-        self.queue(job);
-        out.actions.push(action);
+        for node in lease.nodes() {
+            self.workers.update(&node, |worker| {
+                worker.leases.insert((job, epoch));
+            });
+        }
+        let entry = self.jobs.get_mut(&job).expect("an assignment keeps the job");
+        entry.leases.insert(epoch, lease);
     }
 
     /// Puts a job into the queue in which its stage and leases want it, and out of the others.
@@ -175,7 +203,10 @@ impl Machine {
     /// Ends a lease without a run.
     pub(super) fn end_lease(&mut self, job: JobId, epoch: LeaseEpoch) -> Option<Lease> {
         let lease = self.drop_lease(job, epoch)?;
-        self.ended_leases.push((lease.node, job, epoch));
+        self.ended_leases.extend(lease.nodes().into_iter().map(|node| (node, job, epoch)));
+        if !lease.crew.is_empty() {
+            self.orphans.extend(lease.nodes().into_iter().map(|node| (node, job, epoch)));
+        }
         Some(lease)
     }
 
@@ -183,10 +214,12 @@ impl Machine {
     pub(super) fn drop_lease(&mut self, job: JobId, epoch: LeaseEpoch) -> Option<Lease> {
         let lease = self.jobs.get_mut(&job)?.leases.remove(&epoch)?;
         self.timers.remove(&(lease.deadline, Timer::Lease(job, epoch)));
-        self.workers.update(&lease.node, |worker| {
-            worker.leases.remove(&(job, epoch));
-            worker.waiting.remove(&(job, epoch));
-        });
+        for node in lease.nodes() {
+            self.workers.update(&node, |worker| {
+                worker.leases.remove(&(job, epoch));
+                worker.waiting.remove(&(job, epoch));
+            });
+        }
         Some(lease)
     }
 
@@ -281,19 +314,24 @@ impl Machine {
         }
     }
 
-    /// Ends a lease whose worker failed at it. A job at which too many failed is given up. `counts` is
+    /// Ends a lease at which a worker failed. A job at which too many failed is given up. `counts` is
     /// false where the worker only could not get the model.
-    pub(super) fn fail_lease(&mut self, job: JobId, epoch: LeaseEpoch, counts: bool, out: &mut Output) {
-        let Some(lease) = self.end_lease(job, epoch) else {
+    pub(super) fn fail_lease(
+        &mut self,
+        (node, job, epoch): (NodeId, JobId, LeaseEpoch),
+        counts: bool,
+        out: &mut Output,
+    ) {
+        if self.end_lease(job, epoch).is_none() {
             return;
-        };
+        }
         if counts {
-            self.blame(&lease.node);
+            self.blame(&node);
         }
         let now = self.now;
         let entry = self.jobs.get_mut(&job).expect("it had the lease");
         self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
-        if entry.fail(lease.node, counts, now) {
+        if entry.fail(node, counts, now) {
             let record = entry.give_up();
             self.give_up(record, out);
         } else {
@@ -335,8 +373,9 @@ impl Machine {
 
     fn lease_ended(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
         if let Some(lease) = self.jobs.get(&job).and_then(|entry| entry.leases.get(&epoch)) {
-            out.actions.push(Action::Cancel { node: lease.node, job, epoch });
-            self.fail_lease(job, epoch, true, out);
+            let (lead, late) = (lease.node, lease.laggard());
+            out.actions.push(Action::Cancel { node: lead, job, epoch });
+            self.fail_lease((late, job, epoch), true, out);
         }
     }
 

@@ -201,6 +201,6 @@ fn refutation(run: &Run) -> Option<Refutation> {
     let Fate::Refuted { place, dispute, kind } = run.fate else {
         return None;
     };
-    let receipt = run.receipt();
-    Some(Refutation { worker: receipt.worker, receipt: receipt.digest(), place, dispute, kind })
+    let (receipt, worker) = (run.receipt(), run.result.receipt.key_at(place.layer));
+    Some(Refutation { worker, receipt: receipt.digest(), place, dispute, kind })
 }

@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 
-use thiserror::Error;
-
 use crate::commitment::{ChainHead, Difference, RunCommitment};
 use crate::dispute::{SignedPartial, Terms, Verdict};
 use crate::identity::Keypair;
 use crate::ids::{
     Digest, DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId, Nonce, Place, Root, Salt, VerdictKind,
 };
-use crate::job::{Job, JobError, JobKind};
+use crate::job::{Job, JobKind};
 use crate::ledger::{LedgerError, Posting};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::challenges::{Challenge, ChallengeError};
+use crate::machine::reasons::{RejectReason, SubmitError};
 use crate::machine::record::{JobFailure, Record};
 use crate::machine::work::Work;
-use crate::messages::{FailureCode, Hello, JobResult, RefusalCode};
-use crate::receipt::{Receipt, ReceiptError, Refutation};
+use crate::messages::{FailureCode, Hello, JobResult, RefusalCode, SignedHandOver, Stage};
+use crate::receipt::{Receipt, Refutation, SignedSegment};
 
 /// A job with what the coordinator knows about it from the model's program. A run that says
 /// otherwise is refused.
@@ -73,9 +72,12 @@ pub struct Capabilities {
     pub models: Vec<ModelId>,
     /// Who runs it, as the coordinator knows from its own list; nothing that the worker says.
     pub operator: Option<String>,
+    /// Where it takes part in pipelines: bytes of parameters that it can hold, and where it takes connections of other
+    /// workers, as `HOST:PORT`.
+    pub pipeline: Option<(u64, String)>,
 }
 
-/// Without the operator, which a worker can't say of itself.
+/// Without the operator and the address, which a worker can't say of itself.
 impl From<&Hello> for Capabilities {
     fn from(hello: &Hello) -> Self {
         Self {
@@ -83,6 +85,7 @@ impl From<&Hello> for Capabilities {
             max_in_flight: hello.max_in_flight,
             models: hello.models.clone(),
             operator: None,
+            pipeline: None,
         }
     }
 }
@@ -156,6 +159,39 @@ pub enum Input {
         word: u32,
         /// The log-probabilities that the job asks for there.
         logprobs: Vec<i32>,
+    },
+    /// A worker of a pipeline passes on what the one before it signed of the rows that it handed over.
+    Received {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// What was signed.
+        signed: Box<SignedHandOver>,
+    },
+    /// A worker of a pipeline has streamed all its roots.
+    StageEnded {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// Values that saturated in its layers.
+        saturations: u64,
+    },
+    /// A worker of a pipeline signed for its layers.
+    Segment {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// What it signed.
+        signed: Box<SignedSegment>,
     },
     /// The client wants the job no more. It ends at once, unless runs of it differ already: who lied is found out first.
     Cancel {
@@ -280,9 +316,37 @@ pub enum Action {
         epoch: LeaseEpoch,
         /// The job.
         job: Arc<Job>,
-        /// To an auditor of a generation the words that are claimed, so that one pass tells whether they are right; or else
-        /// none.
+        /// To an auditor of a generation the words that are claimed, so that one pass tells whether they are right; to who
+        /// takes over from a worker that was lost, the words that the client was told; or else none.
         hint: Vec<u32>,
+    },
+    /// Send an assignment of some layers.
+    AssignStage {
+        /// To which worker.
+        node: NodeId,
+        /// The assignment: the same for all of the crew.
+        epoch: LeaseEpoch,
+        /// The job.
+        job: Arc<Job>,
+        /// As in [`Action::Assign`].
+        hint: Vec<u32>,
+        /// Who has which layers.
+        crew: Vec<Stage>,
+    },
+    /// Show a worker of a pipeline the roots of the whole run, so that it signs for its layers.
+    Countersign {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// The next roots in stream order.
+        roots: Vec<Root>,
+        /// With the last of them: values that saturated in all layers together.
+        saturations: Option<u64>,
+        /// With the last of them, where log-probabilities were asked for: their root.
+        logprobs: Option<Root>,
     },
     /// Tell a worker that an assignment is over.
     Cancel {
@@ -482,75 +546,6 @@ pub struct Output {
     pub postings: Vec<Posting>,
     /// To be carried out in this order.
     pub actions: Vec<Action>,
-}
-
-/// Why a submission is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum SubmitError {
-    /// The job or its layers are not allowed.
-    #[error("{0}")]
-    Job(#[from] JobError),
-    /// The output is empty or too large.
-    #[error("an output of {0} values is not allowed")]
-    OutputCount(u32),
-    /// The audit policy is out of range.
-    #[error("the audit policy is out of range")]
-    Policy,
-    /// The known roots are not as many as the job has.
-    #[error("{found} known roots; the job has {expected}")]
-    Planted {
-        /// How many the job has.
-        expected: usize,
-        /// How many were given.
-        found: usize,
-    },
-    /// Too many jobs wait already.
-    #[error("too many jobs are waiting: try again later")]
-    Busy,
-}
-
-/// Why a result is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum RejectReason {
-    /// The receipt is not of this worker and assignment, or its numbers are not the program's.
-    #[error("the receipt's {0} is not that of the assignment")]
-    NotThisAssignment(&'static str),
-    /// The signed roots are not those that were streamed.
-    #[error("the signed roots are not those that were streamed")]
-    NotAsStreamed,
-    /// A root was streamed out of order.
-    #[error("a root for {found} came where another place was next")]
-    OutOfOrder {
-        /// The place that came.
-        found: Place,
-    },
-    /// A word came where none was due, or can't be one: the run had ended before, or does not end with it as it has to.
-    #[error("a word came that can't be the next one of the run")]
-    WordOutOfOrder,
-    /// The root of the output layer is not that of the word that came before it.
-    #[error("the root for {found} is not that of the word before it")]
-    NotTheWord {
-        /// Where.
-        found: Place,
-    },
-    /// A commitment came before all roots, or another one than before.
-    #[error("the commitment does not come after the last root, or is not the only one")]
-    CommitmentOutOfOrder,
-    /// A result came from a worker that was not told to reveal it.
-    #[error("a result came before its worker was told to reveal it")]
-    NotToldToReveal,
-    /// The result does not open the worker's commitment.
-    #[error("the roots and the salt are not those of the commitment")]
-    NotAsCommitted,
-    /// A partial run came from a worker that was not told to halt.
-    #[error("a partial run came from a worker that was not told to halt")]
-    NotToldToHalt,
-    /// A partial run is not signed, or is not what was streamed.
-    #[error("the partial run is not what was streamed, or is not signed")]
-    NotAsHalted,
-    /// The receipt does not check.
-    #[error("{0}")]
-    Receipt(#[from] ReceiptError),
 }
 
 /// All that is known about a job when it ends well.

@@ -66,6 +66,8 @@ pub(super) struct Worker {
     pub leases: BTreeSet<(JobId, LeaseEpoch)>,
     /// Leases of runs that it committed to and has not shown yet.
     pub waiting: BTreeSet<(JobId, LeaseEpoch)>,
+    /// Where it takes part in pipelines: bytes of parameters that it can hold, and its address.
+    pub offer: Option<(u64, String)>,
     pub draining: bool,
     /// Whether the speed is the coordinator's own measurement.
     pub measured: bool,
@@ -92,6 +94,7 @@ impl Worker {
             operator: capabilities.operator,
             leases: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            offer: capabilities.pipeline,
             draining: false,
             measured: false,
             unfit: BTreeMap::new(),
@@ -153,10 +156,19 @@ impl Worker {
         self.unfit.get(model).is_none_or(|(until, _)| *until <= now)
     }
 
-    fn free_key(&self, node: NodeId) -> Option<(usize, Reverse<u64>, NodeId)> {
+    /// Whether it has a place for one more lease.
+    pub fn is_free(&self) -> bool {
         let has_place = self.leases.len() < self.max_in_flight && self.waiting.len() < MAX_WAITING_RUNS;
-        let free = !self.draining && !self.resting && has_place;
-        free.then_some((self.leases.len(), Reverse(self.speed), node))
+        !self.draining && !self.resting && has_place
+    }
+
+    /// Bytes of parameters that it can hold as a member of a pipeline.
+    pub fn model_bytes(&self) -> u64 {
+        self.offer.as_ref().map_or(0, |(bytes, _)| *bytes)
+    }
+
+    fn free_key(&self, node: NodeId) -> Option<(usize, Reverse<u64>, NodeId)> {
+        self.is_free().then_some((self.leases.len(), Reverse(self.speed), node))
     }
 }
 

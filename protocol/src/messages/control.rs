@@ -2,14 +2,14 @@
 
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::dispute::{SignedEntry, Verdict};
-use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId, Place};
+use crate::ids::{Digest, DisputeId, JobId, LeaseEpoch, ModelId, Place, Root};
 use crate::job::Job;
 use crate::limits::{
-    MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_HELD_MODELS, MAX_LOG_PATH, MAX_NAME_BYTES, MAX_POINTS,
-    MAX_REASON_BYTES,
+    COUNTERSIGN_ROOTS, MAX_CONTROL_DOWN_BYTES, MAX_CONTROL_UP_BYTES, MAX_CREW, MAX_HELD_MODELS, MAX_LOG_PATH,
+    MAX_NAME_BYTES, MAX_POINTS, MAX_REASON_BYTES,
 };
 use crate::log::{Cosignature, SignedHead};
-use crate::messages::{Ask, Message};
+use crate::messages::{Ask, Message, Stage};
 
 /// Declares a `u16` enum whose tags are part of the wire format.
 macro_rules! wire_codes {
@@ -52,6 +52,10 @@ wire_codes! {
         Backend = 6,
         /// Something else; the reason says what.
         Internal = 7,
+        /// The worker before this one in a pipeline is gone, or handed over rows that are not what it signed.
+        Upstream = 8,
+        /// The worker after this one in a pipeline is gone, or does not take part.
+        Downstream = 9,
     }
 }
 
@@ -70,6 +74,29 @@ wire_codes! {
         BadHello = 5,
         /// The worker took a run back that it found wrong: it tests itself and comes again later.
         Faulty = 6,
+    }
+}
+
+/// How a worker takes part in pipelines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Bytes of parameters that it can hold, at least 1. It is given no model and no layers with more.
+    pub model_bytes: u64,
+    /// The port at which it takes connections of other workers, at the address that it connects from; not 0.
+    pub port: u16,
+}
+
+impl Canonical for Offer {
+    const MIN_BYTES: usize = 8 + 2;
+    fn encode(&self, writer: &mut Writer) {
+        writer.u64(self.model_bytes);
+        writer.u16(self.port);
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match (reader.u64()?, reader.u16()?) {
+            (0, _) | (_, 0) => Err(DecodeError::InvalidValue { what: "offer" }),
+            (model_bytes, port) => Ok(Self { model_bytes, port }),
+        }
     }
 }
 
@@ -92,10 +119,12 @@ pub struct Hello {
     pub max_in_flight: u32,
     /// Models that it holds.
     pub models: Vec<ModelId>,
+    /// Whether it takes part in pipelines, and how.
+    pub offer: Option<Offer>,
 }
 
 impl Canonical for Hello {
-    const MIN_BYTES: usize = 4 + 4 + 4 + 4 + 8 + 8 + 4 + 4;
+    const MIN_BYTES: usize = 4 + 4 + 4 + 4 + 8 + 8 + 4 + 4 + 1;
     fn encode(&self, writer: &mut Writer) {
         writer.u32(self.protocol);
         writer.string(&self.software);
@@ -105,6 +134,7 @@ impl Canonical for Hello {
         writer.u64(self.macs_per_second);
         writer.u32(self.max_in_flight);
         writer.seq(&self.models);
+        writer.option(self.offer.as_ref());
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
@@ -116,6 +146,7 @@ impl Canonical for Hello {
             macs_per_second: reader.u64()?,
             max_in_flight: reader.u32()?,
             models: reader.seq("held models", MAX_HELD_MODELS)?,
+            offer: reader.option()?,
         })
     }
 }
@@ -330,6 +361,31 @@ pub enum ToWorker {
         /// The last place whose root is signed.
         place: Place,
     },
+    /// Run some layers of a job, in a pipeline with others.
+    AssignStage {
+        /// The assignment: the same for all of them.
+        epoch: LeaseEpoch,
+        /// The job.
+        job: Job,
+        /// As in [`ToWorker::Assign`], or the words that were made before a worker of the job was lost.
+        hint: Vec<u32>,
+        /// Who has which layers, in order: all of them, and this worker once.
+        crew: Vec<Stage>,
+    },
+    /// All workers of a pipeline have streamed all roots: sign for the layers that are this worker's, if the roots at hand
+    /// are those that it streamed and received. In parts.
+    Countersign {
+        /// Of which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// The next roots of the whole run, in stream order.
+        roots: Vec<Root>,
+        /// With the last part: values that saturated in all layers together.
+        saturations: Option<u64>,
+        /// With the last part, where log-probabilities were asked for: their root.
+        logprobs: Option<Root>,
+    },
 }
 
 impl Canonical for ToWorker {
@@ -392,6 +448,22 @@ impl Canonical for ToWorker {
                 epoch.encode(writer);
                 place.encode(writer);
             }
+            Self::AssignStage { epoch, job, hint, crew } => {
+                writer.u16(13);
+                epoch.encode(writer);
+                job.encode(writer);
+                writer.seq(hint);
+                writer.seq(crew);
+            }
+            Self::Countersign { job, epoch, roots, saturations, logprobs } => {
+                writer.u16(14);
+                job.encode(writer);
+                epoch.encode(writer);
+                writer.seq(roots);
+                writer.bool(saturations.is_some());
+                writer.u64(saturations.unwrap_or_default());
+                writer.option(logprobs.as_ref());
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -410,6 +482,23 @@ impl Canonical for ToWorker {
             5 => Self::Cancel { job: reader.value()?, epoch: reader.value()? },
             6 => Self::Shutdown,
             7 => Self::Reveal { job: reader.value()?, epoch: reader.value()? },
+            13 => Self::AssignStage {
+                epoch: reader.value()?,
+                job: reader.value()?,
+                hint: reader.seq("claimed words", MAX_POINTS)?,
+                crew: reader.seq("workers of a pipeline", MAX_CREW)?,
+            },
+            14 => Self::Countersign {
+                job: reader.value()?,
+                epoch: reader.value()?,
+                roots: reader.seq("roots to sign for", COUNTERSIGN_ROOTS)?,
+                saturations: match (reader.bool()?, reader.u64()?) {
+                    (true, saturations) => Some(saturations),
+                    (false, 0) => None,
+                    (false, _) => return Err(DecodeError::InvalidValue { what: "saturations" }),
+                },
+                logprobs: reader.option()?,
+            },
             12 => Self::Halt { job: reader.value()?, epoch: reader.value()?, place: reader.value()? },
             8 => {
                 Self::Cosign { head: reader.value()?, from: reader.u64()?, path: reader.seq("log path", MAX_LOG_PATH)? }

@@ -6,8 +6,8 @@ use crate::dispute::{SignedMove, SignedPartial};
 use crate::generation::words_of;
 use crate::ids::{JobId, LeaseEpoch, Place, Root, Salt};
 use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_LOGPROB_VALUES, MAX_OUTPUT_VALUES};
-use crate::messages::Message;
-use crate::receipt::{SignedReceipt, split_output};
+use crate::messages::{Message, SignedHandOver};
+use crate::receipt::{SignedReceipt, SignedSegment, split_output};
 
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,17 @@ pub enum JobMessage {
         /// The log-probabilities that the job asks for there ([`crate::logprobs`]).
         logprobs: Vec<i32>,
     },
+    /// Of a pipeline: what the worker before this one signed of the rows that it handed over. At each point directly before
+    /// the first root.
+    Received(SignedHandOver),
+    /// Of a pipeline: all roots of this worker's layers are streamed.
+    Ended {
+        /// Values that saturated in its layers.
+        saturations: u64,
+    },
+    /// Of a pipeline: the worker signs for its layers, once it was shown the roots of all
+    /// ([`super::ToWorker::Countersign`]). All but the last one do, whose signature is that of the result.
+    Segment(SignedSegment),
 }
 
 impl Canonical for JobMessage {
@@ -122,6 +133,18 @@ impl Canonical for JobMessage {
                 writer.u32(*word);
                 writer.seq(logprobs);
             }
+            Self::Received(signed) => {
+                writer.u16(8);
+                signed.encode(writer);
+            }
+            Self::Ended { saturations } => {
+                writer.u16(9);
+                writer.u64(*saturations);
+            }
+            Self::Segment(signed) => {
+                writer.u16(10);
+                signed.encode(writer);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -133,6 +156,9 @@ impl Canonical for JobMessage {
             5 => Self::Move(reader.value()?),
             6 => Self::Partial(reader.value()?),
             7 => Self::Token { word: reader.u32()?, logprobs: reader.seq("log-probabilities", MAX_LOGPROB_VALUES)? },
+            8 => Self::Received(reader.value()?),
+            9 => Self::Ended { saturations: reader.u64()? },
+            10 => Self::Segment(reader.value()?),
             tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
         })
     }

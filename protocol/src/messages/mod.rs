@@ -5,6 +5,7 @@
 //! | control, two-way | the worker, once | up [`ToCoordinator`], down [`ToWorker`] |
 //! | job, one-way | the worker, one for each assignment | [`JobMessage`]: begin, roots, commitment, result |
 //! | move, one-way | the worker, one for each move of a dispute | [`JobMessage::Move`] |
+//! | stage, two-way | a worker of a pipeline, to the one that has the next layers | both ways [`StageMessage`] |
 //! | package, two-way | the worker, at will | up one [`PackageRequest`], down one [`PackageReply`], repeated |
 //!
 //! The first control frames are `Hello` and `Welcome` or `Refused`. A frame is the canonical encoding
@@ -16,15 +17,17 @@ mod dispute;
 mod frame;
 mod job;
 mod package;
+mod stage;
 
 #[cfg(test)]
 mod tests;
 
-pub use self::control::{FailureCode, Hello, RefusalCode, ToCoordinator, ToWorker, Welcome};
+pub use self::control::{FailureCode, Hello, Offer, RefusalCode, ToCoordinator, ToWorker, Welcome};
 pub use self::dispute::Ask;
 pub use self::frame::{FrameDecoder, FrameError, Message, to_frame};
 pub use self::job::{JobMessage, JobResult};
 pub use self::package::{PackageReply, PackageRequest};
+pub use self::stage::{HandOver, SignedHandOver, Stage, StageMessage};
 
 /// The version of the messages. Both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -12,6 +12,7 @@ use crate::testing::{job, keys, root, run};
 
 fn hello() -> Hello {
     Hello {
+        offer: Some(Offer { model_bytes: 12 << 30, port: 7_430 }),
         protocol: PROTOCOL_VERSION,
         software: "0.1.0".to_owned(),
         backend: "cpu".to_owned(),

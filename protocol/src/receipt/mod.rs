@@ -8,6 +8,7 @@
 //! gives the same JSON value, so unknown or doubled fields, other spellings of a number or of a digest,
 //! and arrays for objects are all refused.
 
+mod segment;
 mod statement;
 mod worker;
 
@@ -17,6 +18,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use self::segment::{Segment, SignedSegment};
 pub use self::statement::{NO_STATEMENT, SignedStatement, Statement, StatementKind};
 pub use self::worker::{FinishReason, Run, SignedReceipt, WorkerReceipt};
 use crate::canonical::to_bytes;
@@ -110,7 +112,13 @@ pub enum ReceiptError {
         /// Why.
         error: IdentityError,
     },
-    /// Too many audits or statements.
+    /// A segment is about another receipt or other layers than are next, or is not signed, or its worker is there twice.
+    #[error("segment {index} is not the next one of this receipt, or is not signed by its worker")]
+    Segment {
+        /// Which segment, from 0.
+        index: usize,
+    },
+    /// Too many audits, statements or segments.
     #[error("there are {found} {what}; at most {cap} are allowed")]
     TooMany {
         /// Of what.
@@ -316,14 +324,16 @@ impl Receipt {
     }
 
     fn check_audits(&self, header: &JobHeader) -> Result<(), ReceiptError> {
-        let mut runs = vec![&self.worker.receipt];
+        let mut runs = vec![&self.worker];
         for audit in &self.audits {
             audit.check(header, None)?;
-            let new = &audit.receipt;
-            if runs.iter().any(|run| run.worker == new.worker || run.epoch == new.epoch) {
+            let is_known = |run: &&SignedReceipt| {
+                run.receipt.epoch == audit.receipt.epoch || audit.members().any(|(node, ..)| run.has_member(&node))
+            };
+            if runs.iter().any(is_known) {
                 return Err(ReceiptError::RunsNotDistinct);
             }
-            runs.push(new);
+            runs.push(audit);
         }
         Ok(())
     }
@@ -439,7 +449,7 @@ pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
 /// A run that lost a dispute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refutation {
-    /// Whose run.
+    /// Who lost it: who answers for the layer of `place`.
     pub worker: NodeId,
     /// The digest of its receipt.
     pub receipt: Digest,

@@ -9,9 +9,9 @@ use crate::generation::{self, Generation, WordFinish};
 use crate::identity::{IdentityError, Keypair, Signature};
 use crate::ids::{Digest, JobId, LeaseEpoch, ModelId, NodeId, RequestHash, Root};
 use crate::job::{JobError, JobHeader, JobKind, SPEC_VERSION};
-use crate::limits::{MAX_OUTPUT_VALUES, MAX_POINTS, MAX_RECEIPT_ROOTS};
+use crate::limits::{MAX_CREW, MAX_OUTPUT_VALUES, MAX_POINTS, MAX_RECEIPT_ROOTS};
 use crate::logprobs;
-use crate::receipt::ReceiptError;
+use crate::receipt::{ReceiptError, Segment, SignedSegment};
 use crate::trace::root_of_rows;
 
 /// Why a run ended.
@@ -185,7 +185,20 @@ impl WorkerReceipt {
     /// Signs it. `keys` must be those of [`WorkerReceipt::worker`], or nobody will accept it.
     pub fn sign(self, keys: &Keypair) -> SignedReceipt {
         let signature = keys.sign(Domain::WorkerReceipt, &to_bytes(&self));
-        SignedReceipt { receipt: self, signature }
+        SignedReceipt { receipt: self, signature, segments: Vec::new() }
+    }
+}
+
+impl WorkerReceipt {
+    /// The part of its worker in a run that several workers shared: the layers from `first` on.
+    fn share(&self, first: u16) -> Segment {
+        Segment { receipt: self.digest(), first, last: self.layers.saturating_add(1), worker: self.worker }
+    }
+
+    /// Signs it for the layers from `first` on. The segments of the others are still to come.
+    pub fn sign_share(self, first: u16, keys: &Keypair) -> SignedReceipt {
+        let signature = self.share(first).sign(keys).signature;
+        SignedReceipt { receipt: self, signature, segments: Vec::new() }
     }
 }
 
@@ -241,8 +254,12 @@ impl Canonical for WorkerReceipt {
 pub struct SignedReceipt {
     /// What was signed.
     pub receipt: WorkerReceipt,
-    /// By [`WorkerReceipt::worker`], over the canonical receipt.
+    /// By [`WorkerReceipt::worker`]: over the canonical receipt, or where there are segments, as a segment of its own from
+    /// the layer after theirs on, so that nobody can make it answer for theirs.
     pub signature: Signature,
+    /// Of a run whose layers several workers computed: what all but [`WorkerReceipt::worker`] signed for theirs, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SignedSegment>,
 }
 
 impl SignedReceipt {
@@ -254,16 +271,34 @@ impl SignedReceipt {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, job: &JobHeader, output: Option<&[i32]>) -> Result<(), ReceiptError> {
-        self.check_job(job)?;
-        self.check_roots(job)?;
-        if let Some(output) = output {
-            self.check_output(job, output)?;
+        if let Some(last) = self.segments.last() {
+            self.check_share(job, output, last.segment.last.saturating_add(1))?;
+            return self.check_segments();
         }
+        self.check_run(job, output)?;
         let bytes = to_bytes(&self.receipt);
         self.receipt
             .worker
             .verify(Domain::WorkerReceipt, &bytes, &self.signature)
             .map_err(|error: IdentityError| ReceiptError::WorkerSignature { worker: self.receipt.worker, error })
+    }
+
+    /// The same for a run whose layers several workers computed, without their segments: the receipt's worker signed for
+    /// the layers from `first` on.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check_share(&self, job: &JobHeader, output: Option<&[i32]>, first: u16) -> Result<(), ReceiptError> {
+        self.check_run(job, output)?;
+        let worker = self.receipt.worker;
+        let verified = worker.verify(Domain::Segment, &to_bytes(&self.receipt.share(first)), &self.signature);
+        verified.map_err(|error| ReceiptError::WorkerSignature { worker, error })
+    }
+
+    fn check_run(&self, job: &JobHeader, output: Option<&[i32]>) -> Result<(), ReceiptError> {
+        self.check_job(job)?;
+        self.check_roots(job)?;
+        output.map_or(Ok(()), |output| self.check_output(job, output))
     }
 
     fn check_job(&self, job: &JobHeader) -> Result<(), ReceiptError> {
@@ -370,12 +405,17 @@ impl SignedReceipt {
 }
 
 impl Canonical for SignedReceipt {
-    const MIN_BYTES: usize = WorkerReceipt::MIN_BYTES + 64;
+    const MIN_BYTES: usize = WorkerReceipt::MIN_BYTES + 64 + 4;
     fn encode(&self, writer: &mut Writer) {
         self.receipt.encode(writer);
         self.signature.encode(writer);
+        writer.seq(&self.segments);
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { receipt: reader.value()?, signature: reader.value()? })
+        Ok(Self {
+            receipt: reader.value()?,
+            signature: reader.value()?,
+            segments: reader.seq("segments", MAX_CREW - 1)?,
+        })
     }
 }

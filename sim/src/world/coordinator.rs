@@ -303,7 +303,10 @@ impl Coordinator {
             | Action::Committed { .. }
             | Action::Token { .. }
             | Action::Diverged { .. }
-            | Action::Mismatch { .. } => return,
+            | Action::Mismatch { .. }
+            // The simulation's models fit every worker.
+            | Action::AssignStage { .. }
+            | Action::Countersign { .. } => return,
         };
         step.effects.push(effect);
     }

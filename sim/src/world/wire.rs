@@ -66,6 +66,7 @@ impl World {
             max_in_flight: 2,
             models: models::every().map(Package::model_id).collect(),
             operator: (self.direction.list)(self.parties[party].operator, party),
+            pipeline: None,
         };
         self.take(vec![Task::Machine(Input::WorkerJoined { node, capabilities }), Task::Ask(node)])?;
         self.retract_again(party)

@@ -16,6 +16,7 @@ use super::stopping::Stopping;
 use super::traces::{From, Subject, Traces};
 use super::vault::Vault;
 use crate::kept::KeptRuns;
+use crate::stage::Inputs;
 use crate::store::{Model, blocking};
 
 /// What came of a question.
@@ -62,7 +63,7 @@ impl std::fmt::Debug for Desk {
 }
 
 impl Desk {
-    pub fn new(backend: Arc<dyn Backend>, kept: Arc<KeptRuns>, keys: Keypair, vault: Arc<Vault>) -> Self {
+    pub fn new(backend: Arc<dyn Backend>, kept: (Arc<KeptRuns>, Inputs), keys: Keypair, vault: Arc<Vault>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let backend = Arc::new(Stopping { inner: backend, stop: Arc::clone(&stop) });
         let hand = Hand { keys, vault, traces: Traces::new(backend, kept), used: Instant::now() };
@@ -141,7 +142,12 @@ impl Hand {
         let player = Player::new(&ask.terms, side, &ask.moves, &case).map_err(Trouble::lasting)?;
         let signed = ask.terms.claim(side).roots_at(question.ground.index).unwrap_or_default();
         // The last word is not had from memory.
-        let from = if is_last_word { From::Tokens } else { From::KeptRuns { signed } };
+        let epoch = ask.terms.claim(side).epoch();
+        let from = match question.layers() {
+            Some((first, _)) => From::Received { epoch, first, signed },
+            None if is_last_word => From::Tokens,
+            None => From::KeptRuns { signed },
+        };
         let trace = self.traces.get(model, &ask.job, &question.ground, from).map_err(Trouble::Passing)?;
         let next = if trace.agrees_with(signed) {
             player.next(trace, &case)

@@ -33,6 +33,7 @@ use self::traces::Subject;
 use self::vault::Vault;
 use crate::event::{Event, Events};
 use crate::kept::KeptRuns;
+use crate::stage::Inputs;
 use crate::store::blocking;
 
 /// Why an ask is not answered, now or ever.
@@ -87,6 +88,15 @@ impl Question {
         u16::try_from(self.ask.moves.len() / 2).unwrap_or(u16::MAX)
     }
 
+    /// The layers that this worker answers for, where others had the rest of the run.
+    fn layers(&self) -> Option<(u16, u16)> {
+        let claim = self.ask.terms.claim(self.side);
+        let signed = claim.receipt().filter(|_| claim.is_shared())?;
+        let layer = self.ground.place.layer;
+        let own = signed.members().find(|(_, first, last)| (*first..=*last).contains(&layer));
+        own.map(|(_, first, last)| (first, last))
+    }
+
     fn subject(&self) -> Subject {
         (self.ask.terms.job_id(), self.ground.place)
     }
@@ -119,13 +129,13 @@ impl Disputes {
     pub fn new(
         dir: PathBuf,
         backend: Arc<dyn Backend>,
-        kept: Arc<KeptRuns>,
+        (kept, inputs): (Arc<KeptRuns>, Inputs),
         keys: Keypair,
         coordinator: NodeId,
         events: Events,
     ) -> Self {
         let (me, vault) = (keys.id(), Arc::new(Vault::new(dir)));
-        let desk = Desk::new(backend, kept, keys, Arc::clone(&vault));
+        let desk = Desk::new(backend, (kept, inputs), keys, Arc::clone(&vault));
         Self { me, coordinator, events, desk, vault, checking: Arc::default(), live: Mutex::default() }
     }
 

@@ -16,6 +16,7 @@ use crate::assignment;
 use crate::backoff::Backoff;
 use crate::batch::Failure;
 use crate::event::Event;
+use crate::store::Model;
 use crate::supervisor::Shared;
 
 /// Answers an ask. Where something is in the way that may pass, such as a disk or a device, it tries again: to be silent
@@ -91,11 +92,10 @@ async fn make(
     question: &Arc<Question>,
     verify: bool,
 ) -> Result<SignedMove, Trouble> {
-    let (model, desk) = (question.ask.job.model, &shared.disputes.desk);
-    let unavailable = |failure: Failure| Trouble::Passing(failure.reason);
-    let mut held = assignment::ensure(shared, connection, outbox, model).await.map_err(unavailable)?;
+    let desk = &shared.disputes.desk;
+    let mut held = held(shared, connection, outbox, question).await?;
     if verify {
-        held = shared.store.ensure_verified(model, connection).await.map_err(unavailable)?;
+        held = verified(shared, connection, question).await?;
     }
     if held.layers != question.ask.terms.layers {
         let (found, expected) = (held.layers, question.ask.terms.layers);
@@ -106,11 +106,36 @@ async fn make(
         Made::Differs(reason) => reason,
     };
     tracing::warn!(dispute = %question.dispute, %reason, "a disputed run comes out otherwise; checking again");
-    let held = shared.store.ensure_verified(model, connection).await.map_err(unavailable)?;
+    let held = verified(shared, connection, question).await?;
     match desk.make(question, held, true).await? {
         Made::Move(signed) => Ok(signed),
         Made::Differs(reason) => Err(Trouble::Passing(reason)),
     }
+}
+
+/// The model, or the layers of it that this worker answers for.
+async fn held(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    outbox: &mpsc::Sender<ToCoordinator>,
+    question: &Question,
+) -> Result<Arc<Model>, Trouble> {
+    let model = question.ask.job.model;
+    let held = match question.layers() {
+        Some(layers) => shared.store.ensure_slice(model, layers, connection).await,
+        None => assignment::ensure(shared, connection, outbox, model).await,
+    };
+    held.map_err(|failure: Failure| Trouble::Passing(failure.reason))
+}
+
+/// The same, with all digests verified now.
+async fn verified(shared: &Arc<Shared>, connection: &Connection, question: &Question) -> Result<Arc<Model>, Trouble> {
+    let model = question.ask.job.model;
+    let held = match question.layers() {
+        Some(layers) => shared.store.ensure_slice_verified(model, layers, connection).await,
+        None => shared.store.ensure_verified(model, connection).await,
+    };
+    held.map_err(|failure: Failure| Trouble::Passing(failure.reason))
 }
 
 /// Sends the move. Where it does not arrive the connection is at its end, and on the next one the coordinator asks again.

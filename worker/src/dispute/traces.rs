@@ -7,11 +7,12 @@ use std::sync::Arc;
 use lockstep_kernels::backend::Backend;
 use lockstep_model::dispute::{Below, Trace};
 use lockstep_protocol::dispute::Ground;
-use lockstep_protocol::ids::{JobId, Place, Root};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::limits::{WORKER_TRACE_BYTES, WORKER_TRACES};
 
 use crate::kept::KeptRuns;
+use crate::stage::Inputs;
 use crate::store::Model;
 
 /// What a trace is of. Disputes about one place of a job share it.
@@ -28,19 +29,29 @@ pub(crate) enum From<'a> {
     },
     /// The tokens, whatever is kept.
     Tokens,
+    /// The rows that a worker before this one handed over, up to its first layer; where that is 1, the tokens.
+    Received {
+        /// The lease of the run.
+        epoch: LeaseEpoch,
+        /// The first layer that is this worker's.
+        first: u16,
+        /// The signed roots of the point.
+        signed: &'a [Root],
+    },
 }
 
 /// The last few traces: a dispute asks for the same one in every round.
 pub(crate) struct Traces {
     backend: Arc<dyn Backend>,
     runs: Arc<KeptRuns>,
+    inputs: Inputs,
     /// The most recently used last, each with a bound of its memory.
     kept: Vec<(Subject, Trace, u128)>,
 }
 
 impl Traces {
-    pub fn new(backend: Arc<dyn Backend>, runs: Arc<KeptRuns>) -> Self {
-        Self { backend, runs, kept: Vec::new() }
+    pub fn new(backend: Arc<dyn Backend>, (runs, inputs): (Arc<KeptRuns>, Inputs)) -> Self {
+        Self { backend, runs, inputs, kept: Vec::new() }
     }
 
     /// The trace of the place of a job that a dispute begins at; makes it where it is not there, on an executor of its own, so that assignments go on
@@ -89,8 +100,19 @@ impl Traces {
         let (program, params) = (model.package.program(), model.package.params());
         let below = place.layer.checked_sub(1).and_then(|below| self.runs.output(&job.id(), below));
         let made = catch_unwind(AssertUnwindSafe(|| {
-            let loaded = self.backend.load(Arc::clone(program), Arc::clone(&params));
+            let loaded = model.load(&*self.backend);
             let mut executor = loaded.map_err(|error| error.to_string())?;
+            if let From::Received { epoch, first, signed } = from
+                && first > 1
+            {
+                let rows =
+                    self.inputs.read(&job.id(), epoch).ok_or("the rows that were received are not kept any more")?;
+                let below = Below { rows: &rows, signed };
+                let made =
+                    Trace::of_received(&mut *executor, program, params, (job, &ground.words), place, (first, below));
+                let made = made.map_err(|error| error.to_string())?;
+                return made.ok_or_else(|| "the rows that are kept are not those that were received".to_owned());
+            }
             if let (From::KeptRuns { signed }, Some(rows)) = (from, &below) {
                 let (inputs, below) = ((job, &ground.words[..]), Below { rows, signed });
                 let resumed = Trace::resume(&mut *executor, program, Arc::clone(&params), inputs, place, below);

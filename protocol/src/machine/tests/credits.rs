@@ -155,7 +155,8 @@ fn visit(shell: &mut Shell, number: usize) -> NodeId {
     let mut bytes = [0xee; 32];
     bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
     let node = NodeId::from_bytes(bytes);
-    let capabilities = Capabilities { macs_per_second: 0, max_in_flight: 1, models: Vec::new(), operator: None };
+    let capabilities =
+        Capabilities { macs_per_second: 0, max_in_flight: 1, models: Vec::new(), operator: None, pipeline: None };
     shell.feed(Input::WorkerJoined { node, capabilities });
     node
 }

@@ -33,8 +33,13 @@ fn a_failing_worker_does_not_eat_the_queue_while_the_good_one_is_busy() {
 #[test]
 fn a_slow_declared_speed_buys_no_long_lease() {
     let mut shell = Shell::new();
-    let capabilities =
-        Capabilities { macs_per_second: 1_000, max_in_flight: 1, models: vec![job(0).model], operator: None };
+    let capabilities = Capabilities {
+        macs_per_second: 1_000,
+        max_in_flight: 1,
+        models: vec![job(0).model],
+        operator: None,
+        pipeline: None,
+    };
     let node = keys(1).id();
     shell.feed(Input::WorkerJoined { node, capabilities });
     shell.feed(Input::Submit(spec(1, NEVER)));

@@ -3,6 +3,7 @@
 mod audits;
 mod challenges;
 mod credits;
+mod crews;
 mod disputes;
 mod fairness;
 mod faults;
@@ -48,7 +49,7 @@ fn joined(number: u8, max_in_flight: u32) -> Input {
 fn joined_of(number: u8, max_in_flight: u32, operator: Option<&str>) -> Input {
     let macs_per_second = 1_000_000_000 * u64::from(number);
     let (models, operator) = (vec![job(0).model], operator.map(str::to_owned));
-    let capabilities = Capabilities { macs_per_second, max_in_flight, models, operator };
+    let capabilities = Capabilities { macs_per_second, max_in_flight, models, operator, pipeline: None };
     Input::WorkerJoined { node: keys(number).id(), capabilities }
 }
 

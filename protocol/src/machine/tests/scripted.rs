@@ -296,7 +296,8 @@ fn roots_out_of_order_or_not_as_signed_are_rejected() {
 #[test]
 fn placement_prefers_holders_then_the_idle_then_the_fast() {
     let mut shell = Shell::new();
-    let capabilities = Capabilities { macs_per_second: u64::MAX, max_in_flight: 4, models: vec![], operator: None };
+    let capabilities =
+        Capabilities { macs_per_second: u64::MAX, max_in_flight: 4, models: vec![], operator: None, pipeline: None };
     shell.feed(Input::WorkerJoined { node: keys(9).id(), capabilities });
     shell.feed(joined(1, 1));
     shell.feed(joined(3, 2));

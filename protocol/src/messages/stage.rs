@@ -1,0 +1,189 @@
+//! What travels between the workers of a pipeline: rows down, words up.
+
+use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
+use crate::domain::Domain;
+use crate::identity::{Keypair, Signature};
+use crate::ids::{JobId, LeaseEpoch, NodeId, Root};
+use crate::limits::{MAX_NAME_BYTES, MAX_POINTS, MAX_POSITIONS, MAX_STAGE_FRAME_BYTES, MAX_STAGE_VALUES};
+use crate::messages::Message;
+
+/// A worker of a pipeline, as the others are told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Its key.
+    pub node: NodeId,
+    /// Where it takes connections of other workers: `HOST:PORT`.
+    pub address: String,
+    /// The first layer that it computes, from 1; who has that one embeds too.
+    pub first: u16,
+    /// The last layer that it computes; L + 1 is the output.
+    pub last: u16,
+}
+
+impl Canonical for Stage {
+    const MIN_BYTES: usize = 32 + 4 + 2 + 2;
+    fn encode(&self, writer: &mut Writer) {
+        self.node.encode(writer);
+        writer.string(&self.address);
+        writer.u16(self.first);
+        writer.u16(self.last);
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            node: reader.value()?,
+            address: reader.string("address", MAX_NAME_BYTES)?.to_owned(),
+            first: reader.u16()?,
+            last: reader.u16()?,
+        })
+    }
+}
+
+/// What a worker says of the rows that it hands over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandOver {
+    /// Of which job.
+    pub job: JobId,
+    /// Under which lease.
+    pub epoch: LeaseEpoch,
+    /// The layer whose output they are.
+    pub layer: u16,
+    /// How many rows there are up to here, those of earlier passes among them.
+    pub rows: u32,
+    /// The root of all of these.
+    pub root: Root,
+    /// Who computed them.
+    pub worker: NodeId,
+}
+
+impl HandOver {
+    /// Signs it. `keys` must be those of [`HandOver::worker`].
+    pub fn sign(self, keys: &Keypair) -> SignedHandOver {
+        SignedHandOver { hand_over: self, signature: keys.sign(Domain::HandOver, &to_bytes(&self)) }
+    }
+}
+
+impl Canonical for HandOver {
+    const MIN_BYTES: usize = 32 + 8 + 2 + 4 + 32 + 32;
+    fn encode(&self, writer: &mut Writer) {
+        self.job.encode(writer);
+        self.epoch.encode(writer);
+        writer.u16(self.layer);
+        writer.u32(self.rows);
+        self.root.encode(writer);
+        self.worker.encode(writer);
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            job: reader.value()?,
+            epoch: reader.value()?,
+            layer: reader.u16()?,
+            rows: reader.u32()?,
+            root: reader.value()?,
+            worker: reader.value()?,
+        })
+    }
+}
+
+/// A hand-over with its signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignedHandOver {
+    /// What was signed.
+    pub hand_over: HandOver,
+    /// By [`HandOver::worker`], over the canonical hand-over.
+    pub signature: Signature,
+}
+
+impl SignedHandOver {
+    /// Whether the worker signed it.
+    pub fn is_signed(&self) -> bool {
+        self.hand_over.worker.verify(Domain::HandOver, &to_bytes(&self.hand_over), &self.signature).is_ok()
+    }
+}
+
+impl Canonical for SignedHandOver {
+    const MIN_BYTES: usize = HandOver::MIN_BYTES + 64;
+    fn encode(&self, writer: &mut Writer) {
+        self.hand_over.encode(writer);
+        self.signature.encode(writer);
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { hand_over: reader.value()?, signature: reader.value()? })
+    }
+}
+
+/// On the one two-way stream of a lease between two neighbours, which the earlier one opens: `Open`, then for each pass
+/// down `Pass`, as many `Rows` as it takes, and a `HandedOver` for each point of the pass and for its end; and up `Words`,
+/// where the pass has points.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StageMessage {
+    /// Which lease the stream is about.
+    Open {
+        /// Of which job.
+        job: JobId,
+        /// Which lease.
+        epoch: LeaseEpoch,
+    },
+    /// A pass over the next positions begins.
+    Pass {
+        /// How many.
+        count: u32,
+    },
+    /// Values of their rows, in order.
+    Rows {
+        /// At most [`MAX_STAGE_VALUES`].
+        values: Vec<i32>,
+    },
+    /// The sender signs for the rows up to a point of the pass, or its end.
+    HandedOver(SignedHandOver),
+    /// The words at the points of the pass.
+    Words {
+        /// In order; those after one that a hint did not foresee are of no account.
+        words: Vec<u32>,
+    },
+}
+
+impl Canonical for StageMessage {
+    const MIN_BYTES: usize = 2;
+    fn encode(&self, writer: &mut Writer) {
+        match self {
+            Self::Open { job, epoch } => {
+                writer.u16(1);
+                job.encode(writer);
+                epoch.encode(writer);
+            }
+            Self::Pass { count } => {
+                writer.u16(2);
+                writer.u32(*count);
+            }
+            Self::Rows { values } => {
+                writer.u16(3);
+                writer.seq(values);
+            }
+            Self::HandedOver(signed) => {
+                writer.u16(4);
+                signed.encode(writer);
+            }
+            Self::Words { words } => {
+                writer.u16(5);
+                writer.seq(words);
+            }
+        }
+    }
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(match reader.u16()? {
+            1 => Self::Open { job: reader.value()?, epoch: reader.value()? },
+            2 => match reader.u32()? {
+                count if (1..=MAX_POSITIONS as u32).contains(&count) => Self::Pass { count },
+                _ => return Err(DecodeError::InvalidValue { what: "positions of a pass" }),
+            },
+            3 => Self::Rows { values: reader.seq("values of rows", MAX_STAGE_VALUES)? },
+            4 => Self::HandedOver(reader.value()?),
+            5 => Self::Words { words: reader.seq("words of a pass", MAX_POINTS)? },
+            tag => return Err(DecodeError::InvalidTag { what: "stage message", tag: tag.into() }),
+        })
+    }
+}
+
+impl Message for StageMessage {
+    const FRAME_CAP: usize = MAX_STAGE_FRAME_BYTES;
+}

@@ -1,0 +1,343 @@
+//! A model that is too large for one worker, over several processes: the same bytes as on one machine, a worker that is
+//! killed, a coordinator that is killed, and a worker that lies about one of its layers.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::processes::{Coordinator, PATIENCE, Process};
+use common::{lockstep, run_json, second_implementation, second_judge, shipped_package};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::cpu::Cpu;
+use lockstep_kernels::program::{Program, Rows, TensorId};
+use lockstep_kernels::value::{Batch, CacheId, Params, Value as Tensor};
+use lockstep_model::package::Package;
+use lockstep_model::slice::Slice;
+use lockstep_worker::{Config, Pipeline, Worker};
+use serde_json::{Value, json};
+
+const PROMPT: &str = "# Closures\n\nA closure is";
+
+/// Bytes that workers can hold, so that each of these ranges fits one, and no two of them.
+fn room(cuts: &[(usize, usize)]) -> u64 {
+    let package = Package::open(shipped_package()).expect("a package");
+    let program = package.program();
+    let bytes = |(first, last): &(usize, usize)| {
+        let slice = Slice::of(program, *first..=*last).expect("layers");
+        slice.params().iter().filter_map(|param| program.param(*param).bytes()).sum::<u64>()
+    };
+    cuts.iter().map(bytes).max().expect("at least one")
+}
+
+/// Three workers are needed, and enough.
+fn third() -> u64 {
+    room(&[(0, 1), (2, 5), (6, 7)])
+}
+
+/// The same for two.
+fn half() -> u64 {
+    room(&[(0, 3), (4, 7)])
+}
+
+struct World {
+    coordinator: Coordinator,
+    temp: tempfile::TempDir,
+    workers: BTreeMap<String, (Process, String)>,
+    room: u64,
+}
+
+impl World {
+    fn new(workers: usize, room: u64, options: &[&str]) -> Self {
+        let temp = tempfile::tempdir().expect("a folder");
+        let coordinator = Coordinator::start(shipped_package(), &temp.path().join("c"), options);
+        let mut world = Self { coordinator, temp, workers: BTreeMap::new(), room };
+        (0..workers).for_each(|number| world.join(&format!("w{number}")));
+        world
+    }
+
+    fn join(&mut self, name: &str) {
+        let room = self.room.to_string();
+        let options = ["--pipeline-listen", "127.0.0.1:0", "--max-model-bytes", &room];
+        let process = self.coordinator.worker_with(&self.temp.path().join(name), &options);
+        let key = process.after("worker ").trim().to_owned();
+        self.workers.insert(key, (process, name.to_owned()));
+    }
+
+    fn busy(&self) -> Vec<String> {
+        let busy = |worker: &Value| worker["in_flight"].as_u64().is_some_and(|count| count > 0);
+        let workers = self.coordinator.workers();
+        let ids = workers.iter().filter(|worker| busy(worker)).map(|worker| text(&worker["id"]));
+        let mut ids: Vec<String> = ids.collect();
+        ids.sort();
+        ids
+    }
+
+    /// What the receipt says, once it was checked here and by the second implementation, and the run made again.
+    fn verify(&self, receipt: &Value) -> Vec<String> {
+        let file = self.temp.path().join("receipt.json");
+        fs::write(&file, receipt.to_string()).expect("a file");
+        let package = shipped_package();
+        let told =
+            run_json(lockstep().args(["verify", "--json", "--require-rerun", "--package"]).arg(package).arg(&file));
+        assert_eq!((&told["valid"], &told["rerun"]), (&json!(true), &json!(true)), "{told}");
+        if let Some(mut other) = second_implementation() {
+            let checked = run_json(other.arg("--package").arg(package).arg("--check-receipt").arg(&file));
+            assert_eq!(checked["receipt"]["signatures_checked"], true);
+        }
+        members(&receipt["worker"])
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}
+
+/// Who computed a run, in the order of their layers.
+fn members(run: &Value) -> Vec<String> {
+    let segments = run["segments"].as_array().cloned().unwrap_or_default();
+    let others = segments.iter().map(|signed| text(&signed["segment"]["worker"]));
+    others.chain([text(&run["receipt"]["worker"])]).collect()
+}
+
+fn wish(tokens: u32, extra: &Value) -> Value {
+    let mut wish = json!({ "model": "shipped", "prompt": PROMPT, "max_tokens": tokens, "temperature": 0 });
+    for (key, value) in extra.as_object().expect("an object") {
+        wish[key] = value.clone();
+    }
+    wish
+}
+
+fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn three_workers_give_what_one_machine_gives() {
+    let world = World::new(3, third(), &["--audit-probability", "0"]);
+    for extra in [json!({}), json!({ "temperature": 0.8, "top_p": 0.95, "seed": 7 })] {
+        let (code, answer) = world.coordinator.post("/v1/completions", &wish(12, &extra));
+        assert_eq!(code, 200, "{answer}");
+        let receipt = &answer["lockstep"]["receipts"][0];
+        let crew = world.verify(receipt);
+        let mut keys: Vec<String> = world.workers.keys().cloned().collect();
+        keys.sort();
+        assert_eq!(crew, keys, "equal workers go by key");
+    }
+    let local = run_json(
+        lockstep()
+            .args(["generate", "--json", "--prompt", PROMPT, "--max-tokens", "12", "--temperature", "0", "--package"])
+            .arg(shipped_package()),
+    );
+    let (_, answer) = world.coordinator.post("/v1/completions", &wish(12, &json!({})));
+    assert_eq!(answer["choices"][0]["text"], local["text"]);
+    assert_eq!(answer["lockstep"]["receipts"][0]["worker"]["receipt"]["roots"], local["layer_roots"]);
+    // Nobody has pulled more than its layers.
+    let whole = fs::metadata(shipped_package()).expect("the package").len();
+    for (_, name) in world.workers.values() {
+        let folder = fs::read_dir(world.temp.path().join(name).join("packages")).expect("the store");
+        let files: Vec<_> = folder.flatten().map(|entry| entry.metadata().expect("a file")).collect();
+        assert_eq!(files.len(), 1);
+        assert!(held(&files[0]) < whole / 2, "{} of {whole}", held(&files[0]));
+    }
+}
+
+#[cfg(unix)]
+fn held(file: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.blocks() * 512
+}
+
+#[cfg(not(unix))]
+fn held(_: &fs::Metadata) -> u64 {
+    0
+}
+
+/// `kill -9` of the worker in the midst of the layers, in the midst of a text. Where the text was there already when the
+/// kill came, another one is begun.
+#[test]
+fn a_killed_worker_is_replaced_and_the_client_gets_the_whole_text() {
+    let mut world = World::new(4, third(), &["--audit-probability", "0"]);
+    let local = run_json(
+        lockstep()
+            .args(["generate", "--json", "--prompt", PROMPT, "--max-tokens", "160", "--temperature", "0", "--package"])
+            .arg(shipped_package()),
+    );
+    for _ in 0..8 {
+        wait_for("idle workers", || world.busy().is_empty().then_some(()));
+        let mut events = world.coordinator.stream("/v1/completions", &wish(160, &json!({ "stream": true })));
+        let mut said = String::new();
+        let mut receipt = Value::Null;
+        let mut take = |event: &Value| {
+            said.push_str(event["choices"][0]["text"].as_str().unwrap_or_default());
+            if event["lockstep"]["receipts"][0].is_object() {
+                receipt = event["lockstep"]["receipts"][0].clone();
+            }
+        };
+        take(&events.next().expect("a first word"));
+        let busy = world.busy();
+        let killed = busy.get(1).cloned();
+        let name = killed.as_ref().map(|key| {
+            let (mut process, name) = world.workers.remove(key).expect("it is one of ours");
+            process.kill();
+            name
+        });
+        events.for_each(|event| take(&event));
+        assert_eq!(json!(said), local["text"], "the text goes on without a gap and without a repetition");
+        let crew = world.verify(&receipt);
+        assert_eq!(crew.len(), 3);
+        match (killed, name) {
+            (Some(key), _) if !crew.contains(&key) => return,
+            (_, Some(name)) => world.join(&name),
+            _ => {}
+        }
+    }
+    panic!("no kill came before the end of a text");
+}
+
+#[test]
+fn a_killed_coordinator_gives_the_job_out_again() {
+    let options = ["--audit-probability", "0"];
+    let mut world = World::new(3, third(), &options);
+    let (code, kept) = world.coordinator.post("/v1/completions", &wish(160, &json!({ "lockstep": { "wait": false } })));
+    assert_eq!(code, 202, "{kept}");
+    let (job, access) = (text(&kept["lockstep"]["jobs"][0]), text(&kept["lockstep"]["access"]));
+    let (_, status) = world.coordinator.get(&format!("/v1/jobs/{job}?access={access}"));
+    assert!(!status.contains("failed"), "{status}");
+    world.coordinator = world.coordinator.restart(shipped_package(), &world.temp.path().join("c"), &options);
+    let receipt = world.coordinator.receipt(&job, &access);
+    assert_eq!(world.verify(&receipt).len(), 3);
+}
+
+/// A backend that is wrong in one number of every transformer layer that it has.
+struct Bent(Cpu);
+
+struct BentExecutor {
+    inner: Box<dyn Executor>,
+    outputs: Vec<Option<TensorId>>,
+}
+
+impl Backend for Bent {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
+        // Of the shipped model only, so that it passes the checks at its start.
+        let is_it = program.vocab_size == 4_096;
+        let output = |(at, layer): (usize, &lockstep_kernels::program::Layer)| {
+            let lies = is_it && at > 0 && program.tensor(layer.output).rows == Rows::Position;
+            lies.then_some(layer.output)
+        };
+        let outputs = program.layers.iter().enumerate().map(output).collect();
+        Ok(Box::new(BentExecutor { inner: self.0.load(Arc::clone(&program), params)?, outputs }))
+    }
+}
+
+impl Executor for BentExecutor {
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        self.inner.begin(batch)
+    }
+
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        let report = self.inner.run_layer(layer)?;
+        if let Some(output) = self.outputs[layer] {
+            let Tensor::I32(mut rows) = self.inner.read(output)? else { panic!("a layer's output is i32") };
+            rows[3] ^= 1 << 9;
+            self.inner.write(output, Tensor::I32(rows))?;
+        }
+        Ok(report)
+    }
+
+    fn read(&mut self, tensor: TensorId) -> Result<Tensor, BackendError> {
+        self.inner.read(tensor)
+    }
+
+    fn write(&mut self, tensor: TensorId, value: Tensor) -> Result<(), BackendError> {
+        self.inner.write(tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.fork_cache(from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner.truncate_cache(id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner.drop_cache(id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner.cache_bytes()
+    }
+}
+
+/// One crew runs, another audits; one worker of the four lies, and loses the dispute about its layer, alone.
+#[test]
+fn a_worker_that_lies_about_its_layer_is_the_one_that_is_convicted() {
+    let world = World::new(3, half(), &["--audit-probability", "1"]);
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let (coordinator, address) = world.coordinator.address.split_once('@').expect("KEY@HOST:PORT");
+    let mut config = Config::new(
+        coordinator.parse().expect("a key"),
+        address.into(),
+        world.temp.path().join("liar"),
+        NonZeroUsize::MIN,
+    );
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    config.pipeline = Some(Pipeline { listen, model_bytes: world.room });
+    let backend = Arc::new(Bent(Cpu::new(None, 1).expect("a processor")));
+    let mut liar = runtime.block_on(async { Worker::start(config, backend) }).expect("it starts");
+    let key = liar.id().to_string();
+    wait_for("four workers", || (world.coordinator.workers().len() == 4).then_some(()));
+    let (code, kept) = world.coordinator.post("/v1/completions", &wish(5, &json!({ "lockstep": { "wait": false } })));
+    assert_eq!(code, 202, "{kept}");
+    let (job, access) = (text(&kept["lockstep"]["jobs"][0]), text(&kept["lockstep"]["access"]));
+    let receipt = world.coordinator.receipt(&job, &access);
+    // The answer is right, whoever gave it first.
+    let crew = world.verify(&receipt);
+    assert!(!crew.contains(&key), "{receipt}");
+    let list = run_json(lockstep().args(["dispute", "list", "--json", "--url", &world.coordinator.http]));
+    let id = text(&list["data"][0]["id"]);
+    let file = world.temp.path().join("dispute");
+    let mut export = lockstep();
+    export.args(["dispute", "export", &id, "--url", &world.coordinator.http, "--access-token", &access, "--out"]);
+    assert!(export.arg(&file).status().expect("it runs").success());
+    let told = run_json(lockstep().args(["judge", "--json"]).arg(&file));
+    assert_eq!((&told["kind"], &told["losers"]), (&json!("proven"), &json!([key])), "{told}");
+    if let Some(mut other) = second_judge() {
+        let judged = run_json(other.arg(&file));
+        assert_eq!(judged["kind"], "proven", "{judged}");
+    }
+    // The others are still there, and so are their bonds.
+    let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
+    assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.contains(&key));
+    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
+    let lines = ledger["history"].as_array().expect("a list");
+    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
+    assert_eq!(forfeits, [key.as_str()]);
+    liar.abort();
+    // It was put out, which is no news here.
+    let _ = runtime.block_on(liar.wait());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let coordinator = format!("{}@127.0.0.1:1", "6e7a1cdd29b0b78fd13af4c5598feff4ef2a97166e3ca6f2e4fbfccd80505bf1");
+    let output = lockstep().args(["worker", "--coordinator", &coordinator, "--max-model-bytes", "5"]).output();
+    let output = output.expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("--pipeline-listen"), "{stderr}");
+}
