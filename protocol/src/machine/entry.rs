@@ -346,9 +346,10 @@ impl Entry {
     }
 
     /// Whether those who committed to a run may show it: the worker of a first run at once, auditors when everybody
-    /// who is still wanted has committed.
+    /// who is still wanted has committed. Nobody may whose run is halted.
     pub fn is_time_to_reveal(&self) -> bool {
         match self.stage {
+            _ if self.halt.is_some() => false,
             Stage::Open => true,
             Stage::Auditing => self.wanted_leases() == 0 && self.leases.values().all(|lease| !lease.is_running()),
             _ => false,

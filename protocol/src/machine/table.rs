@@ -77,6 +77,8 @@ pub const TABLE: &[(Stage, Event, Stage)] = &[
     (Stage::Open, Event::FirstRun, Stage::Drawing),
     (Stage::Open, Event::AnotherRun, Stage::Auditing),
     (Stage::Open, Event::AnotherRunAlone, Stage::Closing),
+    // The only run that stood was taken back while two others were halted.
+    (Stage::Open, Event::Disputed, Stage::Disputing),
     (Stage::Open, Event::GaveUp, Stage::Failed),
     (Stage::Drawing, Event::DrawnNone, Stage::Closing),
     (Stage::Drawing, Event::DrawnSome, Stage::Auditing),

@@ -198,6 +198,39 @@ fn a_halt_does_not_outlive_a_restart_and_nobody_is_blamed() {
 }
 
 #[test]
+fn halted_runs_are_disputed_also_where_the_only_run_that_stood_is_taken_back() {
+    for has_committed in [false, true] {
+        let (mut shell, id) = (Shell::new(), job(1).id());
+        shell.judges = false;
+        shell.feed(Input::Submit(spec(1, AuditPolicy { auditors: 2, ..policy() })));
+        shell.wait(ABSENCE_LOOK_MS * u64::from(ABSENCE_LOOKS) + 1_000);
+        shell.feed(joined(1, 1));
+        let (node, epoch, _) = shell.assigned[0].clone();
+        shell.run_wrong(0);
+        (2..=3).for_each(|number| drop(shell.feed(joined(number, 1))));
+        let [right, wrong] = [0, 1].map(|index: usize| {
+            let (node, epoch, _) = shell.assigned[index].clone();
+            ((2..=3).find(|number| keys(*number).id() == node).unwrap(), epoch)
+        });
+        if has_committed {
+            shell.run_right(0);
+        } else {
+            stream(&mut shell, 0, &right_roots(id)[..2]);
+        }
+        stream(&mut shell, usize::from(!has_committed), &wrong_from(1)[..2]);
+        let actions = shell.feed(Input::Retracted { node, job: id, epoch });
+        assert!(!actions.iter().any(|action| matches!(action, Action::Reveal { .. })), "it is halted");
+        assert_eq!(shell.machine.job(&id).unwrap().stage, Stage::Open);
+        sign(&mut shell, right, right_roots(id)[..2].to_vec());
+        sign(&mut shell, wrong, wrong_from(1)[..2].to_vec());
+        assert_eq!(shell.machine.job(&id).unwrap().stage, Stage::Disputing);
+        shell.judge();
+        assert_eq!(shell.machine.quarantined().collect::<Vec<_>>(), [&keys(wrong.0).id()]);
+        assert_eq!(shell.machine.job(&id).unwrap().stage, Stage::Open);
+    }
+}
+
+#[test]
 fn a_difference_is_found_also_after_one_side_has_committed() {
     let mut shell = side_by_side();
     shell.run_right(0);
