@@ -228,9 +228,11 @@ fn log_probabilities_are_those_of_the_softmax() {
     assert_eq!(logprobs(&[i32::MAX], 0, 0, 0).token, Some(0));
     assert!(logprobs(&[], 0, 0, 3).top.is_empty());
     assert_eq!(logprobs(&[i32::MIN, i32::MAX], 0, 0, 1).token, Some(i32::MIN));
-    // 2^31 / 2^20 powers of two below the likeliest one, and one unit less.
-    let near = |logit| logprobs(&[logit, i32::MAX], 20, 0, 0).token.expect("in the vocabulary");
-    assert!(near(i32::MIN) == i32::MIN && near(0) > i32::MIN && near(i32::MAX - 1) < -(1 << 20));
+    // 2^31 / 2^20 powers of two below the likeliest one is as far as a number reaches: 1,419.6 natural units.
+    let below = |units: i32| logprobs(&[i32::MAX - units, i32::MAX], 20, 0, 0).token.expect("in the vocabulary");
+    assert_eq!((below(i32::MAX), below(1_420 << 20)), (i32::MIN, i32::MIN));
+    assert!((i32::MIN + 1..-2_047 << 20).contains(&below(1_419 << 20)), "{}", below(1_419 << 20));
+    assert!((-10..=0).contains(&(below(1) + (1 << 20))), "{}", below(1));
 }
 
 #[test]
