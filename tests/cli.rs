@@ -78,7 +78,7 @@ fn a_text_is_checked_without_the_package_and_the_output_says_how_far() {
     let Some(package) = minilm_package() else { return };
     let home = tempfile::tempdir().expect("a folder");
     let receipt = receipt(package, |_| {});
-    assert_fails(&run(&mut verify(&receipt, home.path(), &["--text", "Another"])), 7, "another text");
+    assert_fails(&run(&mut verify(&receipt, home.path(), &["--text", "Another"])), 7, "another question");
     let told = run_json(&mut verify(&receipt, home.path(), &["--json", "--text", TEXT]));
     let fields = ["rerun", "text_checked", "tokens_checked", "coordinator_pinned"];
     assert_eq!(fields.map(|f| told[f].clone()), [json!(false), json!(true), json!(false), json!(false)]);
