@@ -1,6 +1,7 @@
 //! A program that is loaded on a device.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{BackendError, Executor, LayerReport};
@@ -73,9 +74,9 @@ impl Constants {
         };
         match op {
             Op::MatMul { weight, bias, .. } => {
-                if !self.matrices.contains_key(&weight.codes) {
+                if let Entry::Vacant(place) = self.matrices.entry(weight.codes) {
                     let cols = program.param(weight.codes).cols as usize;
-                    self.matrices.insert(weight.codes, Matrix::new(gpu, params.param(weight.codes), cols)?);
+                    place.insert(Matrix::new(gpu, params.param(weight.codes), cols)?);
                 }
                 let sums = &self.matrices[&weight.codes].sums;
                 let bias = bias.map(|bias| vector(params, bias));

@@ -15,7 +15,9 @@ use lockstep_shaders::{Options, Wgpu};
 const CHUNK_BYTES: usize = 1_024;
 
 /// An executor that has made sums, their tensor, and the sums.
-fn sums(wgpu: &Wgpu, rows: usize, cols: usize) -> Result<(Box<dyn Executor>, TensorId, Vec<i32>), BackendError> {
+type Sums = (Box<dyn Executor>, TensorId, Vec<i32>);
+
+fn sums(wgpu: &Wgpu, rows: usize, cols: usize) -> Result<Sums, BackendError> {
     let (mut b, x) = Builder::with_input(rows, cols);
     let y = b.rows("y", cols, TensorKind::I32);
     b.layer(vec![Op::Add { a: x, b: x, out: y }], y);
