@@ -100,6 +100,8 @@ fn change(leaf: &Value) -> Value {
             let other = if s.as_bytes()[middle] == b'0' { "1" } else { "0" };
             json!(format!("{}{other}{}", &s[..middle], &s[middle + 1..]))
         }
+        // What is not there, like the log-probabilities of an embedding, is a root where it is.
+        Value::Null => json!("0".repeat(64)),
         other => panic!("a receipt has no {other}"),
     }
 }
