@@ -58,6 +58,14 @@ pub fn run(args: &ChallengeArgs) -> Outcome {
     let text = files::text(&args.receipt, MAX_RECEIPT_JSON_BYTES)?;
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     receipt.check().or_exit(Exit::Refuted)?;
+    if receipt.job.kind.generation().is_some() {
+        // A wrong account of its own would cost the challenger its stake.
+        let error = anyhow!(
+            "this command makes runs of embeddings only: check a generation with `lockstep verify`, and challenge it through \
+             POST /v1/challenges"
+        );
+        return Err(error).or_exit(Exit::Configuration);
+    }
     let again = run_again(args, &receipt)?;
     let signed = &receipt.worker.receipt;
     let Some(index) = signed.roots.iter().zip(&again.roots).position(|(theirs, ours)| theirs != ours) else {
