@@ -28,8 +28,8 @@ pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i3
             let packed = packed[s * kv_heads..(s + 1) * kv_heads].iter().flatten();
             packed.enumerate().map(|(kv, packed)| piece.run(kv, packed, out)).sum()
         }
-        Work::Heads { sequence, row, kv, out } => {
-            decode::heads(cpu.isa, &args, &args.sequences[sequence], row, kv, out)
+        Work::Head { sequence, row, head, out } => {
+            decode::head(cpu.isa, &args, &args.sequences[sequence], row, head, out)
         }
     })
 }
@@ -38,8 +38,8 @@ pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i3
 enum Work<'a> {
     /// All heads of some rows of a sequence whose keys and values are packed.
     Rows { sequence: usize, rows: Range<usize>, out: &'a mut [i32] },
-    /// The heads of one row that share a key and value head.
-    Heads { sequence: usize, row: usize, kv: usize, out: &'a mut [i32] },
+    /// One head of one row.
+    Head { sequence: usize, row: usize, head: usize, out: &'a mut [i32] },
 }
 
 fn work<'a>(args: &AttentionArgs<'_>, out: &'a mut [i32]) -> Vec<Work<'a>> {
@@ -55,10 +55,9 @@ fn work<'a>(args: &AttentionArgs<'_>, out: &'a mut [i32]) -> Vec<Work<'a>> {
             }
             continue;
         }
-        let heads = width / usize::from(args.heads.kv_heads);
         for (row, out) in sequence.rows.clone().zip(own.chunks_exact_mut(width)) {
-            let of_row = out.chunks_exact_mut(heads).enumerate();
-            work.extend(of_row.map(|(kv, out)| Work::Heads { sequence: s, row, kv, out }));
+            let of_row = out.chunks_exact_mut(usize::from(args.heads.head_dim)).enumerate();
+            work.extend(of_row.map(|(head, out)| Work::Head { sequence: s, row, head, out }));
         }
     }
     work
@@ -158,7 +157,7 @@ impl<'a> Piece<'a> {
         let (step_rows, step_tiles) = block_shape(self.isa, keys.planes(), self.rows.len());
         let most = self.visible(self.rows.end - 1, b);
         let end = most.div_ceil(TILE);
-        let mut sums = Sums::new(keys);
+        let mut sums = Sums::new(self.isa, keys, self.rows.len());
         let mut saturations = 0;
         for tile in (0..end).step_by(step_tiles) {
             let tiles = step_tiles.min(end - tile);
@@ -203,7 +202,7 @@ impl<'a> Piece<'a> {
             block.weights[r] = self.weights.sum(r);
         }
         let (step_rows, step_tiles) = block_shape(self.isa, values.planes(), self.rows.len());
-        let mut sums = Sums::new(values);
+        let mut sums = Sums::new(self.isa, values, self.rows.len());
         for tile in (0..values.tiles()).step_by(step_tiles) {
             let tiles = step_tiles.min(values.tiles() - tile);
             for row in (0..self.rows.len()).step_by(step_rows) {

@@ -11,21 +11,21 @@ use crate::reference::attention::BLOCK;
 /// Most rows of a sequence in one pass for which packing its keys and values does not pay.
 pub(super) const FEW: usize = 4;
 
-/// The query heads of row `row` that share key and value head `kv`; `out` is theirs, `[heads][dim]`. Returns the number
-/// of clamped scores.
-pub(super) fn heads(
+/// Query head `head` of row `row`; `out` is `[dim]`. Returns the number of clamped scores.
+pub(super) fn head(
     isa: Isa,
     args: &AttentionArgs<'_>,
     sequence: &AttentionRows<'_>,
     row: usize,
-    kv: usize,
+    head: usize,
     out: &mut [i32],
 ) -> u64 {
     let dim = usize::from(args.heads.head_dim);
-    let first_head = kv * out.len() / dim;
-    let q = &args.q[(row * usize::from(args.heads.heads) + first_head) * dim..][..out.len()];
+    let kv = head / usize::from(args.heads.heads / args.heads.kv_heads);
+    let q = &args.q[(row * usize::from(args.heads.heads) + head) * dim..][..dim];
+    let score_shift = u32::from(args.heads.score_shift[head]);
     let (mut sums, mut exact, mut weights) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
-    let mut combined = Combined::new(out.len() / dim, dim);
+    let mut combined = Combined::new(1, dim);
     let mut saturations = 0;
     let seen = sequence.visible(row, args.heads);
     for (b, first) in (0..seen).step_by(BLOCK).enumerate() {
@@ -33,17 +33,13 @@ pub(super) fn heads(
         let len = BLOCK.min(seen - first);
         let (sums, exact, weights) = (&mut sums[..len], &mut exact[..len], &mut weights[..len]);
         let block = combined.push();
-        for (h, q) in q.chunks_exact(dim).enumerate() {
-            dots(isa, q, &keys[start..], stride, sums);
-            saturations += clamped_scores(isa, sums, u32::from(args.heads.score_shift[first_head + h]), exact);
-            block.references[h] = Some(weigh(isa, exact, weights));
-            block.weights[h] = weights.iter().map(|w| i64::from(*w)).sum();
-            weighted(isa, weights, &values[start..], stride, &mut block.values[h * dim..(h + 1) * dim]);
-        }
+        dots(isa, q, &keys[start..], stride, sums);
+        saturations += clamped_scores(isa, sums, score_shift, exact);
+        block.references[0] = Some(weigh(isa, exact, weights));
+        block.weights[0] = weights.iter().map(|w| i64::from(*w)).sum();
+        weighted(isa, weights, &values[start..], stride, block.values);
     }
-    for (h, out) in out.chunks_exact_mut(dim).enumerate() {
-        combined.finish(isa, h, u32::from(args.heads.value_shift[first_head + h]), out);
-    }
+    combined.finish(isa, 0, u32::from(args.heads.value_shift[head]), out);
     saturations
 }
 

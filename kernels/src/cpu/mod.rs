@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::backend::{Backend, BackendError, Executor, LayerReport};
+use crate::backend::{Backend, BackendError, Executor};
 use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled};
-use crate::program::{Program, TensorId};
-use crate::value::{Batch, CacheId, ParamData, Params, Value};
+use crate::program::Program;
+use crate::value::{ParamData, Params};
 
 mod add;
 mod attention;
@@ -27,6 +27,7 @@ mod multiply;
 mod normalize;
 mod packed;
 mod path;
+mod pool;
 mod quantize;
 mod rms_norm;
 mod rope;
@@ -88,50 +89,7 @@ impl Backend for Cpu {
     }
 
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
-        let threads = Arc::clone(&self.kernels.threads);
-        let host = HostExecutor::new(self.kernels.clone(), program, params)?;
-        Ok(Box::new(CpuExecutor { host, threads }))
-    }
-}
-
-/// Runs each layer on the pool's own threads, so that its ops don't hand over one by one.
-struct CpuExecutor {
-    host: HostExecutor<CpuKernels>,
-    threads: Arc<Threads>,
-}
-
-impl Executor for CpuExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.host.begin(batch)
-    }
-
-    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
-        let Self { host, threads } = self;
-        threads.install(|| host.run_layer(layer))
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.host.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.host.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.host.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.host.cache_bytes()
+        Ok(Box::new(HostExecutor::new(self.kernels.clone(), program, params)?))
     }
 }
 

@@ -1,7 +1,9 @@
 //! Work split over a fixed number of threads. Nothing computed depends on how it is split.
 
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use super::pool::Pool;
 use crate::backend::BackendError;
 
 /// Elements below which another thread does not pay.
@@ -10,10 +12,10 @@ const WORTHWHILE: usize = 8_192;
 /// Pieces per thread, so that a thread which loses its core does not hold up the others for long.
 const PIECES: usize = 4;
 
-/// A pool of exactly as many threads as asked for; one thread means the caller's own.
+/// Exactly as many threads as asked for, the caller's own among them.
 #[derive(Debug)]
 pub(crate) struct Threads {
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Pool>,
     count: usize,
 }
 
@@ -21,12 +23,9 @@ impl Threads {
     /// `count` of 0 counts as 1.
     pub(crate) fn new(count: usize) -> Result<Self, BackendError> {
         let count = count.max(1);
-        if count == 1 {
-            return Ok(Self { pool: None, count });
-        }
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("kernel-{i}"));
-        let pool = builder.build().map_err(|e| BackendError::Unavailable(format!("{count} threads: {e}")))?;
-        Ok(Self { pool: Some(pool), count })
+        let pool = (count > 1).then(|| Pool::new(count - 1)).transpose();
+        let pool = pool.map_err(|e| BackendError::Unavailable(format!("{count} threads: {e}")))?;
+        Ok(Self { pool, count })
     }
 
     /// Number of threads.
@@ -34,28 +33,32 @@ impl Threads {
         self.count
     }
 
-    /// Runs `work` on the pool; free if the caller is already one of its threads.
-    pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
-    /// Runs `work` on every item and adds up what it returns.
+    /// Runs `work` on every item, in any order, and adds up what it returns.
     pub(crate) fn each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) -> u64 + Sync) -> u64 {
-        if self.pool.is_none() || items.len() < 2 {
+        let Some(pool) = self.pool.as_ref().filter(|_| items.len() > 1) else {
             return items.into_iter().map(work).sum();
-        }
-        self.install(|| items.into_par_iter().with_max_len(1).map(&work).sum())
+        };
+        let (items, sum) = (Mutex::new(items.into_iter()), AtomicU64::new(0));
+        pool.run(&|| {
+            // Taken in a statement of its own, so that the lock is not held while the work is done.
+            let take = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let mut own = 0;
+            while let Some(item) = take() {
+                own += work(item);
+            }
+            sum.fetch_add(own, Ordering::Relaxed);
+        });
+        sum.into_inner()
     }
 
     /// Maps `0..count` in order.
     pub(crate) fn map<R: Send>(&self, count: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
-        if self.pool.is_none() || count < 2 {
-            return (0..count).map(work).collect();
-        }
-        self.install(|| (0..count).into_par_iter().with_max_len(1).map(&work).collect())
+        let mut results: Vec<Option<R>> = (0..count).map(|_| None).collect();
+        self.each(results.iter_mut().enumerate().collect(), |(i, result)| {
+            *result = Some(work(i));
+            0
+        });
+        results.into_iter().map(|result| result.expect("every item is worked on")).collect()
     }
 
     /// Rows of `cols` elements in one piece of work over `rows` of them.

@@ -12,14 +12,8 @@ mod avx512;
 mod portable;
 mod tiles;
 
-/// Most rows of a block on any path.
-pub(crate) const MAX_ROWS: usize = tiles::ROWS;
-
 /// Most tiles of a block on any path.
 pub(crate) const MAX_TILES: usize = 2;
-
-/// Most limb sums of an element.
-const MAX_LIMBS: usize = 3;
 
 /// A part of a product: some rows of the left operand times some tiles of the right one.
 #[derive(Clone, Copy, Debug)]
@@ -57,15 +51,16 @@ pub(crate) const fn block_shape(isa: Isa, planes: usize, rows: usize) -> (usize,
 /// There is one limb more than the right operand has digit planes.
 #[derive(Clone, Debug)]
 pub(crate) struct Sums {
-    limbs: [[i32; TILE]; MAX_ROWS * MAX_TILES * MAX_LIMBS],
+    limbs: Vec<[i32; TILE]>,
     /// Of one element.
     per_element: usize,
 }
 
 impl Sums {
-    /// Room for the blocks of a product with `w`.
-    pub(crate) fn new(w: &PackedMatrix) -> Self {
-        Self { limbs: [[0; TILE]; MAX_ROWS * MAX_TILES * MAX_LIMBS], per_element: w.planes() + 1 }
+    /// Room for a block of a product of `rows` rows with `w`.
+    pub(crate) fn new(isa: Isa, w: &PackedMatrix, rows: usize) -> Self {
+        let ((rows, tiles), per_element) = (block_shape(isa, w.planes(), rows), w.planes() + 1);
+        Self { limbs: vec![[0; TILE]; rows * tiles * per_element], per_element }
     }
 
     /// Limbs of an element: 2 or 3.
