@@ -158,7 +158,7 @@ impl Lowering<'_> {
             _ => [d, d],
         };
         let tensor = format!("{}.{part}.weight", layer_prefix(l));
-        let width = width(self.weights, part == "output.dense");
+        let width = if part == "output.dense" { Width::W16 } else { width(self.weights) };
         RealMatrix::read(&self.checkpoint.weights, &tensor, shape, self.factor(part), width, self.threads)
     }
 

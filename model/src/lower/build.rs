@@ -157,10 +157,10 @@ fn dtype(values: &ParamValues) -> DType {
     }
 }
 
-/// Width of a matrix's codes in a mode; the down projection of a feed-forward part is always 16 bits wide.
-pub fn width(weights: crate::package::WeightMode, down_projection: bool) -> Width {
+/// Width of a matrix's codes in a mode, where nothing says otherwise.
+pub const fn width(weights: crate::package::WeightMode) -> Width {
     match weights {
-        crate::package::WeightMode::W8 if !down_projection => Width::W8,
-        _ => Width::W16,
+        crate::package::WeightMode::W8 => Width::W8,
+        crate::package::WeightMode::W16 => Width::W16,
     }
 }

@@ -21,7 +21,6 @@ use crate::tokenizer::TokenBytes;
 const GATE_FRAC_CAP: i32 = 31;
 /// Most fractional bits of logits.
 const LOGITS_FRAC_CAP: i32 = 30;
-const DOWN: &str = "mlp.down_proj";
 
 pub struct Lowering<'a> {
     pub checkpoint: &'a Checkpoint,
@@ -82,23 +81,23 @@ pub fn lower(
 
 impl Lowering<'_> {
     fn embedding(&mut self) -> Result<ScaledRows, ModelError> {
-        let table = self.vocabulary(names::EMBEDDING)?;
+        let table = self.vocabulary(names::EMBEDDING, Width::W16)?;
         let peak = table.values.iter().fold(0.0_f64, |max, w| max.max(w.abs()));
         self.embedding_frac = formats::wide("embeddings", peak * (1.0 + 1.0 / 256.0), RESIDUAL_FRAC_CAP)?;
         let frac = self.embedding_frac;
         self.builder.scaled_rows(names::EMBEDDING, &table, 0, |_| frac, self.threads)
     }
 
-    /// A matrix with a row for each token, in 16 bits.
-    fn vocabulary(&self, tensor: &str) -> Result<RealMatrix, ModelError> {
+    /// A matrix with a row for each token.
+    fn vocabulary(&self, tensor: &str, width: Width) -> Result<RealMatrix, ModelError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        RealMatrix::read(&self.checkpoint.weights, tensor, shape, 1.0, Width::W16, self.threads)
+        RealMatrix::read(&self.checkpoint.weights, tensor, shape, 1.0, width, self.threads)
     }
 
     fn head(&mut self, bytes: &TokenBytes) -> Result<HeadPlan, ModelError> {
         let (row, norm, frac_in) = self.row_norm(names::FINAL_NORM)?;
         let tensor = if self.config.tie_word_embeddings { names::EMBEDDING } else { names::HEAD };
-        let matrix = self.vocabulary(tensor)?;
+        let matrix = self.vocabulary(tensor, width(self.mode))?;
         let bound = largest(&row.product(&matrix, &vec![0.0; matrix.scales.len()]));
         let logits = formats::wide("logits", bound, LOGITS_FRAC_CAP)?;
         let weight = self.builder.scaled_rows(names::HEAD, &matrix, frac_in, |_| logits, self.threads)?;
@@ -139,7 +138,7 @@ impl Lowering<'_> {
         let (feed_rows, gated_rows) = (self.tensors.feed_rows, self.tensors.gated_rows);
         let gate = self.product(l, &gate, feed_rows, frac_in, |_| gate_frac)?;
         let up = self.product(l, &up, feed_rows, frac_in, |_| up_frac)?;
-        let down = self.read(l, DOWN, [d, inner], bias, 1.0)?;
+        let down = self.read(l, "mlp.down_proj", [d, inner], bias, 1.0)?;
         let down = self.stream_product(l, &down, gated_rows, gated_frac)?;
         let product_shift = (gate_frac + up_frac - gated_frac) as u8;
         Ok(FeedPlan { norm, gate, gate_frac: gate_frac as u8, up, product_shift, down })
@@ -155,7 +154,7 @@ impl Lowering<'_> {
         factor: f64,
     ) -> Result<Real, ModelError> {
         let (name, weights) = (format!("{}.{part}", names::layer(l)), &self.checkpoint.weights);
-        let width = width(self.mode, part == DOWN);
+        let width = width(self.mode);
         let matrix = RealMatrix::read(weights, &format!("{name}.weight"), shape, factor, width, self.threads)?;
         let scaled = |bias: Vec<f64>| bias.into_iter().map(|b| b * factor).collect();
         let read = || read_vector(weights, &format!("{name}.bias"), shape[0]).map(scaled);
