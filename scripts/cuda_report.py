@@ -31,8 +31,9 @@ TARGETS = {
     12: ["sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a"],
     13: ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"],
 }
-# Tensor cores multiply bytes by mma.sync m16n8k32 from sm_80 on.
-TENSOR_CORE_MODULES = {"matmul_mma"}
+# Modules that need more than the lowest target: tensor cores multiply bytes by mma.sync m16n8k32 from sm_80 on, and wgmma is
+# an instruction of sm_90a alone.
+MODULE_ARCHITECTURE = {"matmul_mma": "compute_80", "matmul_wgmma": "compute_90a"}
 OPTIONS = ["-std=c++20", "-device-int128", f"-I{KERNELS}"]
 
 
@@ -102,7 +103,8 @@ def assemble(ptxas, ptx, target):
         source.write_text(ptx)
         command = [ptxas, "-v", f"-arch={target}", "-o", f"{folder}/module.cubin", source]
         done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    # Where ptxas can't keep products of a warp group under way, it says so, and goes on.
+    if done.returncode or "serialized" in done.stderr:
         sys.exit(f"ptxas for {target}: {done.stderr}")
     rows = []
     for part in re.split(r"Compiling entry function '", done.stderr)[1:]:
@@ -117,7 +119,10 @@ def assemble(ptxas, ptx, target):
 
 
 def targets_of(module, major):
-    return [t for t in TARGETS[major] if module not in TENSOR_CORE_MODULES or int(re.search(r"\d+", t)[0]) >= 80]
+    architecture = MODULE_ARCHITECTURE.get(module, "compute_0").removeprefix("compute_")
+    if architecture.endswith("a"):
+        return [f"sm_{architecture}"]
+    return [t for t in TARGETS[major] if int(re.search(r"\d+", t)[0]) >= int(architecture)]
 
 
 def compile_all(major):
@@ -128,7 +133,7 @@ def compile_all(major):
     ptx, rows = {}, []
     for source in sorted(KERNELS.glob("*.cu")):
         module = source.stem
-        ptx[module] = plain(nvrtc.ptx(source, "compute_80" if module in TENSOR_CORE_MODULES else lowest))
+        ptx[module] = plain(nvrtc.ptx(source, MODULE_ARCHITECTURE.get(module, lowest)))
         for target in targets_of(module, major):
             rows += [(major, target, *row) for row in assemble(ptxas, ptx[module], target)]
         print(f"CUDA {major}: {module}", file=sys.stderr, flush=True)

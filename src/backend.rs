@@ -14,19 +14,25 @@ use lockstep_sim::adversary::{Lie, LyingBackend};
 use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
-pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, cuda, cuda/N, cuda/mma, cuda/dp4a, wgpu, \
-    wgpu/N, wgpu+int64, wgpu+int64/N, reference";
+pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, cuda, cuda/N, cuda/wgmma, cuda/mma, \
+    cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, reference";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// The variants that this machine has of a backend, by name: instruction-set paths of `cpu`, and for `wgpu` also 64-bit
-/// products where the first adapter has them. Any other name is its own only one.
+/// The variants that this machine has of a backend, by name: instruction-set paths of `cpu`, what the first GPU of `cuda`
+/// multiplies with, and for `wgpu` also 64-bit products where the first adapter has them. Any other name is its own only one.
 pub fn variants(name: &str) -> Vec<String> {
     match name {
         "cpu" => Path::available().into_iter().map(|path| format!("cpu/{}", path.name())).collect(),
+        "cuda" => {
+            let here = Products::ALL.into_iter().filter(|products| Cuda::open(0, Some(*products)).is_ok());
+            let names: Vec<_> = here.map(|products| format!("cuda/{}", products.name())).collect();
+            // Where there is none, opening the backend says why.
+            if names.is_empty() { vec![name.to_owned()] } else { names }
+        }
         "wgpu" => {
             let first = adapters().into_iter().find(|adapter| adapter.reason.is_none());
             let int64 = first.is_some_and(|adapter| adapter.int64).then(|| "wgpu+int64".to_owned());

@@ -74,10 +74,10 @@ struct Point {
 fn points(measured: &[Measured], ceilings: &Ceilings) -> Vec<Point> {
     let point = |m: &Measured| {
         let operations = m.counts.byte_operations.max(m.counts.operations) as f64;
-        let share = 100.0 * m.least_seconds(ceilings) / m.seconds.median();
+        let share = 100.0 * m.least_seconds(&ceilings.roof())? / m.seconds.median();
         let variant = m.spec.variant.name();
         let space = if variant.is_empty() { "" } else { " " };
-        Point {
+        Some(Point {
             label: format!("{}{space}{variant} {} · {share:.0}%", m.spec.op, m.spec),
             class: match m.spec.op {
                 "matmul" => "product",
@@ -86,10 +86,10 @@ fn points(measured: &[Measured], ceilings: &Ceilings) -> Vec<Point> {
             },
             intensity: operations / m.counts.bytes as f64,
             rate: operations / m.seconds.median(),
-        }
+        })
     };
     // What only moves rows has no place on a logarithmic axis.
-    measured.iter().filter(|m| m.counts.operations > 0).map(point).collect()
+    measured.iter().filter(|m| m.counts.operations > 0).filter_map(point).collect()
 }
 
 /// Decades of both axes on the page.

@@ -22,6 +22,15 @@ using u64 = unsigned long long;
 // A kernel takes one struct of parameters (params.cuh) and runs in blocks of exactly `threads`.
 #define KERNEL(name, threads, Params) extern "C" __global__ void __launch_bounds__(threads) name(const Params p)
 
+// Sixteen bytes that are read once. Loads are started in the order in which they are written.
+__device__ inline uint4 load_once(const u8 *from) {
+    uint4 v;
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+
 // Sum of four products of bytes and c. A digit is signed (s) or not (u).
 __device__ inline i32 dp4a_ss(u32 a, u32 b, i32 c) {
     i32 d;

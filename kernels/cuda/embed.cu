@@ -1,6 +1,7 @@
 // Sum of embedding rows (SPEC 5.1). A block for each row and 256 columns.
 #include "block.cuh"
 #include "fixed.cuh"
+#include "limbs.cuh"
 #include "params.cuh"
 
 KERNEL(embed, BLOCK_THREADS, EmbedParams) {
@@ -14,7 +15,7 @@ KERNEL(embed, BLOCK_THREADS, EmbedParams) {
         const EmbedTable &table = p.tables[n];
         const u32 r = table.index ? table.index[row] : table.constant;
         if (r >= table.rows) continue;
-        const i64 x = rescale(table.codes[(u64)r * p.stride + i], table.mantissa[r], table.shift[r]);
+        const i64 x = rescale(code_of(table.codes + 2 * (u64)r * p.stride, p.stride, i), table.mantissa[r], table.shift[r]);
         high += x >> 32;
         low += (u32)x;
     }

@@ -6,6 +6,9 @@
 #include "fixed.cuh"
 #include "params.cuh"
 
+// Code i of a row that is kept as digits.
+__device__ inline i32 code_of(const u8 *row, u32 stride, u32 i) { return (i8)row[i] * 256 + row[stride + i]; }
+
 // Four codes as two words of four digits each.
 struct Digits {
     u32 high;

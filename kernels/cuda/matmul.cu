@@ -6,14 +6,36 @@
 constexpr u32 VECTOR_OUTPUTS = 2;
 constexpr u32 CHUNK = 16; // codes of a lane at a time
 
-// The digits of sixteen codes.
-struct Chunk {
-    Digits digits[CHUNK / 4];
+// The digits of sixteen codes. Weights of 8 bits have no low ones.
+template <bool WIDE> struct Chunk {
+    uint4 high, low;
+
+    // Of an activation.
+    __device__ void load(const u8 *row, u32 k, u32 stride) {
+        high = *(const uint4 *)(row + k);
+        low = *(const uint4 *)(row + stride + k);
+    }
+
+    __device__ void load_weight(const u8 *row, u32 k, u32 stride) {
+        high = load_once(row + k);
+        if (WIDE) low = load_once(row + stride + k);
+    }
 };
 
-__device__ inline Chunk load_chunk(const i16 *codes) {
-    const uint4 a = ((const uint4 *)codes)[0], b = ((const uint4 *)codes)[1];
-    return {{split(a.x, a.y), split(a.z, a.w), split(b.x, b.y), split(b.z, b.w)}};
+template <bool WIDE>
+__device__ inline void multiply_word(DigitSums &sums, u32 x_high, u32 x_low, u32 w_high, u32 w_low) {
+    if (WIDE)
+        accumulate(sums, Digits{x_high, x_low}, Digits{w_high, w_low});
+    else
+        accumulate(sums, Digits{x_high, x_low}, w_high);
+}
+
+template <bool WIDE> __device__ inline void multiply_chunk(DigitSums &sums, const Chunk<true> &x, const Chunk<WIDE> &w) {
+    const uint4 low = WIDE ? w.low : uint4{0, 0, 0, 0};
+    multiply_word<WIDE>(sums, x.high.x, x.low.x, w.high.x, low.x);
+    multiply_word<WIDE>(sums, x.high.y, x.low.y, w.high.y, low.y);
+    multiply_word<WIDE>(sums, x.high.z, x.low.z, w.high.z, low.z);
+    multiply_word<WIDE>(sums, x.high.w, x.low.w, w.high.w, low.w);
 }
 
 __device__ inline i32 sum_warp(i32 value) {
@@ -21,40 +43,56 @@ __device__ inline i32 sum_warp(i32 value) {
     return value;
 }
 
-template <bool WIDE> __device__ inline void multiply_chunk(DigitSums &sums, const Chunk &x, const void *weight, u64 at) {
-    if (WIDE) {
-        const Chunk w = load_chunk((const i16 *)weight + at);
-        for (u32 i = 0; i < CHUNK / 4; i++) accumulate(sums, x.digits[i], w.digits[i]);
-    } else {
-        const uint4 w = *(const uint4 *)((const i8 *)weight + at);
-        accumulate(sums, x.digits[0], w.x);
-        accumulate(sums, x.digits[1], w.y);
-        accumulate(sums, x.digits[2], w.z);
-        accumulate(sums, x.digits[3], w.w);
+template <u32 ROWS> struct VectorSums {
+    DigitSums of[ROWS][VECTOR_OUTPUTS];
+};
+
+// STEPS chunks of a lane, from k on. Weights are asked for before any of them is used: what is under way hides how long
+// memory takes.
+template <u32 ROWS, u32 STEPS, bool WIDE>
+__device__ inline void multiply_steps(VectorSums<ROWS> &sums, const MatMulParams &p, const u8 *const (&weights)[VECTOR_OUTPUTS],
+                                      u32 k) {
+    Chunk<WIDE> w[STEPS][VECTOR_OUTPUTS];
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++)
+#pragma unroll
+        for (u32 n = 0; n < VECTOR_OUTPUTS; n++) w[s][n].load_weight(weights[n], k + s * WARP * CHUNK, p.stride);
+#pragma unroll
+    for (u32 s = 0; s < STEPS; s++) {
+#pragma unroll
+        for (u32 r = 0; r < ROWS; r++) {
+            if (ROWS > 1 && r >= p.rows) continue;
+            Chunk<true> x;
+            x.load(p.codes + 2 * (u64)r * p.stride, k + s * WARP * CHUNK, p.stride);
+#pragma unroll
+            for (u32 n = 0; n < VECTOR_OUTPUTS; n++) multiply_chunk<WIDE>(sums.of[r][n], x, w[s][n]);
+        }
     }
 }
 
-template <u32 ROWS, bool WIDE> __device__ inline void multiply_vectors(const MatMulParams &p) {
+template <u32 ROWS, u32 STEPS, bool WIDE> __device__ inline void multiply_vectors(const MatMulParams &p) {
+    constexpr u32 AT_A_TIME = WARP * CHUNK; // codes of a warp
     const u32 first = (blockIdx.x * (BLOCK_THREADS / WARP) + warp_index()) * VECTOR_OUTPUTS;
     if (first >= p.cols) return;
-    DigitSums sums[ROWS][VECTOR_OUTPUTS] = {};
-    for (u32 k = lane_index() * CHUNK; k < p.stride; k += WARP * CHUNK) {
+    const u8 *weights[VECTOR_OUTPUTS];
 #pragma unroll
-        for (u32 r = 0; r < ROWS; r++) {
-            if (r >= p.rows) continue;
-            const Chunk x = load_chunk(p.codes + (u64)r * p.stride + k);
-#pragma unroll
-            for (u32 n = 0; n < VECTOR_OUTPUTS; n++)
-                if (first + n < p.cols) multiply_chunk<WIDE>(sums[r][n], x, p.weight, (u64)(first + n) * p.stride + k);
-        }
+    for (u32 n = 0; n < VECTOR_OUTPUTS; n++) {
+        // Beyond the last output the last one is computed again, and not written.
+        const u32 col = first + n < p.cols ? first + n : p.cols - 1;
+        weights[n] = p.weight + (u64)col * p.stride * (WIDE ? 2 : 1);
     }
+    VectorSums<ROWS> sums = {};
+    u32 k = 0;
+    for (; k + STEPS * AT_A_TIME <= p.stride; k += STEPS * AT_A_TIME)
+        multiply_steps<ROWS, STEPS, WIDE>(sums, p, weights, k + lane_index() * CHUNK);
+    for (k += lane_index() * CHUNK; k < p.stride; k += AT_A_TIME) multiply_steps<ROWS, 1, WIDE>(sums, p, weights, k);
     u32 clamped = 0;
 #pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
 #pragma unroll
         for (u32 n = 0; n < VECTOR_OUTPUTS; n++) {
-            const i32 hh = sum_warp(sums[r][n].hh), mid = sum_warp(sums[r][n].mid);
-            const i32 ll = WIDE ? sum_warp(sums[r][n].ll) : 0;
+            const i32 hh = sum_warp(sums.of[r][n].hh), mid = sum_warp(sums.of[r][n].mid);
+            const i32 ll = WIDE ? sum_warp(sums.of[r][n].ll) : 0;
             const bool mine = lane_index() == 0 && r < p.rows && first + n < p.cols;
             if (mine) clamped += finish(p, r, first + n, exact<WIDE>(hh, mid, ll));
         }
@@ -62,14 +100,14 @@ template <u32 ROWS, bool WIDE> __device__ inline void multiply_vectors(const Mat
     count_clamped(p.saturations, clamped);
 }
 
-KERNEL(matmul_vector_w8_1, BLOCK_THREADS, MatMulParams) { multiply_vectors<1, false>(p); }
-KERNEL(matmul_vector_w8_2, BLOCK_THREADS, MatMulParams) { multiply_vectors<2, false>(p); }
-KERNEL(matmul_vector_w8_4, BLOCK_THREADS, MatMulParams) { multiply_vectors<4, false>(p); }
-KERNEL(matmul_vector_w8_8, BLOCK_THREADS, MatMulParams) { multiply_vectors<8, false>(p); }
-KERNEL(matmul_vector_w16_1, BLOCK_THREADS, MatMulParams) { multiply_vectors<1, true>(p); }
-KERNEL(matmul_vector_w16_2, BLOCK_THREADS, MatMulParams) { multiply_vectors<2, true>(p); }
-KERNEL(matmul_vector_w16_4, BLOCK_THREADS, MatMulParams) { multiply_vectors<4, true>(p); }
-KERNEL(matmul_vector_w16_8, BLOCK_THREADS, MatMulParams) { multiply_vectors<8, true>(p); }
+KERNEL(matmul_vector_w8_1, BLOCK_THREADS, MatMulParams) { multiply_vectors<1, 4, false>(p); }
+KERNEL(matmul_vector_w8_2, BLOCK_THREADS, MatMulParams) { multiply_vectors<2, 4, false>(p); }
+KERNEL(matmul_vector_w8_4, BLOCK_THREADS, MatMulParams) { multiply_vectors<4, 2, false>(p); }
+KERNEL(matmul_vector_w8_8, BLOCK_THREADS, MatMulParams) { multiply_vectors<8, 2, false>(p); }
+KERNEL(matmul_vector_w16_1, BLOCK_THREADS, MatMulParams) { multiply_vectors<1, 2, true>(p); }
+KERNEL(matmul_vector_w16_2, BLOCK_THREADS, MatMulParams) { multiply_vectors<2, 2, true>(p); }
+KERNEL(matmul_vector_w16_4, BLOCK_THREADS, MatMulParams) { multiply_vectors<4, 1, true>(p); }
+KERNEL(matmul_vector_w16_8, BLOCK_THREADS, MatMulParams) { multiply_vectors<8, 1, true>(p); }
 
 // --- Many rows: a block computes a tile of 64 x 64 outputs, each thread 4 x 4 of them.
 
@@ -78,26 +116,14 @@ constexpr u32 TILE_WORDS = 8;             // of four digits each, along the redu
 constexpr u32 TILE_PITCH = TILE_WORDS + 1; // so that neighbouring rows lie in different banks
 constexpr u32 SIDE = TILE / 16;
 
-// Puts the digits of 64 rows of 32 codes into shared memory; rows beyond the last one are zeros.
-__device__ inline void stage_codes(u32 *high, u32 *low, const i16 *codes, u32 row, u32 rows, u32 stride, u32 k) {
-    const u32 r = thread_index() / 4, quarter = thread_index() % 4;
-    uint4 v = {0, 0, 0, 0};
-    if (row + r < rows) v = *(const uint4 *)(codes + (u64)(row + r) * stride + k + quarter * 8);
-    const Digits a = split(v.x, v.y), b = split(v.z, v.w);
-    const u32 at = r * TILE_PITCH + quarter * 2;
-    high[at] = a.high;
-    high[at + 1] = b.high;
-    low[at] = a.low;
-    low[at + 1] = b.low;
-}
-
-// The same for rows of bytes.
-__device__ inline void stage_bytes(u32 *bytes, const i8 *codes, u32 row, u32 rows, u32 stride, u32 k) {
+// Puts 32 digits of each of 64 rows into shared memory; rows beyond the last one are zeros. `digits` are those of row 0,
+// `pitch` is the bytes from one row to the next.
+__device__ inline void stage(u32 *staged, const u8 *digits, u64 pitch, u32 row, u32 rows, u32 k) {
     const u32 r = thread_index() / 4, quarter = thread_index() % 4;
     uint2 v = {0, 0};
-    if (row + r < rows) v = *(const uint2 *)(codes + (u64)(row + r) * stride + k + quarter * 8);
-    bytes[r * TILE_PITCH + quarter * 2] = v.x;
-    bytes[r * TILE_PITCH + quarter * 2 + 1] = v.y;
+    if (row + r < rows) v = *(const uint2 *)(digits + (row + r) * pitch + k + quarter * 8);
+    staged[r * TILE_PITCH + quarter * 2] = v.x;
+    staged[r * TILE_PITCH + quarter * 2 + 1] = v.y;
 }
 
 template <bool WIDE> __device__ inline void multiply_tile(const MatMulParams &p) {
@@ -107,11 +133,10 @@ template <bool WIDE> __device__ inline void multiply_tile(const MatMulParams &p)
     const u32 ty = thread_index() / 16, tx = thread_index() % 16;
     DigitSums sums[SIDE][SIDE] = {};
     for (u32 k = 0; k < p.stride; k += TILE_WORDS * 4) {
-        stage_codes(x_high, x_low, p.codes, row, p.rows, p.stride, k);
-        if (WIDE)
-            stage_codes(w_high, w_low, (const i16 *)p.weight, col, p.cols, p.stride, k);
-        else
-            stage_bytes(w_high, (const i8 *)p.weight, col, p.cols, p.stride, k);
+        stage(x_high, p.codes, 2 * p.stride, row, p.rows, k);
+        stage(x_low, p.codes + p.stride, 2 * p.stride, row, p.rows, k);
+        stage(w_high, p.weight, (WIDE ? 2 : 1) * p.stride, col, p.cols, k);
+        if (WIDE) stage(w_low, p.weight + p.stride, 2 * p.stride, col, p.cols, k);
         __syncthreads();
         // One word at a time: with two in flight, registers are spilled.
 #pragma unroll 1

@@ -11,47 +11,50 @@ constexpr u32 MMA_K = 64;                // codes along the reduction at a time
 constexpr u32 MMA_PITCH = MMA_K / 4 + 4; // in words: the eight rows that a fragment spans lie in different banks
 constexpr u32 MMA_M_TILES = 2;           // of 16 rows, per warp
 constexpr u32 MMA_N_TILES = 4;           // of 8 outputs, per warp
-constexpr u32 CODE_LOADS = MMA_TILE * MMA_K / 8 / MMA_THREADS;  // of 16 bytes, per thread
-constexpr u32 BYTE_LOADS = MMA_TILE * MMA_K / 16 / MMA_THREADS;
+constexpr u32 PER_ROW = MMA_K / 16;      // loads of 16 bytes
+constexpr u32 LOADS = MMA_TILE * PER_ROW / MMA_THREADS;
 
-// One operand's tile on its way: 64 rows of 64 elements of 16 bits or of 8. Rows beyond the last one are zeros.
-template <bool WIDE> struct InFlight {
-    static constexpr u32 LOADS = WIDE ? CODE_LOADS : BYTE_LOADS;
-    static constexpr u32 PER_LOAD = WIDE ? 8 : 16;
-    static constexpr u32 PER_ROW = MMA_K / PER_LOAD;
+// One digit of an operand's tile on its way: 64 rows of 64 bytes. Rows beyond the last one are zeros.
+struct Plane {
     uint4 words[LOADS];
 
-    __device__ void load(const void *codes, u32 row, u32 rows, u32 stride, u32 k) {
+    // `digits` are those of row 0, `pitch` is the bytes from one row to the next.
+    __device__ void load(const u8 *digits, u64 pitch, u32 row, u32 rows, u32 k) {
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) {
             const u32 piece = thread_index() + i * MMA_THREADS;
             const u32 r = row + piece / PER_ROW;
-            const u64 at = (u64)r * stride + k + piece % PER_ROW * PER_LOAD;
             words[i] = uint4{0, 0, 0, 0};
-            if (r < rows) words[i] = *(const uint4 *)((const i8 *)codes + at * (WIDE ? 2 : 1));
+            if (r < rows) words[i] = *(const uint4 *)(digits + r * pitch + k + piece % PER_ROW * 16);
         }
     }
 
-    // Bytes go to `high` as they are; codes are split into digits.
-    __device__ void store(u32 *high, u32 *low) const {
+    __device__ void store(u32 *staged) const {
 #pragma unroll
         for (u32 i = 0; i < LOADS; i++) {
             const u32 piece = thread_index() + i * MMA_THREADS;
-            const u32 at = piece / PER_ROW * MMA_PITCH + piece % PER_ROW * (PER_LOAD / 4);
-            const uint4 v = words[i];
-            if (WIDE) {
-                const Digits a = split(v.x, v.y), b = split(v.z, v.w);
-                high[at] = a.high;
-                high[at + 1] = b.high;
-                low[at] = a.low;
-                low[at + 1] = b.low;
-            } else {
-                high[at] = v.x;
-                high[at + 1] = v.y;
-                high[at + 2] = v.z;
-                high[at + 3] = v.w;
-            }
+            const u32 at = piece / PER_ROW * MMA_PITCH + piece % PER_ROW * 4;
+            staged[at] = words[i].x;
+            staged[at + 1] = words[i].y;
+            staged[at + 2] = words[i].z;
+            staged[at + 3] = words[i].w;
         }
+    }
+};
+
+// The digits of an operand's tile on their way.
+template <bool WIDE> struct InFlight {
+    Plane high, low;
+
+    __device__ void load(const u8 *codes, u32 row, u32 rows, u32 stride, u32 k) {
+        const u64 pitch = (u64)stride * (WIDE ? 2 : 1);
+        high.load(codes, pitch, row, rows, k);
+        if (WIDE) low.load(codes + stride, pitch, row, rows, k);
+    }
+
+    __device__ void store(u32 *of_high, u32 *of_low) const {
+        high.store(of_high);
+        if (WIDE) low.store(of_low);
     }
 };
 

@@ -1,12 +1,13 @@
 // Parameters of every kernel, as the host passes them: `src/params.rs` has the same structs, and a test compares them field
 // by field.
 // Pointers are to device memory. Rows of block floating point codes and of weight codes are padded with zeros to whole
-// multiples of 64 elements; `stride` is that length.
+// multiples of 64 elements; `stride` is that length. They are kept as digits: of each row of 16-bit codes first all high
+// bytes, then all low ones (limbs.cuh); 8-bit codes are high digits alone.
 #pragma once
 #include "device.cuh"
 
 struct EmbedTable {
-    const i16 *codes;
+    const u8 *codes;
     const u16 *mantissa;
     const i16 *shift;
     const u32 *index;  // of each output row; none where every row reads `constant`
@@ -26,16 +27,16 @@ struct EmbedParams {
 
 struct QuantizeParams {
     const i32 *input;
-    i16 *codes;
+    u8 *codes;
     i32 *exponents;
     u32 cols;
     u32 stride;
 };
 
 struct MatMulParams {
-    const i16 *codes;
+    const u8 *codes;
     const i32 *exponents;
-    const void *weight;  // i8 or i16
+    const u8 *weight; // of 16-bit codes or of 8-bit ones
     const u16 *mantissa;
     const i16 *shift;
     const i32 *bias;  // or none
@@ -220,4 +221,17 @@ struct ChunksParams {
     u32 cols;
     u32 row_chunks;
     u32 unused;
+};
+
+// What copies read of a tensor: opaque, the device's own description.
+struct TensorMap {
+    alignas(64) u64 words[16];
+};
+
+struct WgmmaParams {
+    TensorMap weights;
+    TensorMap activations;
+    MatMulParams product;
+    u32 tiles;
+    u32 unused[11]; // up to a whole 64 bytes
 };

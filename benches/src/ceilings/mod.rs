@@ -50,7 +50,31 @@ pub struct Ceilings {
     pub unit: Unit,
 }
 
+/// What one op is held against. A GPU's are measured by its backend; it may have no rate for bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roof {
+    /// Bytes a second from and to memory.
+    pub memory: f64,
+    /// Operations a second on bytes.
+    pub int8: Option<f64>,
+}
+
+/// Seconds of the fastest run within the budget; the first one warms up.
+pub fn best_of<E>(mut run: impl FnMut() -> Result<(), E>, budget: Duration) -> Result<f64, E> {
+    run()?;
+    let samples = Effort { least: 3, most: 200, budget }.sample(|| {
+        let start = Instant::now();
+        run().map(|()| start.elapsed().as_secs_f64())
+    })?;
+    Ok(samples.0.iter().copied().fold(f64::INFINITY, f64::min))
+}
+
 impl Ceilings {
+    /// As a roof.
+    pub const fn roof(&self) -> Roof {
+        Roof { memory: self.memory, int8: Some(self.int8) }
+    }
+
     /// Measures them. A ceiling is the best sample, since whatever disturbs a measurement makes it slower.
     pub fn measure(workload: Workload) -> Self {
         let best = |samples: &Samples| samples.0.iter().copied().fold(f64::INFINITY, f64::min);
@@ -137,6 +161,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_best_of_a_run_follows_one_that_warms_up() {
+        let mut runs = 0;
+        let mut run = || {
+            runs += 1;
+            Ok::<_, &str>(())
+        };
+        assert!(best_of(&mut run, Duration::ZERO).is_ok_and(|seconds| seconds >= 0.0 && seconds.is_finite()));
+        assert_eq!(runs, 4);
+        assert_eq!(best_of(|| Err("lost"), Duration::ZERO), Err("lost"));
+    }
+
+    #[test]
     fn every_ceiling_is_a_positive_rate() {
         let workload = Workload { threads: 2, memory_bytes: 1 << 20, budget: Duration::ZERO };
         let report = measure(workload);
@@ -146,6 +182,7 @@ mod tests {
         }
         let ceilings = Ceilings::measure(workload);
         assert!(ceilings.memory > 0.0 && ceilings.int8 > 0.0);
+        assert_eq!(ceilings.roof(), Roof { memory: ceilings.memory, int8: Some(ceilings.int8) });
         assert_eq!(ceilings.unit, Unit::available()[0]);
     }
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use self::cases::{OpCase, Spec, build};
 use self::counts::{Counts, counts};
-use crate::ceilings::Ceilings;
+use crate::ceilings::Roof;
 use crate::report::{Figure, Row};
 use crate::samples::{Effort, Samples};
 use crate::watch::Watch;
@@ -33,6 +33,10 @@ const FEW_ROWS: usize = 8;
 const LAYER_SECONDS: f64 = 2e-3;
 /// Copies at the most.
 const MAX_COPIES: u64 = 48;
+/// Bytes that all copies together read and write at the most, where there are more than two.
+const MAX_BYTES: u64 = 1 << 30;
+/// What a machine of two slow cores can do.
+const SLOW: Roof = Roof { memory: 20e9, int8: Some(1e12) };
 
 /// An op that was measured.
 #[derive(Clone, Debug)]
@@ -61,12 +65,18 @@ impl Measured {
     }
 
     /// The time that the ceilings allow at the least: to read and write its bytes, or to make its products of bytes.
-    pub fn least_seconds(&self, ceilings: &Ceilings) -> f64 {
-        (self.counts.bytes as f64 / ceilings.memory).max(self.counts.byte_operations as f64 / ceilings.int8)
+    /// None where it has products and the roof no rate for them.
+    pub fn least_seconds(&self, roof: &Roof) -> Option<f64> {
+        let memory = self.counts.bytes as f64 / roof.memory;
+        match (self.counts.byte_operations, roof.int8) {
+            (0, _) => Some(memory),
+            (operations, Some(rate)) => Some(memory.max(operations as f64 / rate)),
+            (_, None) => None,
+        }
     }
 
-    /// The row of a report. Ceilings are those of the machine's CPU; for other devices there are none.
-    pub fn row(&self, ceilings: Option<&Ceilings>) -> Row {
+    /// The row of a report, with shares of the roof where there is one.
+    pub fn row(&self, roof: Option<&Roof>) -> Row {
         let Self { spec, counts, seconds, .. } = self;
         let mut row = Row::new([
             ("op", spec.op.into()),
@@ -79,12 +89,15 @@ impl Measured {
         .figure(Figure::exact("tera_ops_per_second", "TOP/s", self.rate() / 1e12))
         .figure(Figure::exact("bytes_counted", "bytes", counts.bytes as f64))
         .figure(Figure::exact("operations_counted", "operations", counts.operations as f64));
-        if let Some(ceilings) = ceilings {
+        if let Some(roof) = roof {
             let byte_rate = counts.byte_operations as f64 / seconds.median();
-            row = row
-                .figure(Figure::exact("memory_share", "of memory", self.bandwidth() / ceilings.memory))
-                .figure(Figure::exact("int8_share", "of int8", byte_rate / ceilings.int8))
-                .figure(Figure::exact("roof_share", "of the roof", self.least_seconds(ceilings) / seconds.median()));
+            row = row.figure(Figure::exact("memory_share", "of memory", self.bandwidth() / roof.memory));
+            if let Some(int8) = roof.int8 {
+                row = row.figure(Figure::exact("int8_share", "of int8", byte_rate / int8));
+            }
+            if let Some(least) = self.least_seconds(roof) {
+                row = row.figure(Figure::exact("roof_share", "of the roof", least / seconds.median()));
+            }
         }
         row.detail("seconds", json!(seconds.0))
             .detail("copies", self.copies)
@@ -93,12 +106,12 @@ impl Measured {
     }
 }
 
-/// Measures an op at a shape.
+/// Measures an op at a shape, on a device that is about as fast as the roof says where there is one.
 ///
 /// # Errors
 /// No program has that shape, or the backend fails.
-pub fn measure(spec: &Spec, backend: &dyn Backend, budget: Duration) -> Result<Measured> {
-    let copies = copies(spec)?;
+pub fn measure(spec: &Spec, backend: &dyn Backend, budget: Duration, roof: Option<&Roof>) -> Result<Measured> {
+    let copies = copies(spec, roof.unwrap_or(&SLOW))?;
     let case = build(spec, copies)?;
     let counts = counts(&case.program, case.op(), &case.batch);
     let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&case.params);
@@ -112,15 +125,16 @@ pub fn measure(spec: &Spec, backend: &dyn Backend, budget: Duration) -> Result<M
 }
 
 /// As many copies as a clock and the caches ask for.
-fn copies(spec: &Spec) -> Result<usize> {
+fn copies(spec: &Spec, roof: &Roof) -> Result<usize> {
     let one = build(spec, 1)?;
     let counted = counts(&one.program, one.op(), &one.batch);
-    // What a machine of two slow cores would take.
-    let seconds = (counted.bytes as f64 / 20e9).max(counted.byte_operations as f64 / 1e12);
+    let products = roof.int8.map_or(0.0, |rate| counted.byte_operations as f64 / rate);
+    let seconds = (counted.bytes as f64 / roof.memory).max(products);
     let for_clock = (LAYER_SECONDS / seconds.max(1e-9)) as u64;
     let is_cold = spec.op == "matmul" && spec.shape[0] <= FEW_ROWS;
     let for_cold = if is_cold { COLD_BYTES / counted.bytes.max(1) + 1 } else { 1 };
-    Ok(for_clock.max(for_cold).clamp(2, MAX_COPIES) as usize)
+    let most = MAX_COPIES.min(MAX_BYTES / counted.bytes.max(1)).max(2);
+    Ok(for_clock.max(for_cold).clamp(2, most) as usize)
 }
 
 fn once(case: &OpCase, executor: &mut dyn Executor) -> Result<f64> {
@@ -147,7 +161,7 @@ mod tests {
         let spec = Spec::new("matmul", &[2, 64, 32], Variant::W8).expect("a shape");
         let cpu = Cpu::new(None, 1).expect("a backend");
         for backend in [&cpu as &dyn Backend, &Reference] {
-            let measured = measure(&spec, backend, Duration::ZERO).expect("measured");
+            let measured = measure(&spec, backend, Duration::ZERO, None).expect("measured");
             assert!(measured.seconds.median() > 0.0 && measured.seconds.0.len() == 5);
             assert_eq!(measured.counts.operations, 2 * 2 * 64 * 32);
             let operations = measured.rate() * measured.seconds.median();
@@ -157,9 +171,16 @@ mod tests {
 
     #[test]
     fn few_rows_get_as_many_weights_as_no_cache_holds() {
-        let copies =
-            |shape: &[usize]| copies(&Spec::new("matmul", shape, Variant::W8).expect("a shape")).expect("copies");
+        let copies = |shape: &[usize]| {
+            copies(&Spec::new("matmul", shape, Variant::W8).expect("a shape"), &SLOW).expect("copies")
+        };
         assert!(copies(&[1, 1024, 4096]) * 1024 * 4096 >= COLD_BYTES as usize);
         assert_eq!(copies(&[512, 1024, 4096]), 2);
+        // A device that is a hundred times as fast has as many more, up to the most that there may be.
+        let fast = Roof { memory: 2e12, int8: None };
+        let on_fast = |shape: &[usize]| {
+            super::copies(&Spec::new("matmul", shape, Variant::W8).expect("a shape"), &fast).expect("copies")
+        };
+        assert_eq!((on_fast(&[512, 512, 512]), on_fast(&[1, 8192, 32768])), (MAX_COPIES as usize, 3));
     }
 }

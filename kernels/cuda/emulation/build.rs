@@ -10,7 +10,13 @@ fn main() {
     }
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").opt_level(2).define("LOCKSTEP_EMULATION", None).file("cpp/kernels.cpp");
-    build.include("..").include("cpp").warnings(true).extra_warnings(true).flag("-Wno-unknown-pragmas");
+    build
+        .include("..")
+        .include("cpp")
+        .warnings(true)
+        .extra_warnings(true)
+        .flag("-Wno-unknown-pragmas")
+        .flag("-Wno-psabi");
     // Overflow, shifts out of range and misaligned accesses trap. Longjmp goes from stack to stack, which its fortified
     // version takes for an attack.
     build.flag("-fsanitize=undefined").flag("-fsanitize-undefined-trap-on-error").flag("-U_FORTIFY_SOURCE");

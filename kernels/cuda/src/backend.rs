@@ -9,6 +9,7 @@ use lockstep_kernels::value::Params;
 use crate::device::Device;
 use crate::driver::Driver;
 use crate::executor::DeviceExecutor;
+use crate::vendor::{Element, VendorProduct};
 
 /// What a matrix product of many rows runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,17 +18,20 @@ pub enum Products {
     Dp4a,
     /// `mma.sync` on bytes: tensor cores, from 8.0 on.
     Mma,
+    /// `wgmma` on bytes, fed by asynchronous copies: at 9.0 alone.
+    Wgmma,
 }
 
 impl Products {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Dp4a, Self::Mma];
+    pub const ALL: [Self; 3] = [Self::Dp4a, Self::Mma, Self::Wgmma];
 
     /// As in `cuda/mma`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dp4a => "dp4a",
             Self::Mma => "mma",
+            Self::Wgmma => "wgmma",
         }
     }
 
@@ -41,12 +45,18 @@ impl Products {
         match self {
             Self::Dp4a => (6, 1),
             Self::Mma => (8, 0),
+            Self::Wgmma => (9, 0),
         }
+    }
+
+    /// Whether devices of that compute capability have it. Those after 9.0 lack `wgmma`.
+    fn is_had_by(self, capability: (u32, u32)) -> bool {
+        if self == Self::Wgmma { capability == self.capability() } else { capability >= self.capability() }
     }
 
     /// The fastest that a device has, or the one that is asked for.
     fn choose(wanted: Option<Self>, device: &dyn Device) -> Result<Self, BackendError> {
-        let has = |p: &Self| p.capability() <= device.capability();
+        let has = |p: &Self| p.is_had_by(device.capability());
         let found = wanted.or_else(|| Self::ALL.into_iter().rev().find(has)).unwrap_or(Self::Dp4a);
         if has(&found) {
             return Ok(found);
@@ -65,6 +75,8 @@ impl Products {
 pub struct Cuda {
     device: Arc<dyn Device>,
     products: Products,
+    /// The device once more, where it is a real one.
+    driver: Option<Arc<Driver>>,
 }
 
 impl Cuda {
@@ -74,7 +86,8 @@ impl Cuda {
     /// [`BackendError::Unavailable`] where there is no driver, no such GPU, or no such products on it;
     /// [`BackendError::Device`] where the driver fails.
     pub fn open(ordinal: u32, products: Option<Products>) -> Result<Self, BackendError> {
-        Self::on(Arc::new(Driver::open(ordinal)?), products)
+        let driver = Arc::new(Driver::open(ordinal)?);
+        Ok(Self { driver: Some(Arc::clone(&driver)), ..Self::on(driver, products)? })
     }
 
     /// On any device.
@@ -83,7 +96,21 @@ impl Cuda {
     /// [`BackendError::Unavailable`] where it lacks the products.
     pub fn on(device: Arc<dyn Device>, products: Option<Products>) -> Result<Self, BackendError> {
         let products = Products::choose(products, &*device)?;
-        Ok(Self { device, products })
+        Ok(Self { device, products, driver: None })
+    }
+
+    /// What it runs on.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// The vendor's own product of matrices of that size on the same device.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] where its library is not installed or the device is no real one, else as it fails.
+    pub fn vendor_product(&self, element: Element, size: usize) -> Result<VendorProduct, BackendError> {
+        let no_gpu = || BackendError::Unavailable(format!("{} is no GPU", self.device.name()));
+        VendorProduct::new(self.driver.as_ref().ok_or_else(no_gpu)?, element, size)
     }
 }
 

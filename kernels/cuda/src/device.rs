@@ -33,6 +33,9 @@ pub trait Device: Send + Sync {
     /// Compute capability, as in (9, 0).
     fn capability(&self) -> (u32, u32);
 
+    /// Multiprocessors: how many blocks that fill one can run at a time.
+    fn processors(&self) -> u32;
+
     /// Takes memory, aligned to 256 bytes, with any contents. `bytes` is not 0.
     ///
     /// # Errors

@@ -9,7 +9,8 @@ use cudarc::driver::sys;
 use lockstep_kernels::backend::BackendError;
 
 use crate::device::{Device, DeviceError};
-use crate::plan::{Launch, MODULES};
+use crate::params::TensorMap;
+use crate::plan::{Launch, MODULES, TensorBoxes};
 use crate::ptx::PTX;
 
 /// Oldest driver that takes the embedded PTX: that of CUDA 12.4.
@@ -20,6 +21,7 @@ pub struct Driver {
     ordinal: u32,
     name: String,
     capability: (u32, u32),
+    processors: u32,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -79,6 +81,7 @@ impl Driver {
         use sys::CUdevice_attribute::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as PROCESSORS,
         };
         let device = result::device::get(number).map_err(failed("cuDeviceGet"))?;
         let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
@@ -86,6 +89,7 @@ impl Driver {
         let attribute = |which| unsafe { result::device::get_attribute(device, which) };
         let major = attribute(MAJOR).map_err(failed("cuDeviceGetAttribute"))?;
         let minor = attribute(MINOR).map_err(failed("cuDeviceGetAttribute"))?;
+        let processors = attribute(PROCESSORS).map_err(failed("cuDeviceGetAttribute"))?.unsigned_abs();
         // SAFETY: as above; it is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context was just retained.
@@ -102,11 +106,16 @@ impl Driver {
             }
         };
         let capability = (major.unsigned_abs(), minor.unsigned_abs());
-        Ok(Self { ordinal, name, capability, device, context, stream, kernels: Mutex::default() })
+        Ok(Self { ordinal, name, capability, processors, device, context, stream, kernels: Mutex::default() })
+    }
+
+    /// Where everything runs, in order.
+    pub(crate) const fn stream(&self) -> sys::CUstream {
+        self.stream
     }
 
     /// Makes the context current for this thread.
-    fn enter(&self) -> Result<(), DeviceError> {
+    pub(crate) fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context lives as long as this.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
     }
@@ -146,6 +155,51 @@ fn driver_version() -> Result<i32, DeviceError> {
     Ok(version)
 }
 
+/// Shared memory that a kernel may use without being allowed more.
+const PLAIN_SHARED: u32 = 48 << 10;
+
+fn allow_shared(kernel: sys::CUfunction, launch: &Launch) -> Result<(), DeviceError> {
+    use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST_SHARED;
+    if launch.shared <= PLAIN_SHARED {
+        return Ok(());
+    }
+    let bytes = launch.shared.cast_signed();
+    // SAFETY: the kernel is of a module that stays loaded.
+    let allowed = unsafe { result::function::set_function_attribute(kernel, MOST_SHARED, bytes) };
+    allowed.map_err(failed(format!("cuFuncSetAttribute of {}: {bytes} bytes of shared memory", launch.kernel)))
+}
+
+/// The driver's description of a tensor of bytes in boxes.
+fn tensor_map(boxes: &TensorBoxes) -> Result<TensorMap, DeviceError> {
+    use sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8 as BYTES;
+    use sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS_BEYOND;
+    use sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
+    use sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as PROMOTION;
+    use sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE;
+    let (extent, strides, of_box, every) = (boxes.extent(), boxes.strides(), boxes.box_extent(), [1; 3]);
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let address = std::ptr::with_exposed_provenance_mut::<c_void>(boxes.address as usize);
+    // SAFETY: writes the map and reads three numbers of each list, two of the strides; the address is not followed.
+    let made = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            BYTES,
+            extent.len() as u32,
+            address,
+            extent.as_ptr(),
+            strides.as_ptr(),
+            of_box.as_ptr(),
+            every.as_ptr(),
+            PLAIN,
+            SWIZZLE,
+            PROMOTION,
+            ZEROS_BEYOND,
+        )
+    };
+    made.result().map_err(failed(format!("cuTensorMapEncodeTiled of {boxes:?}")))?;
+    Ok(TensorMap { words: map.opaque })
+}
+
 impl Drop for Driver {
     fn drop(&mut self) {
         // SAFETY: stream and context were made with this, and nothing uses them any more. What still runs is waited for;
@@ -166,6 +220,10 @@ impl Device for Driver {
 
     fn capability(&self) -> (u32, u32) {
         self.capability
+    }
+
+    fn processors(&self) -> u32 {
+        self.processors
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
@@ -215,12 +273,16 @@ impl Device for Driver {
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError> {
         self.enter()?;
         let kernel = self.kernel(launch.kernel)?;
+        allow_shared(kernel, launch)?;
         let [x, y, z] = launch.grid;
-        let mut argument = launch.params.as_ptr().cast_mut().cast::<c_void>();
+        let params = launch.params_with_maps(tensor_map)?;
+        let mut argument = params.as_ptr().cast_mut().cast::<c_void>();
         let arguments = std::slice::from_mut(&mut argument);
-        // SAFETY: the kernel has one parameter, the struct whose bytes the launch holds; the driver copies it before this
+        // SAFETY: the kernel has one parameter, the struct whose bytes `params` holds; the driver copies it before this
         // returns. The struct's addresses are of memory that the caller owns.
-        unsafe { result::launch_kernel(kernel, (x, y, z), (launch.threads, 1, 1), 0, self.stream, arguments) }
-            .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
+        unsafe {
+            result::launch_kernel(kernel, (x, y, z), (launch.threads, 1, 1), launch.shared, self.stream, arguments)
+        }
+        .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
     }
 }

@@ -9,6 +9,7 @@
 //! - [`device`]: the trait behind which a launch runs. [`driver`] is the real one; the crate `lockstep-cuda-emulation`
 //!   runs the same kernels, compiled as C++, on the CPU.
 //! - [`executor`]: a program on a device, the same code for both.
+//! - [`yardstick`], [`vendor`]: what the device can do at the most, for benchmarks.
 
 pub mod backend;
 pub mod device;
@@ -17,5 +18,7 @@ pub mod executor;
 pub mod params;
 pub mod plan;
 mod ptx;
+pub mod vendor;
+pub mod yardstick;
 
 pub use backend::{Cuda, Products};

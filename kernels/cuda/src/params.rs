@@ -257,3 +257,19 @@ pub struct ChunksParams {
     pub row_chunks: u32,
     pub unused: u32,
 }
+
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct TensorMap {
+    pub words: [u64; 16],
+}
+
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct WgmmaParams {
+    pub weights: TensorMap,
+    pub activations: TensorMap,
+    pub product: MatMulParams,
+    pub tiles: u32,
+    pub unused: [u32; 11],
+}

@@ -3,7 +3,7 @@
 macro_rules! modules {
     ($($name:literal),* $(,)?) => {
         /// Name and text of every module, in the order of [`MODULES`](crate::plan::MODULES).
-        pub(crate) const PTX: [(&str, &str); 20] = [$(($name, include_str!(concat!("../ptx/", $name, ".ptx")))),*];
+        pub(crate) const PTX: [(&str, &str); 21] = [$(($name, include_str!(concat!("../ptx/", $name, ".ptx")))),*];
     };
 }
 
@@ -20,6 +20,7 @@ modules!(
     "layer_norm",
     "matmul",
     "matmul_mma",
+    "matmul_wgmma",
     "mean_pool",
     "multiply",
     "quantize",
@@ -50,7 +51,11 @@ mod tests {
             let (major, minor) = version.split_once('.').expect("major and minor");
             let version: (u32, u32) = (major.parse().expect("a number"), minor.parse().expect("a number"));
             assert!(version <= (8, 4), "{name} is PTX {version:?}");
-            let target = if *name == "matmul_mma" { "sm_80" } else { "sm_61" };
+            let target = match *name {
+                "matmul_mma" => "sm_80",
+                "matmul_wgmma" => "sm_90a",
+                _ => "sm_61",
+            };
             assert!(text.lines().any(|l| l == format!(".target {target}")), "{name} is not for {target}");
         }
     }

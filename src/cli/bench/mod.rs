@@ -11,6 +11,7 @@ mod ceilings;
 mod commit;
 mod dispute;
 mod embed;
+mod gpu;
 mod model;
 mod net;
 mod ops;

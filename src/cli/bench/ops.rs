@@ -12,7 +12,9 @@ use lockstep_benches::report::Report;
 use lockstep_benches::roofline;
 use lockstep_kernels::program::OP_NAMES;
 
+use super::gpu;
 use super::output::{DeviceArgs, OutputArgs};
+use crate::backend::Local;
 use crate::cli::files;
 use crate::exit::{Exit, Failure, OrExit, Outcome};
 use crate::progress;
@@ -23,7 +25,8 @@ use crate::progress;
     after_help = "Operations and bytes are counted from an op's definition: a multiply-accumulate is two operations, and every \
 operand and the result are moved once. Of the roof is the least time that the ceilings allow, over the time that it took: bytes \
 from memory, or products of bytes (two for each product with 8-bit weights, four with 16-bit ones). Rows that a cache holds may \
-come to more than all of memory. Ceilings are measured in the same run, and only for backends on the CPU."
+come to more than all of memory. Ceilings are measured in the same run. Those of cuda are a copy on the device, both ways \
+counted, and NVIDIA's own int8 products where cuBLASLt is installed; of wgpu there are none."
 )]
 pub struct OpsArgs {
     /// Only this op.
@@ -49,7 +52,8 @@ pub struct OpsArgs {
 /// Measures.
 pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
     let specs = specs(args)?;
-    let backend = args.device.open()?;
+    let local = args.device.open_local()?;
+    let backend = local.honest();
     let threads = args.device.threads();
     let budget = Duration::from_millis(args.budget_ms);
     let is_cpu = backend.name().starts_with("cpu") || backend.name() == "reference";
@@ -58,12 +62,18 @@ pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
     }
     let workload = Workload { threads: threads.get(), memory_bytes: args.memory_mib.get() << 20, budget };
     let ceilings = is_cpu.then(|| Ceilings::measure(workload));
+    let of_device = match &local {
+        Local::Cuda(cuda) => Some(gpu::measure(cuda, budget)?),
+        _ => None,
+    };
+    let roof = ceilings.map(|ceilings| ceilings.roof()).or_else(|| of_device.as_ref().map(|device| device.roof));
     let mut report = Report::new("ops", format!("ops on {}, {threads} threads", backend.name()));
     let mut all = Vec::with_capacity(specs.len());
     let bar = progress::bar(specs.len() as u64, "ops");
     for spec in &specs {
-        let measured = measure(spec, &*backend, budget).or_exit(Exit::Configuration)?;
-        report.rows.push(measured.row(ceilings.as_ref()));
+        let measured = measure(spec, &*backend, budget, of_device.as_ref().map(|device| &device.roof))
+            .or_exit(Exit::Configuration)?;
+        report.rows.push(measured.row(roof.as_ref()));
         all.push(measured);
         bar.inc(1);
     }
@@ -82,6 +92,10 @@ pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
             );
             files::write(path, roofline::svg(&all, ceilings, &about).as_bytes())?;
         }
+    }
+    if let Some(device) = of_device {
+        report.summary = Some(device.summary);
+        report.stamp(&[], &device.details);
     }
     report.stamp(&[("backend", backend.name().into()), ("threads", threads.get().into())], &[]);
     output.print(&report);

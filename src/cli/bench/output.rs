@@ -80,6 +80,14 @@ impl DeviceArgs {
     pub fn open(&self) -> Result<Arc<dyn Backend>, Failure> {
         backend::open(&self.backend, self.threads())
     }
+
+    /// Opens the backend, as what it is.
+    ///
+    /// # Errors
+    /// As of [`backend::open`].
+    pub fn open_local(&self) -> Result<backend::Local, Failure> {
+        backend::Local::open(&self.backend, self.threads())
+    }
 }
 
 /// Says of all rows which model they are about, and what ran it.

@@ -1,12 +1,8 @@
 // Runs the blocks of a launch one after the other, and the threads of a block as fibers.
-#include "emulate.h"
+#include "machine.h"
 
-#include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
-#include <ucontext.h>
-#include <vector>
 
 namespace emulation {
 
@@ -20,47 +16,9 @@ Entry::Entry(const char *name, u32 threads, size_t params, void (*run)(const voi
     entries = this;
 }
 
-namespace {
-
-constexpr size_t STACK = 128 << 10;
-constexpr u32 WARP_LANES = 32;
-
-// A barrier, or an exchange within a warp: waits until `expected` have come, again and again.
-struct Gate {
-    u32 expected = 0, arrived = 0;
-    u64 generation = 0;
-};
-
-struct Fiber {
-    jmp_buf at;
-    ucontext_t start;
-    std::unique_ptr<char[]> stack;
-    Position position;
-    const Gate *gate = nullptr; // that it waits at
-    u64 generation = 0;         // that it waits to end
-    bool done = true;
-};
-
-struct Warp {
-    Gate gate;
-    Exchange exchanges[2]; // by turns: a lane may give its next words while another still reads the last ones
-};
-
-// The fibers of one thread of the host. They live as long as it does, and run kernel after kernel.
-struct Machine {
-    std::vector<std::unique_ptr<Fiber>> fibers;
-    std::vector<Warp> warps;
-    Gate block;
-    jmp_buf scheduler;
-    ucontext_t home;
-    Fiber *running = nullptr;
-    void (*kernel)(const void *) = nullptr;
-    const void *params = nullptr;
-};
-
 thread_local Machine machine;
 
-[[noreturn]] void fail(const char *what) {
+void fail(const char *what) {
     std::fprintf(stderr, "emulation: %s\n", what);
     std::abort();
 }
@@ -69,6 +27,10 @@ void yield() {
     Fiber *self = machine.running;
     if (_setjmp(self->at) == 0) _longjmp(machine.scheduler, 1);
 }
+
+namespace {
+
+constexpr size_t STACK = 128 << 10;
 
 // Runs kernels for ever; the first call only leaves the place where to go on.
 void fiber_main() {
@@ -94,21 +56,6 @@ void add_fiber() {
     machine.fibers.push_back(std::move(fiber));
 }
 
-// Comes to a gate. The last one opens it, after `complete`; the others wait.
-template <typename Complete> void pass(Gate &gate, Complete complete) {
-    Fiber *self = machine.running;
-    if (++gate.arrived == gate.expected) {
-        complete();
-        gate.arrived = 0;
-        gate.generation++;
-        return;
-    }
-    self->gate = &gate;
-    self->generation = gate.generation;
-    yield();
-    self->gate = nullptr;
-}
-
 void resume(Fiber &fiber) {
     machine.running = &fiber;
     position = &fiber.position;
@@ -120,7 +67,7 @@ bool run_round(u32 threads, bool descending) {
     bool progress = false;
     for (u32 n = 0; n < threads; n++) {
         Fiber &fiber = *machine.fibers[descending ? threads - 1 - n : n];
-        if (fiber.done || (fiber.gate && fiber.gate->generation == fiber.generation)) continue;
+        if (fiber.done || (fiber.gate && fiber.gate->generation == fiber.generation) || waits_at_barrier(fiber)) continue;
         resume(fiber);
         progress = true;
     }
@@ -129,17 +76,24 @@ bool run_round(u32 threads, bool descending) {
 
 void run_block(Dim block, u32 threads, bool descending) {
     machine.block = Gate{threads};
+    begin_shared();
     for (Warp &warp : machine.warps) warp.gate = Gate{WARP_LANES};
+    for (WarpGroup &group : machine.groups) group.gate = Gate{GROUP_THREADS};
     for (u32 i = 0; i < threads; i++) {
         Fiber &fiber = *machine.fibers[i];
         fiber.position = {{i, 0, 0}, block};
         fiber.gate = nullptr;
+        fiber.barrier = 0;
+        fiber.groups = 0;
+        fiber.may_multiply = false;
         fiber.done = false;
     }
-    while (run_round(threads, descending)) {
+    // Copies that are under way come when nothing else can go on.
+    while (run_round(threads, descending) || finish_copy()) {
     }
     for (u32 i = 0; i < threads; i++)
         if (!machine.fibers[i]->done) fail("threads wait for others that are not to come: a barrier is not reached by all");
+    end_block();
 }
 
 } // namespace
@@ -161,20 +115,27 @@ const Exchange &exchange(const u64 *words, u32 count, void (*complete)(Exchange 
 
 } // namespace emulation
 
-// Runs a kernel over a grid. 0, or: 1 there is no such kernel, 2 it has another number of threads, 3 it has parameters of
-// another size.
+// Runs a kernel over a grid, with so many bytes of dynamic shared memory. 0, or: 1 there is no such kernel, 2 it has another
+// number of threads, 3 it has parameters of another size, 4 no block has so much shared memory.
 extern "C" int lockstep_emulate(const char *name, const void *params, size_t params_len, const u32 *grid, u32 threads,
-                                bool descending) {
+                                u32 shared, bool descending) {
     using namespace emulation;
     const Entry *entry = entries;
     while (entry && std::strcmp(entry->name, name) != 0) entry = entry->next;
     if (!entry) return 1;
     if (entry->threads != threads || threads % WARP_LANES != 0) return 2;
-    if (entry->params != params_len) return 3;
+    if (entry->params != params_len || params_len > MOST_PARAMS) return 3;
+    if (shared > MOST_SHARED) return 4;
     while (machine.fibers.size() < threads) add_fiber();
     machine.warps.resize(threads / WARP_LANES);
+    machine.groups.resize(threads / GROUP_THREADS);
+    machine.shared_bytes = shared;
+    machine.descending = descending;
     machine.kernel = entry->run;
-    machine.params = params;
+    // As the driver does, which puts them where kernels find them, aligned.
+    alignas(64) static thread_local char copy[MOST_PARAMS];
+    std::memcpy(copy, params, params_len);
+    machine.params = copy;
     block_dim = {threads, 1, 1};
     grid_dim = {grid[0], grid[1], grid[2]};
     const u64 blocks = (u64)grid[0] * grid[1] * grid[2];

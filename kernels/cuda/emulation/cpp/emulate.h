@@ -107,6 +107,8 @@ template <typename A, typename B> i32 dp4a(u32 a, u32 b, i32 c) {
                                          [](const void *params) { name(*(const Params *)params); });                   \
     static void name(const Params p)
 
+inline uint4 load_once(const u8 *from) { return *(const uint4 *)from; }
+
 inline void __syncthreads() { emulation::sync_threads(); }
 
 template <typename T> T __shfl_xor_sync(u32, T value, u32 mask) {

@@ -1,5 +1,6 @@
 // All kernels in one unit, so that the linker can't leave out what is only called by name.
 #include "emulate.cpp"
+#include "hopper.cpp"
 
 #include "../../add.cu"
 #include "../../append.cu"
@@ -13,6 +14,7 @@
 #include "../../layer_norm.cu"
 #include "../../matmul.cu"
 #include "../../matmul_mma.cu"
+#include "../../matmul_wgmma.cu"
 #include "../../mean_pool.cu"
 #include "../../multiply.cu"
 #include "../../quantize.cu"

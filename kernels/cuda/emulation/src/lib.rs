@@ -10,7 +10,8 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lockstep_cuda::device::{Device, DeviceError};
-use lockstep_cuda::plan::Launch;
+use lockstep_cuda::params::TensorMap;
+use lockstep_cuda::plan::{Launch, TensorBoxes};
 
 unsafe extern "C" {
     fn lockstep_emulate(
@@ -19,6 +20,7 @@ unsafe extern "C" {
         params_len: usize,
         grid: *const u32,
         threads: u32,
+        shared: u32,
         descending: bool,
     ) -> c_int;
     fn lockstep_emulated_kernel(index: u32) -> *const c_char;
@@ -45,6 +47,8 @@ pub enum Order {
 const GUARD: usize = 256;
 /// What is in them.
 const GUARD_BYTE: u8 = 0xa5;
+/// How a map of a tensor begins.
+const TENSOR_MARK: u64 = 0x6c6f_636b_7374_6570;
 /// What is in new memory.
 const NEW_BYTE: u8 = 0xcd;
 
@@ -80,6 +84,22 @@ impl Emulation {
     /// Bytes that are allocated now.
     pub fn allocated(&self) -> usize {
         self.memory().values().sum()
+    }
+
+    /// A tensor as `emulate/cpp` knows it, held to what the driver asks of one.
+    fn tensor_map(&self, boxes: &TensorBoxes) -> Result<TensorMap, DeviceError> {
+        let refuse = |reason: &str| Err(DeviceError { call: format!("map of {boxes:?}"), reason: reason.into() });
+        if !boxes.address.is_multiple_of(16) || boxes.strides().iter().any(|stride| !stride.is_multiple_of(16)) {
+            return refuse("address and strides are multiples of 16 bytes");
+        }
+        if boxes.box_extent().iter().any(|n| !(1..=256).contains(n)) || boxes.extent().contains(&0) {
+            return refuse("a box has 1 to 256 elements along each dimension, a tensor at least one");
+        }
+        self.place("map of a tensor", boxes.address, boxes.bytes() as usize)?;
+        let mut words = [0; 16];
+        let [codes, digits, rows] = boxes.extent();
+        words[..6].copy_from_slice(&[TENSOR_MARK, boxes.address, codes, digits, rows, boxes.box_rows.into()]);
+        Ok(TensorMap { words })
     }
 
     fn check_guards(&self, kernel: &str) -> Result<(), DeviceError> {
@@ -119,6 +139,11 @@ impl Device for Emulation {
 
     fn capability(&self) -> (u32, u32) {
         self.capability
+    }
+
+    /// Few, so that a block that takes tiles until there are no more has several.
+    fn processors(&self) -> u32 {
+        2
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
@@ -180,16 +205,20 @@ impl Device for Emulation {
             return Err(refuse("the grid is empty"));
         }
         let descending = self.order == Order::Descending;
-        let (params, len) = (launch.params.as_ptr(), launch.param_bytes().len());
+        let params = launch.params_with_maps(|boxes| self.tensor_map(boxes))?;
+        let (len, grid) = (size_of_val(&params[..]), launch.grid.as_ptr());
         // SAFETY: name, parameters and grid are read as long as they are. The kernel reads and writes at the addresses in its
         // parameters, which are of this device's buffers; the guards tell where one goes astray.
-        let code =
-            unsafe { lockstep_emulate(name.as_ptr(), params, len, launch.grid.as_ptr(), launch.threads, descending) };
+        let code = unsafe {
+            let (threads, shared) = (launch.threads, launch.shared);
+            lockstep_emulate(name.as_ptr(), params.as_ptr(), len, grid, threads, shared, descending)
+        };
         match code {
             0 => self.check_guards(launch.kernel),
             1 => Err(refuse("there is none of that name")),
             2 => Err(refuse("its blocks have another number of threads")),
-            _ => Err(refuse("its parameters have another size")),
+            3 => Err(refuse("its parameters have another size")),
+            _ => Err(refuse("a block does not have so much shared memory")),
         }
     }
 }

@@ -8,7 +8,7 @@ use lockstep_cuda_emulation::{Emulation, Order, kernels};
 use lockstep_kernels::conformance::{self, Level};
 
 fn backend(order: Order, products: Products) -> Cuda {
-    Cuda::on(Arc::new(Emulation::new(order, (8, 0))), Some(products)).expect("a capable device")
+    Cuda::on(Arc::new(Emulation::new(order, (9, 0))), Some(products)).expect("a capable device")
 }
 
 fn run(order: Order, products: Products, level: Level) {
@@ -18,17 +18,20 @@ fn run(order: Order, products: Products, level: Level) {
 }
 
 #[test]
-fn tensor_cores() {
-    run(Order::Ascending, Products::Mma, Level::Full);
+fn all_of_it() {
+    run(Order::Ascending, Products::Wgmma, Level::Full);
 }
 
 /// The other products, and the other order: a kernel that lacks a barrier gives other bytes when threads run the other way
 /// round.
 #[test]
 fn other_products_and_orders() {
-    for (order, products) in
-        [(Order::Ascending, Products::Dp4a), (Order::Descending, Products::Dp4a), (Order::Descending, Products::Mma)]
-    {
+    for (order, products) in [
+        (Order::Ascending, Products::Mma),
+        (Order::Descending, Products::Mma),
+        (Order::Descending, Products::Dp4a),
+        (Order::Descending, Products::Wgmma),
+    ] {
         run(order, products, Level::Quick);
     }
 }

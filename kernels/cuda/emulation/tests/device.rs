@@ -39,6 +39,7 @@ fn of_cpp(code: &str) -> String {
     if let Some((_, name)) = code.split_once('*') {
         return format!("{name}: u64");
     }
+    let code = code.strip_prefix("alignas(64) ").unwrap_or(code);
     let (kind, name) = code.split_once(' ').expect("a type and a name");
     match name.split_once('[') {
         Some((name, len)) => format!("{name}: [{kind}; {}", len.replace('8', "MAX_TABLES")),
@@ -159,7 +160,14 @@ fn caches_share_pages_and_give_them_back() {
 
 #[test]
 fn products_need_a_capable_device() {
-    for (capability, best) in [((6, 1), Some("dp4a")), ((7, 5), Some("dp4a")), ((8, 0), Some("mma")), ((6, 0), None)] {
+    for (capability, best) in [
+        ((6, 1), Some("dp4a")),
+        ((7, 5), Some("dp4a")),
+        ((8, 0), Some("mma")),
+        ((9, 0), Some("wgmma")),
+        ((10, 0), Some("mma")),
+        ((6, 0), None),
+    ] {
         let device = || Arc::new(Emulation::new(Order::Ascending, capability));
         match (Cuda::on(device(), None), best) {
             (Ok(cuda), Some(best)) => assert!(cuda.name().starts_with(&format!("cuda/{best} ")), "{}", cuda.name()),
@@ -167,7 +175,9 @@ fn products_need_a_capable_device() {
             _ => panic!("{capability:?}"),
         }
         let mma = Cuda::on(device(), Some(Products::Mma));
-        assert_eq!(mma.is_ok(), best == Some("mma"), "{capability:?}");
+        assert_eq!(mma.is_ok(), best.is_some_and(|best| best != "dp4a"), "{capability:?}");
+        let wgmma = Cuda::on(device(), Some(Products::Wgmma));
+        assert_eq!(wgmma.is_ok(), best == Some("wgmma"), "{capability:?}");
     }
 }
 

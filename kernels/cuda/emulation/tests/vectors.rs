@@ -15,7 +15,7 @@ use lockstep_kernels::program::OP_NAMES;
 fn kernels_give_the_stored_vectors() {
     for order in [Order::Ascending, Order::Descending] {
         for products in Products::ALL {
-            let emulation = Arc::new(Emulation::new(order, (8, 0)));
+            let emulation = Arc::new(Emulation::new(order, (9, 0)));
             for op in OP_NAMES {
                 let path = format!("{}/../../vectors/{op}.json", env!("CARGO_MANIFEST_DIR"));
                 let stored = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));

@@ -11,8 +11,10 @@ use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 
 use crate::backend::Products;
 use crate::device::{Buffer, Device, DeviceError};
+use crate::plan::Units;
 
 mod attention;
+pub mod digits;
 mod hash;
 mod ops;
 mod pages;
@@ -27,7 +29,7 @@ use weights::Weights;
 /// A program that is loaded on a device.
 pub struct DeviceExecutor {
     device: Arc<dyn Device>,
-    products: Products,
+    units: Units,
     program: Arc<Program>,
     weights: Weights,
     values: Tensors,
@@ -77,6 +79,7 @@ impl DeviceExecutor {
         params: &dyn Params,
     ) -> Result<Self, BackendError> {
         program.validate()?;
+        let units = Units { products, processors: device.processors() };
         let weights = Weights::new(&device, &program, params)?;
         let values = Tensors::new(&device, &program);
         let caches = Caches::new(&program, DeviceStore::new(&device));
@@ -84,7 +87,7 @@ impl DeviceExecutor {
         let inputs = Inputs::new(&device, &pass)?;
         let saturations = Buffer::of(&device, &[0_u64])?;
         let tables = [Buffer::of(&device, &GAUSS.entries)?, Buffer::of(&device, &SIGMOID.entries)?];
-        Ok(Self { device, products, program, weights, values, caches, pass, inputs, saturations, tables })
+        Ok(Self { device, units, program, weights, values, caches, pass, inputs, saturations, tables })
     }
 }
 

@@ -111,7 +111,7 @@ impl DeviceExecutor {
             stride: padded(self.cols(input)),
             narrow: (self.program.tensor(out).kind == TensorKind::I16).into(),
         };
-        plan::matmul(self.products, wide, params)
+        plan::matmul(self.units, wide, params)
     }
 
     fn binary(&self, a: TensorId, b: TensorId, shift: u8, out: TensorId) -> BinaryParams {

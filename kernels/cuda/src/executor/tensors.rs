@@ -7,6 +7,7 @@ use lockstep_kernels::pass::Pass;
 use lockstep_kernels::program::{Program, TensorId, TensorKind};
 use lockstep_kernels::value::Value;
 
+use super::digits;
 use crate::device::{Buffer, Device, DeviceError};
 use crate::params::ROW_PADDING;
 
@@ -119,8 +120,7 @@ impl Tensors {
             TensorKind::I32 => Value::I32(data.read(elements)?),
             TensorKind::I16 => Value::I16(data.read(elements)?),
             TensorKind::Bfp => {
-                let padded: Vec<i16> = data.read(elements)?;
-                let codes = padded.chunks(shape.stride).flat_map(|row| &row[..shape.cols]).copied().collect();
+                let codes = digits::join(&data.read(2 * elements)?, shape.stride, shape.cols);
                 let exponents = slot.exponents.as_ref().expect("what is written is prepared").read(shape.rows)?;
                 Value::Bfp { codes, exponents }
             }
@@ -150,11 +150,7 @@ impl Tensors {
             Value::I32(v) => data.write(v)?,
             Value::I16(v) => data.write(v)?,
             Value::Bfp { codes, exponents } => {
-                let mut padded = vec![0; shape.rows * shape.stride];
-                for (to, from) in padded.chunks_exact_mut(shape.stride).zip(codes.chunks_exact(shape.cols)) {
-                    to[..shape.cols].copy_from_slice(from);
-                }
-                data.write(&padded)?;
+                data.write(&digits::split(codes, shape.cols, shape.stride))?;
                 slot.exponents.as_ref().expect("just prepared").write(exponents)?;
             }
         }

@@ -3,32 +3,33 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytemuck::{Pod, Zeroable};
-use lockstep_kernels::program::{Op, ParamId, Program, ScaledRows};
+use lockstep_kernels::program::{Op, Param, ParamId, Program, ScaledRows};
 use lockstep_kernels::value::{ParamData, Params};
 
+use super::digits;
 use crate::device::{Buffer, Device, DeviceError};
 use crate::params::ROW_PADDING;
 
-/// Bytes that are padded on the host at a time.
-const PADDED_AT_A_TIME: usize = 16 << 20;
+/// Bytes that are turned into digits on the host at a time.
+const AT_A_TIME: usize = 16 << 20;
 
-/// All parameters of a program. The codes of scaled rows are padded to whole multiples of [`ROW_PADDING`].
+/// All parameters of a program. The codes of scaled rows are kept as [`digits`], padded to whole multiples of [`ROW_PADDING`].
 pub(super) struct Weights {
     buffers: Vec<Buffer>,
 }
 
 impl Weights {
     pub(super) fn new(device: &Arc<dyn Device>, program: &Program, params: &dyn Params) -> Result<Self, DeviceError> {
-        let padded = scaled_codes(program);
-        let upload = |(i, param): (usize, &lockstep_kernels::program::Param)| {
+        let scaled = scaled_codes(program);
+        let upload = |(i, param): (usize, &Param)| {
             let id = ParamId(i as u16);
-            let cols = if padded.contains(&id) { param.cols as usize } else { 0 };
-            match params.param(id) {
-                ParamData::I8(v) => rows(device, v, cols),
-                ParamData::I16(v) => rows(device, v, cols),
-                ParamData::U16(v) => rows(device, v, cols),
-                ParamData::I32(v) => rows(device, v, cols),
+            match (params.param(id), scaled.contains(&id)) {
+                (ParamData::I8(v), true) => rows(device, v, param, digits::pad),
+                (ParamData::I16(v), true) => rows(device, v, param, digits::split),
+                (ParamData::I8(v), _) => Buffer::of(device, v),
+                (ParamData::I16(v), _) => Buffer::of(device, v),
+                (ParamData::U16(v), _) => Buffer::of(device, v),
+                (ParamData::I32(v), _) => Buffer::of(device, v),
             }
         };
         Ok(Self { buffers: program.params.iter().enumerate().map(upload).collect::<Result<_, _>>()? })
@@ -52,21 +53,21 @@ fn scaled_codes(program: &Program) -> BTreeSet<ParamId> {
     program.layers.iter().flat_map(|l| &l.ops).flat_map(of_op).map(|rows| rows.codes).collect()
 }
 
-/// Uploads rows of `cols` items, each padded with zeros; as they are where that is 0 or needs no padding.
-fn rows<T: Pod + Zeroable>(device: &Arc<dyn Device>, items: &[T], cols: usize) -> Result<Buffer, DeviceError> {
-    if cols == 0 || cols.is_multiple_of(ROW_PADDING) {
-        return Buffer::of(device, items);
-    }
+/// Uploads rows of codes, a piece at a time, in the form that `convert` gives rows of so many columns for a stride.
+fn rows<T>(
+    device: &Arc<dyn Device>,
+    codes: &[T],
+    param: &Param,
+    convert: fn(&[T], usize, usize) -> Vec<u8>,
+) -> Result<Buffer, DeviceError> {
+    let cols = param.cols as usize;
     let stride = cols.next_multiple_of(ROW_PADDING);
-    let buffer = Buffer::new(device, items.len() / cols * stride * size_of::<T>())?;
-    let rows_at_a_time = (PADDED_AT_A_TIME / (stride * size_of::<T>())).max(1);
-    let mut padded = vec![T::zeroed(); rows_at_a_time.min(items.len() / cols) * stride];
-    for (piece, rows) in items.chunks(rows_at_a_time * cols).enumerate() {
-        for (to, from) in padded.chunks_exact_mut(stride).zip(rows.chunks_exact(cols)) {
-            to[..cols].copy_from_slice(from);
-        }
-        let at = buffer.address() + (piece * rows_at_a_time * stride * size_of::<T>()) as u64;
-        device.upload(at, bytemuck::cast_slice(&padded[..rows.len() / cols * stride]))?;
+    let row_bytes = stride * size_of::<T>();
+    let buffer = Buffer::new(device, param.rows as usize * row_bytes)?;
+    let rows_at_a_time = (AT_A_TIME / row_bytes).max(1);
+    for (piece, rows) in codes.chunks(rows_at_a_time * cols).enumerate() {
+        let at = buffer.address() + (piece * rows_at_a_time * row_bytes) as u64;
+        device.upload(at, &convert(rows, cols, stride))?;
     }
     Ok(buffer)
 }

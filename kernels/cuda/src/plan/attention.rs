@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Launch;
+use super::{BLOCK_THREADS, Launch};
 use crate::params::{AttentionParams, AttentionTile, CombineParams, RowPartials};
 
 /// Positions of one softmax block.
@@ -88,10 +88,10 @@ pub fn attention_chunks(shape: AttentionShape, sequences: &[SequenceRows], budge
 
 /// Partials of the tiles of a chunk.
 pub fn block(tiles: u32, params: AttentionParams) -> Launch {
-    Launch::new("attention_block", [tiles, params.heads], params)
+    Launch::new("attention_block", BLOCK_THREADS, [tiles, params.heads], params)
 }
 
 /// The rows of a chunk, from their partials.
 pub fn combine(rows: u32, params: CombineParams) -> Launch {
-    Launch::new("attention_combine", [rows, params.heads], params)
+    Launch::new("attention_combine", BLOCK_THREADS, [rows, params.heads], params)
 }

@@ -2,35 +2,28 @@
 
 use bytemuck::Pod;
 
-use crate::backend::Products;
 use crate::params::{
-    AppendParams, BinaryParams, ChunksParams, EmbedParams, MatMulParams, NormParams, QuantizeParams, RopeParams,
-    RowsParams, SampleParams, UnaryParams,
+    AppendParams, BinaryParams, ChunksParams, EmbedParams, NormParams, QuantizeParams, RopeParams, RowsParams,
+    SampleParams, TensorMap, UnaryParams,
 };
 
 mod attention;
+mod matmul;
 mod sample;
 
 pub use attention::{AttentionChunk, AttentionShape, SequenceRows, attention_chunks, block, combine};
+pub use matmul::{MOST_SHARED, Ring, TensorBoxes, Units, VECTOR_ROWS, matmul};
 pub use sample::SamplePoints;
 
 /// Threads of a block of every kernel but the tensor cores' products.
 pub const BLOCK_THREADS: u32 = 256;
-/// Threads of a block of a product on tensor cores.
-pub const MMA_THREADS: u32 = 128;
-/// Most rows that a product reads its weights once for, without tiles.
-pub const VECTOR_ROWS: u32 = 8;
-/// Outputs that a block of such a product has.
-const VECTOR_OUTPUTS: u32 = 2 * BLOCK_THREADS / 32;
-/// Rows and outputs of a tile.
-const TILE: u32 = 64;
 /// Most blocks of a launch over elements; beyond them each thread has several.
 const MOST_BLOCKS: u64 = 1 << 14;
 /// Columns that a block of the mean has.
 const POOL_COLS: u32 = 32;
 
 /// The kernels of each module. A module is a `.cu` file, and one PTX file.
-pub const MODULES: [(&str, &[&str]); 20] = [
+pub const MODULES: [(&str, &[&str]); 21] = [
     ("add", &["add"]),
     ("append", &["append"]),
     ("attention", &["attention_block", "attention_combine"]),
@@ -57,6 +50,7 @@ pub const MODULES: [(&str, &[&str]); 20] = [
         ],
     ),
     ("matmul_mma", &["matmul_mma_w8", "matmul_mma_w16"]),
+    ("matmul_wgmma", &["matmul_wgmma_w8", "matmul_wgmma_w16"]),
     ("mean_pool", &["mean_pool"]),
     ("multiply", &["multiply"]),
     ("quantize", &["quantize"]),
@@ -76,16 +70,31 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub threads: u32,
+    /// Bytes of shared memory beside what the kernel declares.
+    pub shared: u32,
     /// The kernel's one argument, a struct of [`params`](crate::params).
     pub params: Vec<u64>,
+    /// What the device puts at the beginning of the argument: a [`TensorMap`] for each, by which copies find their boxes.
+    pub boxes: Vec<TensorBoxes>,
 }
 
 impl Launch {
-    fn new<P: Pod>(kernel: &'static str, grid: [u32; 2], params: P) -> Self {
-        let threads = if kernel.starts_with("matmul_mma") { MMA_THREADS } else { BLOCK_THREADS };
+    fn new<P: Pod>(kernel: &'static str, threads: u32, grid: [u32; 2], params: P) -> Self {
         let mut words = vec![0_u64; size_of::<P>().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut words)[..size_of::<P>()].copy_from_slice(bytemuck::bytes_of(&params));
-        Self { kernel, grid: [grid[0], grid[1], 1], threads, params: words }
+        Self { kernel, grid: [grid[0], grid[1], 1], threads, shared: 0, params: words, boxes: vec![] }
+    }
+
+    /// The argument with the device's maps of tensors in their places.
+    ///
+    /// # Errors
+    /// What `map` says.
+    pub fn params_with_maps<E>(&self, map: impl Fn(&TensorBoxes) -> Result<TensorMap, E>) -> Result<Vec<u64>, E> {
+        let mut params = self.params.clone();
+        for (place, boxes) in params.chunks_exact_mut(size_of::<TensorMap>() / 8).zip(&self.boxes) {
+            place.copy_from_slice(&map(boxes)?.words);
+        }
+        Ok(params)
     }
 
     /// The argument's bytes.
@@ -97,17 +106,17 @@ impl Launch {
 /// A launch over `len` elements.
 fn elements<P: Pod>(kernel: &'static str, len: u64, params: P) -> Launch {
     let blocks = len.div_ceil(BLOCK_THREADS.into()).min(MOST_BLOCKS) as u32;
-    Launch::new(kernel, [blocks, 1], params)
+    Launch::new(kernel, BLOCK_THREADS, [blocks, 1], params)
 }
 
 /// A launch of a block for each row.
 fn rows<P: Pod>(kernel: &'static str, rows: u32, params: P) -> Launch {
-    Launch::new(kernel, [rows, 1], params)
+    Launch::new(kernel, BLOCK_THREADS, [rows, 1], params)
 }
 
 /// A launch of a block for each row and stretch of columns.
 fn stretches<P: Pod>(kernel: &'static str, rows: u32, cols: u32, params: P) -> Launch {
-    Launch::new(kernel, [rows, cols.div_ceil(BLOCK_THREADS)], params)
+    Launch::new(kernel, BLOCK_THREADS, [rows, cols.div_ceil(BLOCK_THREADS)], params)
 }
 
 /// SPEC 5.1.
@@ -118,30 +127,6 @@ pub fn embed(count: u32, params: EmbedParams) -> Launch {
 /// SPEC 5.2.
 pub fn quantize(count: u32, params: QuantizeParams) -> Launch {
     rows("quantize", count, params)
-}
-
-/// SPEC 5.3: few rows by vectors, many in tiles on whatever the device has for them. `wide` weights have 16 bits.
-pub fn matmul(products: Products, wide: bool, params: MatMulParams) -> Launch {
-    if params.rows <= VECTOR_ROWS {
-        let kernel = match (params.rows, wide) {
-            (..=1, false) => "matmul_vector_w8_1",
-            (2, false) => "matmul_vector_w8_2",
-            (3..=4, false) => "matmul_vector_w8_4",
-            (_, false) => "matmul_vector_w8_8",
-            (..=1, true) => "matmul_vector_w16_1",
-            (2, true) => "matmul_vector_w16_2",
-            (3..=4, true) => "matmul_vector_w16_4",
-            (_, true) => "matmul_vector_w16_8",
-        };
-        return Launch::new(kernel, [params.cols.div_ceil(VECTOR_OUTPUTS), 1], params);
-    }
-    let kernel = match (products, wide) {
-        (Products::Dp4a, false) => "matmul_dp4a_w8",
-        (Products::Dp4a, true) => "matmul_dp4a_w16",
-        (Products::Mma, false) => "matmul_mma_w8",
-        (Products::Mma, true) => "matmul_mma_w16",
-    };
-    Launch::new(kernel, [params.rows.div_ceil(TILE), params.cols.div_ceil(TILE)], params)
 }
 
 /// SPEC 5.4.
@@ -186,7 +171,7 @@ pub fn shift(params: UnaryParams) -> Launch {
 
 /// SPEC 5.10.
 pub fn mean_pool(sequences: u32, params: RowsParams) -> Launch {
-    Launch::new("mean_pool", [sequences, params.cols.div_ceil(POOL_COLS)], params)
+    Launch::new("mean_pool", BLOCK_THREADS, [sequences, params.cols.div_ceil(POOL_COLS)], params)
 }
 
 /// SPEC 5.11.
@@ -217,7 +202,7 @@ pub fn append(count: u32, params: AppendParams) -> Launch {
 /// Chaining values of the chunks of rows.
 pub fn chunks(params: ChunksParams) -> Launch {
     let count = u64::from(params.rows) * u64::from(params.row_chunks);
-    Launch::new("chunks", [count.div_ceil(BLOCK_THREADS.into()) as u32, 1], params)
+    Launch::new("chunks", BLOCK_THREADS, [count.div_ceil(BLOCK_THREADS.into()) as u32, 1], params)
 }
 
 #[cfg(test)]

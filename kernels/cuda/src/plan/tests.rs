@@ -2,7 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use super::matmul::{MMA_THREADS, WGMMA_THREADS, WGMMA_TILE};
 use super::*;
+use crate::backend::Products;
+use crate::params::{MatMulParams, WgmmaParams};
+
+const fn units(products: Products) -> Units {
+    Units { products, processors: 132 }
+}
 
 fn product(rows: u32, cols: u32) -> MatMulParams {
     MatMulParams { rows, cols, stride: 64, ..MatMulParams::default() }
@@ -12,10 +19,10 @@ fn product(rows: u32, cols: u32) -> MatMulParams {
 fn every_kernel_is_in_one_module() {
     let all: Vec<_> = MODULES.iter().flat_map(|(_, kernels)| *kernels).collect();
     assert_eq!(all.len(), all.iter().collect::<BTreeSet<_>>().len());
-    for products in [Products::Dp4a, Products::Mma] {
+    for products in Products::ALL {
         for wide in [false, true] {
             for rows in [1, 2, 3, 4, 5, 8, 9, 64, 65, 1 << 20] {
-                let launch = matmul(products, wide, product(rows, 100));
+                let launch = matmul(units(products), wide, product(rows, 100));
                 assert!(all.contains(&&launch.kernel), "{}", launch.kernel);
                 assert_eq!(launch.kernel.contains("w16"), wide);
             }
@@ -26,19 +33,57 @@ fn every_kernel_is_in_one_module() {
 /// Few rows are vectors that a kernel has room for, and the blocks of a product cover all its outputs.
 #[test]
 fn products_are_covered() {
-    for products in [Products::Dp4a, Products::Mma] {
+    for products in Products::ALL {
         for rows in 1..=VECTOR_ROWS {
-            let launch = matmul(products, false, product(rows, 33));
+            let launch = matmul(units(products), false, product(rows, 33));
             let room: u32 = launch.kernel.rsplit('_').next().and_then(|n| n.parse().ok()).expect("ends with its rows");
             assert!((rows..2 * rows.next_power_of_two()).contains(&room), "{rows} rows on {}", launch.kernel);
             assert_eq!(launch.grid, [3, 1, 1]);
         }
+    }
+    for (products, threads) in [(Products::Dp4a, BLOCK_THREADS), (Products::Mma, MMA_THREADS)] {
         for (rows, cols, grid) in [(9, 1, [1, 1, 1]), (64, 64, [1, 1, 1]), (65, 129, [2, 3, 1])] {
-            let launch = matmul(products, true, product(rows, cols));
-            assert_eq!(launch.grid, grid);
-            assert_eq!(launch.threads, if products == Products::Mma { MMA_THREADS } else { BLOCK_THREADS });
+            let launch = matmul(units(products), true, product(rows, cols));
+            assert_eq!((launch.grid, launch.threads, launch.shared), (grid, threads, 0));
         }
     }
+}
+
+/// Tiles of `wgmma` cover all outputs, with no more blocks than run at a time; a block's stages fit into what it may have, and
+/// tensors are described as they lie.
+#[test]
+fn products_of_warp_groups_are_planned_whole() {
+    for (rows, cols, tiles, blocks) in [(9, 1, 1, 1), (128, 128, 1, 1), (129, 257, 6, 6), (4_096, 4_096, 1_024, 132)] {
+        for wide in [false, true] {
+            let product = MatMulParams { codes: 1 << 20, weight: 1 << 30, ..product(rows, cols) };
+            let launch = matmul(units(Products::Wgmma), wide, product);
+            assert_eq!((launch.grid, launch.threads), ([blocks, 1, 1], WGMMA_THREADS));
+            let params: &WgmmaParams = bytemuck::from_bytes(launch.param_bytes());
+            assert_eq!(params.tiles, tiles);
+            assert!(launch.shared <= MOST_SHARED && launch.shared == Ring::of(wide).shared_bytes());
+            let [weights, activations] = launch.boxes[..] else { panic!("two tensors: {:?}", launch.boxes) };
+            assert_eq!((weights.address, weights.rows, weights.digits), (1 << 30, cols, if wide { 2 } else { 1 }));
+            assert_eq!((activations.address, activations.rows, activations.digits), (1 << 20, rows, 2));
+            for boxes in [weights, activations] {
+                assert_eq!(boxes.box_extent(), [128, 1, WGMMA_TILE]);
+                assert_eq!(boxes.strides(), [64, 64 * u64::from(boxes.digits)]);
+            }
+        }
+    }
+}
+
+/// The device's descriptions of tensors are put where the kernel reads them, and nowhere else.
+#[test]
+fn maps_are_put_in_their_places() {
+    let launch = matmul(units(Products::Wgmma), true, product(9, 5));
+    let params = launch.params_with_maps(|boxes| Ok::<_, ()>(TensorMap { words: [boxes.rows.into(); 16] }));
+    let params = params.expect("maps");
+    assert_eq!(params.len(), launch.params.len());
+    let params: &WgmmaParams = bytemuck::from_bytes(bytemuck::cast_slice(&params));
+    assert_eq!((params.weights.words, params.activations.words), ([5; 16], [9; 16]));
+    assert_eq!((params.product.rows, params.product.cols, params.tiles), (9, 5, 1));
+    assert_eq!(launch.params_with_maps(|_| Err("no")), Err("no"));
+    assert_eq!(std::mem::offset_of!(WgmmaParams, activations), size_of::<TensorMap>());
 }
 
 #[test]
@@ -53,7 +98,7 @@ fn grids_are_never_empty_nor_too_large() {
     let launch = embed(1 << 20, EmbedParams { cols: widest, ..EmbedParams::default() });
     assert_eq!(launch.grid, [1 << 20, widest / BLOCK_THREADS, 1]);
     // The y of a grid ends at 65,535; x does not.
-    let launch = matmul(Products::Mma, true, product(u32::MAX / 2, widest));
+    let launch = matmul(units(Products::Mma), true, product(u32::MAX / 2, widest));
     assert!(launch.grid[1] <= 65_535, "{:?}", launch.grid);
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use lockstep_cuda::Products;
 use lockstep_cuda::device::{Buffer, Device};
+use lockstep_cuda::executor::digits;
 use lockstep_cuda::params::*;
-use lockstep_cuda::plan::{self, AttentionShape, Launch, SamplePoints, SequenceRows};
+use lockstep_cuda::plan::{self, AttentionShape, Launch, SamplePoints, SequenceRows, Units};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostOps, KeyValues, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
@@ -49,11 +50,11 @@ impl Ops {
         count.read::<u64>(1).expect("a count")[0]
     }
 
-    /// Rows of codes, padded.
+    /// Rows of codes, as digits.
     fn codes(&self, codes: ParamData<'_>, cols: usize) -> Buffer {
         match codes {
-            ParamData::I8(v) => self.of(&padded(v, cols)),
-            ParamData::I16(v) => self.of(&padded(v, cols)),
+            ParamData::I8(v) => self.of(&digits::pad(v, cols, stride(cols) as usize)),
+            ParamData::I16(v) => self.of(&digits::split(v, cols, stride(cols) as usize)),
             _ => panic!("codes have 8 or 16 bits"),
         }
     }
@@ -127,11 +128,6 @@ macro_rules! bytes {
 
 bytes!(i8, u8, i16, u16, i32, u32);
 
-fn padded<T: Copy + Default>(items: &[T], cols: usize) -> Vec<T> {
-    let zeros = vec![T::default(); cols.next_multiple_of(ROW_PADDING) - cols];
-    items.chunks_exact(cols).flat_map(|row| row.iter().chain(&zeros).copied()).collect()
-}
-
 fn stride(cols: usize) -> u32 {
     cols.next_multiple_of(ROW_PADDING) as u32
 }
@@ -167,8 +163,9 @@ impl HostOps for Ops {
         let (cols_, stride) = (cols as u32, stride(cols));
         let params = QuantizeParams { input, codes: of_codes, exponents: of_exponents, cols: cols_, stride };
         self.launch(&plan::quantize(rows as u32, params));
-        let rows_of = to.read::<i16>(rows * stride as usize).expect("codes");
-        for (row, codes) in rows_of.chunks_exact(stride as usize).zip(codes.chunks_exact_mut(cols)) {
+        let stride = stride as usize;
+        let padded = digits::join(&to.read::<u8>(rows * 2 * stride).expect("codes"), stride, stride);
+        for (row, codes) in padded.chunks_exact(stride).zip(codes.chunks_exact_mut(cols)) {
             codes.copy_from_slice(&row[..cols]);
             assert!(row[cols..].iter().all(|code| *code == 0), "padding is zeros");
         }
@@ -195,11 +192,10 @@ impl HostOps for Ops {
             narrow,
         };
         let wide = matches!(w.codes, ParamData::I16(_));
+        let units = Units { products: self.products, processors: self.device.processors() };
         match out {
-            MatMulOut::I32(v) => self.counted(v, |out, count| plan::matmul(self.products, wide, params(out, count, 0))),
-            MatMulOut::I16(v) => {
-                self.counted_codes(v, |out, count| plan::matmul(self.products, wide, params(out, count, 1)))
-            }
+            MatMulOut::I32(v) => self.counted(v, |out, count| plan::matmul(units, wide, params(out, count, 0))),
+            MatMulOut::I16(v) => self.counted_codes(v, |out, count| plan::matmul(units, wide, params(out, count, 1))),
         }
     }
 
