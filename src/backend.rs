@@ -14,8 +14,8 @@ use lockstep_sim::adversary::{Lie, LyingBackend};
 use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
-pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/portable, cuda, cuda/N, cuda/wgmma, cuda/mma, \
-    cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, reference";
+pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/neon-dotprod, cpu/neon, cpu/portable, cuda, \
+    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, reference";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {

@@ -53,7 +53,7 @@ fn every_backend_and_thread_count_gives_the_same_roots() {
     let Some(reference) = embed(&["--backend", "reference"]) else { return };
     assert_eq!(reference["layer_roots"].as_array().map(Vec::len), Some(TEXTS.len()));
     let mut ran = 0;
-    for backend in ["cpu", "cpu/portable", "cpu/avx2", "cpu/avx512-vnni"] {
+    for backend in ["cpu", "cpu/portable", "cpu/neon", "cpu/neon-dotprod", "cpu/avx2", "cpu/avx512-vnni"] {
         for threads in ["1", "2", "3"] {
             let probe = run(lockstep().args(["conformance", "--quick", "--backend", backend]));
             if probe.status.code() == Some(3) {

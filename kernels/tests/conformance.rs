@@ -37,6 +37,16 @@ fn avx512_vnni() {
 }
 
 #[test]
+fn neon_dotprod() {
+    full(Path::NeonDotprod, 2);
+}
+
+#[test]
+fn neon() {
+    full(Path::Neon, 2);
+}
+
+#[test]
 fn amx_int8() {
     full(Path::AmxInt8, 2);
 }
@@ -79,6 +89,16 @@ fn paths_are_chosen_by_name() {
         }
     }
     assert_eq!(Path::from_name("avx1024"), None);
+}
+
+/// `scripts/test` says which one that is on the processors that it emulates.
+#[test]
+fn the_fastest_path_is_chosen() {
+    let chosen = Cpu::new(None, 1).expect("every machine has a path").path();
+    assert_eq!(Some(&chosen), Path::available().first());
+    if let Ok(expected) = std::env::var("LOCKSTEP_EXPECTED_PATH") {
+        assert_eq!(chosen.name(), expected);
+    }
 }
 
 /// The oracle, but for one element of one tensor that an op named `op` wrote.

@@ -5,7 +5,7 @@
 //! An 8-bit code is one digit.
 
 use super::isa::{padded_rows, padded_steps};
-use super::path::{Isa, for_each_path};
+use super::path::{Digits, Isa, for_each_path};
 use crate::value::ParamData;
 
 /// Columns of one tile.
@@ -27,7 +27,7 @@ pub(crate) struct Quad(pub(crate) [i8; TILE * STEP]);
 #[derive(Debug)]
 pub struct PackedMatrix {
     quads: Vec<Quad>,
-    /// What is added to the sums of each column: where the left operand is unsigned, `-32768 * (sum of the digits' values)`.
+    /// What is added to the sums of each column: [`Digits::constant`] times the sum of the digits' values.
     corrections: Vec<i64>,
     rows: usize,
     steps: usize,
@@ -58,7 +58,7 @@ impl PackedMatrix {
     /// One digit plane; `code(row, col)`.
     fn narrow(isa: Isa, rows: usize, cols: usize, code: impl Fn(usize, usize) -> i8) -> Self {
         let mut packed = Self::empty(isa, rows, cols, 1);
-        let unit = unsigned_unit(isa);
+        let unit = correction_unit(isa);
         for n in 0..rows {
             let tile = (n / TILE) * packed.steps;
             let mut sum = 0;
@@ -75,7 +75,7 @@ impl PackedMatrix {
     /// Two digit planes, high before low.
     pub(crate) fn wide<F: Fetch>(isa: Isa, rows: usize, cols: usize, codes: &F) -> Self {
         let mut packed = Self::empty(isa, rows, cols, 2);
-        split_codes(isa, codes, packed.steps, &mut packed.quads, unsigned_unit(isa), &mut packed.corrections);
+        split_codes(isa, codes, packed.steps, &mut packed.quads, correction_unit(isa), &mut packed.corrections);
         packed
     }
 
@@ -143,8 +143,8 @@ fn large_pages(quads: &mut Vec<Quad>) {
 }
 
 /// What the sum of a column's codes is multiplied with for its correction.
-fn unsigned_unit(isa: Isa) -> i64 {
-    if isa.takes_unsigned_bytes() { -32_768 } else { 0 }
+fn correction_unit(isa: Isa) -> i64 {
+    isa.digits().map_or(0, Digits::constant)
 }
 
 /// The code that both digits of are 0: what padding is made of.
@@ -241,7 +241,7 @@ for_each_path! {
 pub(crate) struct PackedRows {
     /// Codes `[rows][4 * steps]`, for paths that multiply 16-bit numbers.
     codes: Vec<i16>,
-    /// `code + 32768` as two unsigned digits `[rows][low, high][4 * steps]`, for paths that multiply bytes.
+    /// Two digits of each code, `[rows][low, high][4 * steps]`, for paths that multiply bytes.
     digits: Vec<u8>,
     /// Sum of each row's codes.
     sums: Vec<i64>,
@@ -253,8 +253,10 @@ impl PackedRows {
     pub(crate) fn new(isa: Isa, rows: usize, cols: usize) -> Self {
         let steps = padded_steps(isa, cols);
         let len = padded_rows(isa, rows) * steps * STEP;
-        let bytes = isa.takes_unsigned_bytes();
-        let (codes, digits) = if bytes { (vec![], vec![0; 2 * len]) } else { (vec![0; len], vec![]) };
+        let (codes, digits) = match isa.digits() {
+            Some(_) => (vec![], vec![0; 2 * len]),
+            None => (vec![0; len], vec![]),
+        };
         Self { codes, digits, sums: vec![0; rows], steps }
     }
 
@@ -277,11 +279,12 @@ impl PackedRows {
     /// Packs one row.
     pub(crate) fn set(&mut self, isa: Isa, r: usize, codes: &[i16]) {
         let width = self.steps * STEP;
-        self.sums[r] = if isa.takes_unsigned_bytes() {
-            let (low, high) = self.digits[2 * r * width..2 * (r + 1) * width].split_at_mut(width);
-            split_row(isa, codes, low, high)
-        } else {
-            copy_row(isa, codes, &mut self.codes[r * width..(r + 1) * width])
+        self.sums[r] = match isa.digits() {
+            Some(digits) => {
+                let (low, high) = self.digits[2 * r * width..2 * (r + 1) * width].split_at_mut(width);
+                split_row(isa, codes, digits.flip(), low, high)
+            }
+            None => copy_row(isa, codes, &mut self.codes[r * width..(r + 1) * width]),
         };
     }
 
@@ -314,10 +317,10 @@ impl PackedRows {
 }
 
 for_each_path! {
-    fn split_row(codes: &[i16], low: &mut [u8], high: &mut [u8]) -> i64 {
+    fn split_row(codes: &[i16], flip: u16, low: &mut [u8], high: &mut [u8]) -> i64 {
         let mut sum = 0_i32;
         for ((q, low), high) in codes.iter().zip(low).zip(high) {
-            let u = *q as u16 ^ 0x8000;
+            let u = *q as u16 ^ flip;
             *low = u as u8;
             *high = (u >> 8) as u8;
             // At most 2^14 codes of 2^15: below 2^30.

@@ -11,6 +11,10 @@ pub enum Path {
     Avx512Vnni,
     /// AVX2.
     Avx2,
+    /// NEON with byte dot products.
+    NeonDotprod,
+    /// NEON as every 64-bit Arm processor has it.
+    Neon,
     /// Whatever the target has at the least; plain Rust.
     Portable,
     /// The kernels of [`Path::AmxInt8`] with a plain model of the tiles: slow, for tests on any machine, and never chosen.
@@ -19,7 +23,8 @@ pub enum Path {
 
 impl Path {
     /// All paths that are for use, the fastest first.
-    pub const ALL: [Self; 4] = [Self::AmxInt8, Self::Avx512Vnni, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 6] =
+        [Self::AmxInt8, Self::Avx512Vnni, Self::Avx2, Self::NeonDotprod, Self::Neon, Self::Portable];
 
     /// Name, as flags and reports spell it.
     pub const fn name(self) -> &'static str {
@@ -27,6 +32,8 @@ impl Path {
             Self::AmxInt8 => "amx-int8",
             Self::Avx512Vnni => "avx512-vnni",
             Self::Avx2 => "avx2",
+            Self::NeonDotprod => "neon-dotprod",
+            Self::Neon => "neon",
             Self::Portable => "portable",
             Self::AmxModel => "amx-model",
         }
@@ -39,34 +46,35 @@ impl Path {
 
     /// Features that the path needs and this machine lacks; empty if the path can run here.
     pub fn missing(self) -> Vec<&'static str> {
-        let mut missing = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            macro_rules! need {
-                ($($feature:tt),*) => {
-                    for (name, found) in [$(($feature, std::arch::is_x86_feature_detected!($feature))),*] {
-                        if !found {
-                            missing.push(name);
-                        }
-                    }
-                };
-            }
-            match self {
-                Self::AmxInt8 | Self::Avx512Vnni => {
-                    need!("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni");
-                }
-                Self::Avx2 => need!("avx2"),
-                Self::Portable | Self::AmxModel => {}
-            }
-            if self == Self::AmxInt8 && missing.is_empty() {
-                missing = super::isa::amx::missing();
-            }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        macro_rules! lacking {
+            ($is_detected:ident: $($feature:tt),*) => {{
+                let features = [$(($feature, std::arch::$is_detected!($feature))),*];
+                features.into_iter().filter(|(_, found)| !found).map(|(name, _)| name).collect()
+            }};
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        if !matches!(self, Self::Portable | Self::AmxModel) {
-            missing.push("x86-64");
+        match self {
+            Self::Portable | Self::AmxModel => vec![],
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8 => {
+                let missing = Self::Avx512Vnni.missing();
+                if missing.is_empty() { super::isa::amx::missing() } else { missing }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                lacking!(is_x86_feature_detected: "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => lacking!(is_x86_feature_detected: "avx2"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::AmxInt8 | Self::Avx512Vnni | Self::Avx2 => vec!["x86-64"],
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => lacking!(is_aarch64_feature_detected: "neon", "dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => lacking!(is_aarch64_feature_detected: "neon"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::NeonDotprod | Self::Neon => vec!["aarch64"],
         }
-        missing
     }
 
     /// Paths that can run on this machine, the fastest first.
@@ -101,9 +109,13 @@ impl Isa {
         self.0
     }
 
-    /// Whether left operands are `code + 32768` in two unsigned bytes, rather than 16-bit codes.
-    pub(crate) const fn takes_unsigned_bytes(self) -> bool {
-        matches!(self.0, Path::Avx512Vnni) || self.has_tiles()
+    /// The digits that codes of a left operand are split into; none where they stay whole.
+    pub(crate) const fn digits(self) -> Option<Digits> {
+        match self.0 {
+            Path::AmxInt8 | Path::AmxModel | Path::Avx512Vnni => Some(Digits::Unsigned),
+            Path::NeonDotprod => Some(Digits::Signed),
+            Path::Avx2 | Path::Neon | Path::Portable => None,
+        }
     }
 
     /// Whether products of many rows run on tiles.
@@ -112,8 +124,36 @@ impl Isa {
     }
 }
 
+/// Two byte digits of a 16-bit code, `256 * high + low` and a constant. Both kinds have digits for all codes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Digits {
+    /// From 0 to 255: those of `code + 32768`.
+    Unsigned,
+    /// From -128 to 127: those of `code - 128`.
+    Signed,
+}
+
+impl Digits {
+    /// The constant: `code - (256 * high + low)`.
+    pub(crate) const fn constant(self) -> i64 {
+        match self {
+            Self::Unsigned => -32_768,
+            Self::Signed => 128,
+        }
+    }
+
+    /// What turns the bits of a code into those of its digits, by exclusive or.
+    pub(crate) const fn flip(self) -> u16 {
+        match self {
+            Self::Unsigned => 0x8000,
+            Self::Signed => 0x0080,
+        }
+    }
+}
+
 /// Compiles one plain body once for each path, for the vectoriser to use what the path has. The function that comes
-/// out takes an [`Isa`] first.
+/// out takes an [`Isa`] first. NEON is in what every 64-bit Arm target is compiled for, and the dot products beyond it are
+/// nothing for a vectoriser, so those paths share the plain copy.
 macro_rules! for_each_path {
     (
         $(#[$meta:meta])*

@@ -9,6 +9,10 @@ pub(super) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dotprod;
 mod portable;
 mod tiles;
 
@@ -40,7 +44,8 @@ pub(crate) const fn block_shape(isa: Isa, planes: usize, rows: usize) -> (usize,
         (Path::AmxInt8 | Path::AmxModel, _) => (tiles::ROWS, 1),
         (Path::Avx512Vnni, 1) => (6, 2),
         (Path::Avx512Vnni, _) => (4, 2),
-        (Path::Avx2, _) => (2, 1),
+        (Path::NeonDotprod | Path::Neon, 1) => (3, 1),
+        (Path::NeonDotprod | Path::Neon | Path::Avx2, _) => (2, 1),
         (Path::Portable, _) => (1, 1),
     }
 }
@@ -147,6 +152,10 @@ impl Multiplier {
             (Path::Avx512Vnni, _) => avx512::product(self.isa, x, w, block, sums),
             #[cfg(target_arch = "x86_64")]
             (Path::Avx2, _) => avx2::product(self.isa, x, w, block, sums),
+            #[cfg(target_arch = "aarch64")]
+            (Path::NeonDotprod, _) => neon_dotprod::product(self.isa, x, w, block, sums),
+            #[cfg(target_arch = "aarch64")]
+            (Path::Neon, _) => neon::product(self.isa, x, w, block, sums),
             _ => portable::product(x, w, block, sums),
         }
     }
