@@ -11,13 +11,20 @@ use proptest::prelude::*;
 
 const CASES: u32 = 48;
 
+thread_local! {
+    /// Of one test, so that no two of them want the same threads at once.
+    static BACKENDS: Vec<(String, CpuKernels)> = {
+        let kernels = |path: Path, threads| {
+            let cpu = Cpu::new(Some(path), threads).expect("an available path");
+            (format!("{} on {threads} threads", path.name()), cpu.kernels().clone())
+        };
+        Path::available().into_iter().chain([Path::AmxModel]).flat_map(|p| [kernels(p, 1), kernels(p, 3)]).collect()
+    };
+}
+
 /// Every path of this machine, on one and on three threads.
 fn backends() -> Vec<(String, CpuKernels)> {
-    let kernels = |path: Path, threads| {
-        let cpu = Cpu::new(Some(path), threads).expect("an available path");
-        (format!("{} on {threads} threads", path.name()), cpu.kernels().clone())
-    };
-    Path::available().into_iter().chain([Path::AmxModel]).flat_map(|p| [kernels(p, 1), kernels(p, 3)]).collect()
+    BACKENDS.with(Clone::clone)
 }
 
 /// Numbers of up to `bits` bits, with edges more often than chance would have them.
