@@ -33,7 +33,7 @@ TARGETS = {
 }
 # Modules that need more than the lowest target: tensor cores multiply bytes by mma.sync m16n8k32 from sm_80 on, and wgmma is
 # an instruction of sm_90a alone.
-MODULE_ARCHITECTURE = {"matmul_mma": "compute_80", "matmul_wgmma": "compute_90a"}
+MODULE_ARCHITECTURE = {"attention_mma": "compute_80", "matmul_mma": "compute_80", "matmul_wgmma": "compute_90a"}
 OPTIONS = ["-std=c++20", "-device-int128", f"-I{KERNELS}"]
 
 

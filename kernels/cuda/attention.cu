@@ -1,20 +1,15 @@
-// Scaled dot-product attention with block-wise exact softmax (SPEC 5.7), for prefill and decode alike.
+// Scaled dot-product attention with block-wise exact softmax (SPEC 5.7) on integer units: for decode, and for prefill where
+// there are no tensor cores for bytes.
 //
 // `attention_block` makes the partials of a few rows of one sequence against one block of 256 positions: each thread
 // scores one position, each warp weighs one row, and then threads share the columns of the values. `attention_combine`
 // brings the partials of a row to their largest reference and divides once. Nothing depends on the order of blocks.
-#include "block.cuh"
-#include "fixed.cuh"
-#include "limbs.cuh"
-#include "params.cuh"
+#include "attention.cuh"
 
-constexpr u32 SOFTMAX_BLOCK = 256;
 constexpr u32 ATTENTION_ROWS = 8;
-constexpr u32 MAX_HEAD_DIM = 512;
 constexpr u32 GUARD = 8;
 constexpr u32 SLICE = 8; // elements of a head that a thread multiplies at a time
 
-static_assert(SOFTMAX_BLOCK == BLOCK_THREADS, "a thread for each position");
 static_assert(ATTENTION_ROWS == BLOCK_THREADS / WARP, "a warp for each row");
 
 // Eight elements from `c` on as digits, zeros beyond the end of the head.
@@ -43,14 +38,6 @@ struct AttentionShared {
     i64 sums[ATTENTION_ROWS][SOFTMAX_BLOCK];
 };
 
-// Positions of the tile's block that row r sees.
-__device__ inline u32 seen_of_block(const AttentionParams &p, const AttentionTile &tile, u32 r) {
-    const u32 visible = p.causal ? tile.position + r + 1 : tile.length;
-    const u32 start = tile.block * SOFTMAX_BLOCK;
-    const u32 left = visible > start ? visible - start : 0;
-    return left < SOFTMAX_BLOCK ? left : SOFTMAX_BLOCK;
-}
-
 __device__ inline void stage_queries(AttentionShared &shared, const AttentionParams &p, const AttentionTile &tile, u32 h) {
     const u32 slices = (p.head_dim + SLICE - 1) / SLICE;
     for (u32 i = thread_index(); i < tile.rows * slices; i += BLOCK_THREADS) {
@@ -58,11 +45,6 @@ __device__ inline void stage_queries(AttentionShared &shared, const AttentionPar
         const i16 *q = p.q + ((u64)(tile.row + r) * p.heads + h) * p.head_dim;
         shared.q[r][s] = load_eight(q, s * SLICE, p.head_dim);
     }
-}
-
-// First element of the key and value head that query head h reads.
-__device__ inline u64 of_head(const AttentionParams &p, const KeyBlock &block, u32 h) {
-    return (u64)(h / (p.heads / p.kv_heads)) * block.head_stride;
 }
 
 // The scores of this thread's position for all rows of the tile.
@@ -87,32 +69,6 @@ __device__ inline void score_position(AttentionShared &shared, const AttentionPa
         if (r >= tile.rows || j >= seen_of_block(p, tile, r)) continue;
         const i64 dot = exact<true>(sums[r].hh, sums[r].mid, sums[r].ll);
         shared.scores[r][j] = sat32(round_shift(dot, p.score_shift[h]), clamped);
-    }
-}
-
-// A warp turns the scores of its row into weights, and writes reference and sum of weights.
-__device__ inline void weigh_row(AttentionShared &shared, const AttentionParams &p, const AttentionTile &tile, u32 h) {
-    const u32 r = warp_index();
-    const u32 seen = r < tile.rows ? seen_of_block(p, tile, r) : 0;
-    i32 max = -2147483647 - 1;
-    for (u32 j = lane_index(); j < seen; j += WARP) max = shared.scores[r][j] > max ? shared.scores[r][j] : max;
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) {
-        const i32 other = __shfl_xor_sync(~0u, max, mask);
-        max = other > max ? other : max;
-    }
-    const i32 reference = (i32)(((i64)max + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC);
-    u32 total = 0;
-    for (u32 j = lane_index(); j < SOFTMAX_BLOCK; j += WARP) {
-        u32 w = 0;
-        if (j < seen) w = softmax_weight((u64)((i64)reference * (1 << SCORE_FRAC) - shared.scores[r][j]));
-        shared.scores[r][j] = (i32)w;
-        total += w;
-    }
-    for (u32 mask = WARP / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(~0u, total, mask);
-    if (lane_index() == 0 && seen > 0) {
-        const u64 slot = tile.slot + (u64)r * tile.row_slots + (u64)tile.block * p.heads + h;
-        p.reference[slot] = reference;
-        p.weight[slot] = total;
     }
 }
 
@@ -142,8 +98,7 @@ __device__ inline void sum_values(AttentionShared &shared, const AttentionParams
             if (column >= p.head_dim) continue;
             i64 sum = 0;
             for (u32 s = 0; s < shares; s++) sum += shared.sums[r][s * width + i % width];
-            const u64 slot = tile.slot + (u64)r * tile.row_slots + (u64)tile.block * p.heads + h;
-            p.sums[slot * p.head_dim + column] = sum;
+            p.sums[slot_of(p, tile, r, h) * p.head_dim + column] = sum;
         }
         __syncthreads();
     }
@@ -160,7 +115,8 @@ KERNEL(attention_block, BLOCK_THREADS, AttentionParams) {
     score_position(shared, p, tile, block, h, clamped);
     count_clamped(p.saturations, clamped);
     __syncthreads();
-    weigh_row(shared, p, tile, h);
+    i32 *scores = shared.scores[warp_index()];
+    weigh_row(scores, p, tile, warp_index(), h, [&](u32 j, u32 w) { scores[j] = (i32)w; });
     __syncthreads();
     sum_values(shared, p, tile, block, h);
 }

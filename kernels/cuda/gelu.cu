@@ -1,4 +1,4 @@
 // GELU (SPEC 5.8).
 #include "table.cuh"
 
-KERNEL(gelu, BLOCK_THREADS, UnaryParams) { gate_all(p, 7); }
+KERNEL(gelu, BLOCK_THREADS, UnaryParams) { gate_elements(p, GAUSS_STEPS_LOG2, all_elements(p.len)); }

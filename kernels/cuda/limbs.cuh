@@ -52,13 +52,13 @@ __device__ OUT_OF_LINE i64 output(i64 product, u32 mantissa, i64 s, i32 bias, bo
 }
 
 // Writes one output; returns whether it was clamped.
-__device__ inline u32 finish(const MatMulParams &p, u32 row, u32 col, i64 product) {
-    const i64 s = (i64)p.shift[col] - p.exponents[row];
-    const i64 y = output(product, p.mantissa[col], s, p.bias ? p.bias[col] : 0, p.narrow);
-    const u64 at = (u64)row * p.cols + col;
-    if (p.narrow)
-        ((i16 *)p.out)[at] = (i16)y;
+__device__ inline u32 finish(const MatMulParams &p, const MatMulPart &part, u32 row, u32 col, i64 product) {
+    const i64 s = (i64)part.shift[col] - p.exponents[row];
+    const i64 y = output(product, part.mantissa[col], s, part.bias ? part.bias[col] : 0, part.narrow);
+    const u64 at = (u64)row * part.cols + col;
+    if (part.narrow)
+        ((i16 *)part.out)[at] = (i16)y;
     else
-        ((i32 *)p.out)[at] = (i32)y;
+        ((i32 *)part.out)[at] = (i32)y;
     return (u32)(y >> 32);
 }

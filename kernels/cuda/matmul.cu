@@ -72,14 +72,15 @@ __device__ inline void multiply_steps(VectorSums<ROWS> &sums, const MatMulParams
 
 template <u32 ROWS, u32 STEPS, bool WIDE> __device__ inline void multiply_vectors(const MatMulParams &p) {
     constexpr u32 AT_A_TIME = WARP * CHUNK; // codes of a warp
+    const MatMulPart &part = p.parts[blockIdx.z];
     const u32 first = (blockIdx.x * (BLOCK_THREADS / WARP) + warp_index()) * VECTOR_OUTPUTS;
-    if (first >= p.cols) return;
+    if (first >= part.cols) return;
     const u8 *weights[VECTOR_OUTPUTS];
 #pragma unroll
     for (u32 n = 0; n < VECTOR_OUTPUTS; n++) {
         // Beyond the last output the last one is computed again, and not written.
-        const u32 col = first + n < p.cols ? first + n : p.cols - 1;
-        weights[n] = p.weight + (u64)col * p.stride * (WIDE ? 2 : 1);
+        const u32 col = first + n < part.cols ? first + n : part.cols - 1;
+        weights[n] = part.weight + (u64)col * p.stride * (WIDE ? 2 : 1);
     }
     VectorSums<ROWS> sums = {};
     u32 k = 0;
@@ -93,8 +94,8 @@ template <u32 ROWS, u32 STEPS, bool WIDE> __device__ inline void multiply_vector
         for (u32 n = 0; n < VECTOR_OUTPUTS; n++) {
             const i32 hh = sum_warp(sums.of[r][n].hh), mid = sum_warp(sums.of[r][n].mid);
             const i32 ll = WIDE ? sum_warp(sums.of[r][n].ll) : 0;
-            const bool mine = lane_index() == 0 && r < p.rows && first + n < p.cols;
-            if (mine) clamped += finish(p, r, first + n, exact<WIDE>(hh, mid, ll));
+            const bool mine = lane_index() == 0 && r < p.rows && first + n < part.cols;
+            if (mine) clamped += finish(p, part, r, first + n, exact<WIDE>(hh, mid, ll));
         }
     }
     count_clamped(p.saturations, clamped);
@@ -129,14 +130,16 @@ __device__ inline void stage(u32 *staged, const u8 *digits, u64 pitch, u32 row, 
 template <bool WIDE> __device__ inline void multiply_tile(const MatMulParams &p) {
     __shared__ u32 x_high[TILE * TILE_PITCH], x_low[TILE * TILE_PITCH];
     __shared__ u32 w_high[TILE * TILE_PITCH], w_low[WIDE ? TILE * TILE_PITCH : 1];
+    const MatMulPart &part = p.parts[blockIdx.z];
     const u32 row = blockIdx.x * TILE, col = blockIdx.y * TILE;
+    if (col >= part.cols) return;
     const u32 ty = thread_index() / 16, tx = thread_index() % 16;
     DigitSums sums[SIDE][SIDE] = {};
     for (u32 k = 0; k < p.stride; k += TILE_WORDS * 4) {
         stage(x_high, p.codes, 2 * p.stride, row, p.rows, k);
         stage(x_low, p.codes + p.stride, 2 * p.stride, row, p.rows, k);
-        stage(w_high, p.weight, (WIDE ? 2 : 1) * p.stride, col, p.cols, k);
-        if (WIDE) stage(w_low, p.weight + p.stride, 2 * p.stride, col, p.cols, k);
+        stage(w_high, part.weight, (WIDE ? 2 : 1) * p.stride, col, part.cols, k);
+        if (WIDE) stage(w_low, part.weight + p.stride, 2 * p.stride, col, part.cols, k);
         __syncthreads();
         // One word at a time: with two in flight, registers are spilled.
 #pragma unroll 1
@@ -168,7 +171,7 @@ template <bool WIDE> __device__ inline void multiply_tile(const MatMulParams &p)
         for (u32 b = 0; b < SIDE; b++) {
             const u32 t = row + ty + 16 * a, n = col + tx + 16 * b;
             const DigitSums &s = sums[a][b];
-            if (t < p.rows && n < p.cols) clamped += finish(p, t, n, exact<WIDE>(s.hh, s.mid, s.ll));
+            if (t < p.rows && n < part.cols) clamped += finish(p, part, t, n, exact<WIDE>(s.hh, s.mid, s.ll));
         }
     }
     count_clamped(p.saturations, clamped);

@@ -119,21 +119,23 @@ __device__ inline void multiply_staged(Accumulators<WIDE> &sums, const u32 *x_hi
 template <bool WIDE> __device__ inline void multiply_mma(const MatMulParams &p) {
     __shared__ u32 x_high[MMA_TILE * MMA_PITCH], x_low[MMA_TILE * MMA_PITCH];
     __shared__ u32 w_high[MMA_TILE * MMA_PITCH], w_low[WIDE ? MMA_TILE * MMA_PITCH : 1];
+    const MatMulPart &part = p.parts[blockIdx.z];
     const u32 row = blockIdx.x * MMA_TILE, col = blockIdx.y * MMA_TILE;
+    if (col >= part.cols) return;
     const u32 warp_row = warp_index() / 2 * 32, warp_col = warp_index() % 2 * 32;
     const u32 *w_low_of_warp = WIDE ? w_low + warp_col * MMA_PITCH : w_low;
     Accumulators<WIDE> sums = {};
     InFlight<true> x;
     InFlight<WIDE> w;
     x.load(p.codes, row, p.rows, p.stride, 0);
-    w.load(p.weight, col, p.cols, p.stride, 0);
+    w.load(part.weight, col, part.cols, p.stride, 0);
     for (u32 k = 0; k < p.stride; k += MMA_K) {
         x.store(x_high, x_low);
         w.store(w_high, w_low);
         __syncthreads();
         if (k + MMA_K < p.stride) {
             x.load(p.codes, row, p.rows, p.stride, k + MMA_K);
-            w.load(p.weight, col, p.cols, p.stride, k + MMA_K);
+            w.load(part.weight, col, part.cols, p.stride, k + MMA_K);
         }
         multiply_staged<WIDE>(sums, x_high + warp_row * MMA_PITCH, x_low + warp_row * MMA_PITCH,
                               w_high + warp_col * MMA_PITCH, w_low_of_warp);
@@ -150,7 +152,7 @@ template <bool WIDE> __device__ inline void multiply_mma(const MatMulParams &p) 
                 const u32 c = col + warp_col + n * 8 + lane_index() % 4 * 2 + i % 2;
                 const i32 ll = WIDE ? sums.ll[WIDE ? m : 0][WIDE ? n : 0][i] : 0;
                 const i64 product = exact<WIDE>(sums.hh[m][n][i], sums.mid[m][n][i], ll);
-                if (t < p.rows && c < p.cols) clamped += finish(p, t, c, product);
+                if (t < p.rows && c < part.cols) clamped += finish(p, part, t, c, product);
             }
         }
     }

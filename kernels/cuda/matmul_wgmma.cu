@@ -116,7 +116,7 @@ __device__ inline u32 write_tile(const GroupSums<WIDE> &sums, const MatMulParams
         const u32 col = tile.col + first + warp_index() % 4 * 16 + lane_index() / 4 + i / 2 % 2 * 8;
         const u32 row = tile.row + i / 4 * 8 + lane_index() % 4 * 2 + i % 2;
         const i64 product = exact<WIDE>(sums.hh[i], sums.mid[i], sums.ll[WIDE ? i : 0]);
-        if (row < p.rows && col < p.cols) clamped += finish(p, row, col, product);
+        if (row < p.rows && col < p.parts[0].cols) clamped += finish(p, p.parts[0], row, col, product);
     }
     return clamped;
 }

@@ -1,9 +1,7 @@
 // What LayerNorm, RMSNorm and L2 normalisation share: rows scaled to 30 bits, and division by a root (SPEC 5.5). All
 // threads of a block work on one row.
 #pragma once
-#include "block.cuh"
-#include "fixed.cuh"
-#include "params.cuh"
+#include "elements.cuh"
 
 // x * 2^scale, rounded half up, for a scale of -2 to 30.
 __device__ inline i64 scale_element(i32 x, i32 scale) {
@@ -13,7 +11,7 @@ __device__ inline i64 scale_element(i32 x, i32 scale) {
 // 30 less the bits of the row's largest magnitude.
 __device__ inline i32 row_scale(const i32 *row, u32 cols) {
     u32 max = 0;
-    for (u32 i = thread_index(); i < cols; i += BLOCK_THREADS) {
+    for (u32 i = thread_index(); i < cols; i += block_threads()) {
         const u32 m = magnitude(row[i]);
         max = m > max ? m : max;
     }
@@ -23,7 +21,7 @@ __device__ inline i32 row_scale(const i32 *row, u32 cols) {
 // The rounded mean of the scaled row.
 __device__ inline i64 row_mean(const i32 *row, u32 cols, i32 scale) {
     i64 sum = 0;
-    for (u32 i = thread_index(); i < cols; i += BLOCK_THREADS) sum += scale_element(row[i], scale);
+    for (u32 i = thread_index(); i < cols; i += block_threads()) sum += scale_element(row[i], scale);
     return rounded_mean(block_sum_signed(sum), cols);
 }
 
@@ -40,7 +38,7 @@ __device__ inline u64 scaled_epsilon(const NormParams &p, i32 scale) {
 __device__ inline Root row_root(const i32 *row, u32 cols, i32 scale, i64 mean, u64 epsilon) {
     __shared__ Root root;
     u64 squares = 0;
-    for (u32 i = thread_index(); i < cols; i += BLOCK_THREADS) {
+    for (u32 i = thread_index(); i < cols; i += block_threads()) {
         const i64 h = round_shift(scale_element(row[i], scale) - mean, 8);
         squares += (u64)(h * h);
     }
@@ -63,7 +61,7 @@ __device__ inline void normalize_row(const NormParams &p, bool centred) {
     const i64 mean = centred ? row_mean(row, p.cols, scale) : 0;
     const Root root = row_root(row, p.cols, scale, mean, scaled_epsilon(p, scale));
     u32 clamped = 0;
-    for (u32 i = thread_index(); i < p.cols; i += BLOCK_THREADS) {
+    for (u32 i = thread_index(); i < p.cols; i += block_threads()) {
         const i64 unit = unit_element(row[i], scale, mean, root);
         const i64 gain = round_shift(wrapping_mul(unit, p.scale[i]), p.shift);
         out[i] = sat32(gain + (p.bias ? p.bias[i] : 0), clamped);

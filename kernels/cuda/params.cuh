@@ -33,19 +33,26 @@ struct QuantizeParams {
     u32 stride;
 };
 
-struct MatMulParams {
-    const u8 *codes;
-    const i32 *exponents;
+// One of the matrices that the same rows are multiplied by.
+struct MatMulPart {
     const u8 *weight; // of 16-bit codes or of 8-bit ones
     const u16 *mantissa;
     const i16 *shift;
-    const i32 *bias;  // or none
-    void *out;        // i32 or i16
+    const i32 *bias; // or none
+    void *out;       // i32 or i16
+    u32 cols;
+    u32 narrow; // whether out is i16
+};
+
+struct MatMulParams {
+    const u8 *codes;
+    const i32 *exponents;
     u64 *saturations;
     u32 rows;
-    u32 cols;
     u32 stride;
-    u32 narrow;  // whether out is i16
+    u32 count; // of parts; a block is of part blockIdx.z
+    u32 unused;
+    MatMulPart parts[4];
 };
 
 struct BinaryParams {
@@ -112,7 +119,7 @@ struct KeyBlock {
 // Rows of one sequence that are computed together, against one softmax block.
 struct AttentionTile {
     u32 row;       // first
-    u32 rows;      // 1 to ATTENTION_ROWS
+    u32 rows;      // 1 to 8, or to 16 on tensor cores
     u32 position;  // of the first row
     u32 length;    // positions of the sequence
     u32 block;     // softmax block
@@ -223,6 +230,26 @@ struct ChunksParams {
     u32 unused;
 };
 
+// Steps of a row, in their order.
+constexpr u32 STEP_ADD = 1;
+constexpr u32 STEP_SILU = 2;
+constexpr u32 STEP_GELU = 4;
+constexpr u32 STEP_MULTIPLY = 8;
+constexpr u32 STEP_RMS_NORM = 16;
+constexpr u32 STEP_LAYER_NORM = 32;
+constexpr u32 STEP_QUANTIZE = 64;
+
+struct RowStepsParams {
+    BinaryParams add;
+    UnaryParams gate;
+    BinaryParams multiply;
+    NormParams norm;
+    QuantizeParams quantize;
+    u64 *saturations;
+    u32 steps;
+    u32 cols;
+};
+
 // What copies read of a tensor: opaque, the device's own description.
 struct TensorMap {
     alignas(64) u64 words[16];
@@ -233,5 +260,5 @@ struct WgmmaParams {
     TensorMap activations;
     MatMulParams product;
     u32 tiles;
-    u32 unused[11]; // up to a whole 64 bytes
+    u32 unused[5]; // up to a whole 64 bytes
 };

@@ -1,10 +1,11 @@
 // x times a tabulated function of x (SPEC 4.3 and 4.4).
 #pragma once
-#include "block.cuh"
-#include "fixed.cuh"
-#include "params.cuh"
+#include "elements.cuh"
 
 constexpr u32 INTERVALS = 1024;
+// Of the tables of the sigmoid and of the Gauss integral.
+constexpr u32 SIGMOID_STEPS_LOG2 = 6;
+constexpr u32 GAUSS_STEPS_LOG2 = 7;
 
 // x * f(x), where f(-x) = 1 - f(x); the table has 2^steps_log2 steps a unit, in Q31.
 __device__ inline i32 times_table(const u32 *table, u32 steps_log2, i32 x, u32 frac) {
@@ -21,8 +22,6 @@ __device__ inline i32 times_table(const u32 *table, u32 steps_log2, i32 x, u32 f
     return (i32)round_shift((i64)x * f, 31);
 }
 
-__device__ inline void gate_all(const UnaryParams &p, u32 steps_log2) {
-    const u64 step = (u64)gridDim.x * BLOCK_THREADS;
-    for (u64 i = (u64)blockIdx.x * BLOCK_THREADS + thread_index(); i < p.len; i += step)
-        p.out[i] = times_table(p.table, steps_log2, p.input[i], p.amount);
+__device__ inline void gate_elements(const UnaryParams &p, u32 steps_log2, Elements of) {
+    for (u64 i = of.from; i < of.end; i += of.step) p.out[i] = times_table(p.table, steps_log2, p.input[i], p.amount);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
@@ -25,9 +25,21 @@ pub struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    staging: Mutex<Staging>,
     /// Kernels by name, once their module was loaded.
     kernels: Mutex<BTreeMap<&'static str, sys::CUfunction>>,
 }
+
+/// Memory of the host that a copy may read at any later time. Small uploads are put there one after the other, and nobody waits
+/// for them before it is full.
+struct Staging {
+    base: *mut u8,
+    used: usize,
+}
+
+/// Bytes of [`Staging`], and of an upload that goes through it.
+const STAGING_BYTES: usize = 8 << 20;
+const MOST_STAGED: usize = 1 << 20;
 
 // SAFETY: the handles are the driver's, which any thread may use; every call makes the context current first.
 unsafe impl Send for Driver {}
@@ -106,7 +118,50 @@ impl Driver {
             }
         };
         let capability = (major.unsigned_abs(), minor.unsigned_abs());
-        Ok(Self { ordinal, name, capability, processors, device, context, stream, kernels: Mutex::default() })
+        let staging = Mutex::new(Staging { base: std::ptr::null_mut(), used: 0 });
+        let kernels = Mutex::default();
+        let driver = Self { ordinal, name, capability, processors, device, context, stream, staging, kernels };
+        driver.keep_memory()?;
+        // SAFETY: the context is current; the memory is freed when this is dropped.
+        let base = unsafe { result::malloc_host(STAGING_BYTES, 0) }
+            .map_err(failed(format!("cuMemHostAlloc of {STAGING_BYTES} bytes")))?;
+        driver.staging().base = base.cast();
+        Ok(driver)
+    }
+
+    /// Has the driver keep memory that is given back, instead of returning it to the system at the next wait.
+    fn keep_memory(&self) -> Result<(), DeviceError> {
+        use sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as KEPT;
+        let mut all = u64::MAX;
+        // SAFETY: the device is one that the driver gave.
+        let pool = unsafe { result::device::get_default_mem_pool(self.device) };
+        let pool = pool.map_err(failed("cuDeviceGetDefaultMemPool"))?;
+        // SAFETY: the attribute is a number of 64 bits.
+        unsafe { result::mem_pool::set_attribute(pool, KEPT, (&raw mut all).cast()) }
+            .map_err(failed("cuMemPoolSetAttribute"))
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies at most [`MOST_STAGED`] bytes to the device, without waiting for it.
+    fn upload_staged(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        let mut staging = self.staging();
+        if staging.used + bytes.len() > STAGING_BYTES {
+            self.wait("uploads before this one")?;
+            staging.used = 0;
+        }
+        // SAFETY: the place lies within the memory, and what was copied from it before has been waited for.
+        let staged = unsafe {
+            let place = staging.base.add(staging.used);
+            place.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            std::slice::from_raw_parts(place, bytes.len())
+        };
+        staging.used += bytes.len();
+        // SAFETY: the caller owns the memory at `to`; the staged bytes stay until the copy has been waited for.
+        unsafe { result::memcpy_htod_async(to, staged, self.stream) }
+            .map_err(failed(format!("cuMemcpyHtoDAsync of {} bytes", bytes.len())))
     }
 
     /// Where everything runs, in order.
@@ -207,6 +262,10 @@ impl Drop for Driver {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            let staging = self.staging().base;
+            if !staging.is_null() {
+                let _ = result::free_host(staging.cast());
+            }
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
@@ -242,6 +301,9 @@ impl Device for Driver {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         self.enter()?;
+        if bytes.len() <= MOST_STAGED {
+            return self.upload_staged(to, bytes);
+        }
         let call = format!("cuMemcpyHtoDAsync of {} bytes", bytes.len());
         // SAFETY: the caller owns the memory at `to`. The bytes are pageable, so the driver has read them when this returns.
         unsafe { result::memcpy_htod_async(to, bytes, self.stream) }.map_err(failed(call.as_str()))?;

@@ -6,6 +6,18 @@ use bytemuck::{Pod, Zeroable};
 /// Elements to whose multiple rows of codes are padded with zeros, so that they can be read 16 bytes at a time.
 pub const ROW_PADDING: usize = 64;
 
+/// Steps of a row, in their order: those of [`RowStepsParams::steps`].
+pub const STEP_ADD: u32 = 1;
+pub const STEP_SILU: u32 = 2;
+pub const STEP_GELU: u32 = 4;
+pub const STEP_MULTIPLY: u32 = 8;
+pub const STEP_RMS_NORM: u32 = 16;
+pub const STEP_LAYER_NORM: u32 = 32;
+pub const STEP_QUANTIZE: u32 = 64;
+
+/// Most matrices of one launch of a product.
+pub const MAX_PARTS: usize = 4;
+
 /// Most tables of an embedding.
 pub const MAX_TABLES: usize = 8;
 
@@ -44,19 +56,27 @@ pub struct QuantizeParams {
 
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
-pub struct MatMulParams {
-    pub codes: u64,
-    pub exponents: u64,
+pub struct MatMulPart {
     pub weight: u64,
     pub mantissa: u64,
     pub shift: u64,
     pub bias: u64,
     pub out: u64,
+    pub cols: u32,
+    pub narrow: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct MatMulParams {
+    pub codes: u64,
+    pub exponents: u64,
     pub saturations: u64,
     pub rows: u32,
-    pub cols: u32,
     pub stride: u32,
-    pub narrow: u32,
+    pub count: u32,
+    pub unused: u32,
+    pub parts: [MatMulPart; 4],
 }
 
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
@@ -260,6 +280,19 @@ pub struct ChunksParams {
 
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 #[repr(C)]
+pub struct RowStepsParams {
+    pub add: BinaryParams,
+    pub gate: UnaryParams,
+    pub multiply: BinaryParams,
+    pub norm: NormParams,
+    pub quantize: QuantizeParams,
+    pub saturations: u64,
+    pub steps: u32,
+    pub cols: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[repr(C)]
 pub struct TensorMap {
     pub words: [u64; 16],
 }
@@ -271,5 +304,5 @@ pub struct WgmmaParams {
     pub activations: TensorMap,
     pub product: MatMulParams,
     pub tiles: u32,
-    pub unused: [u32; 11],
+    pub unused: [u32; 5],
 }

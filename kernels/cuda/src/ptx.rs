@@ -3,7 +3,7 @@
 macro_rules! modules {
     ($($name:literal),* $(,)?) => {
         /// Name and text of every module, in the order of [`MODULES`](crate::plan::MODULES).
-        pub(crate) const PTX: [(&str, &str); 21] = [$(($name, include_str!(concat!("../ptx/", $name, ".ptx")))),*];
+        pub(crate) const PTX: [(&str, &str); 23] = [$(($name, include_str!(concat!("../ptx/", $name, ".ptx")))),*];
     };
 }
 
@@ -11,6 +11,7 @@ modules!(
     "add",
     "append",
     "attention",
+    "attention_mma",
     "chunks",
     "embed",
     "first_pool",
@@ -26,6 +27,7 @@ modules!(
     "quantize",
     "rms_norm",
     "rope",
+    "row_steps",
     "sample",
     "shift",
     "silu",
@@ -52,7 +54,7 @@ mod tests {
             let version: (u32, u32) = (major.parse().expect("a number"), minor.parse().expect("a number"));
             assert!(version <= (8, 4), "{name} is PTX {version:?}");
             let target = match *name {
-                "matmul_mma" => "sm_80",
+                "attention_mma" | "matmul_mma" => "sm_80",
                 "matmul_wgmma" => "sm_90a",
                 _ => "sm_61",
             };

@@ -1,64 +1,112 @@
 //! Attention over the keys and values of a pass, and those of earlier ones where there are caches.
 
+use std::sync::Arc;
+
 use lockstep_kernels::backend::BackendError;
-use lockstep_kernels::program::{Heads, Op};
+use lockstep_kernels::pass::Pass;
+use lockstep_kernels::program::{Heads, Op, Program};
 
 use super::DeviceExecutor;
 use super::pages::BLOCK;
-use crate::device::Buffer;
+use crate::backend::Products;
+use crate::device::{Buffer, Device, DeviceError};
 use crate::params::{AttentionParams, CombineParams, KeyBlock};
-use crate::plan::{self, AttentionChunk, AttentionShape, SequenceRows};
+use crate::plan::{self, AttentionChunk, AttentionShape, AttentionUnits, SequenceRows};
 
 /// Memory for the partials of the rows that are computed together.
 const PARTIAL_BYTES: u64 = 256 << 20;
 
-/// Memory for the partials of a chunk.
-struct Partials {
+/// How the rows of a pass are cut for attentions of one shape, on the device: the same in all layers.
+pub(super) struct Cut {
+    shape: AttentionShape,
+    units: AttentionUnits,
+    chunks: Vec<Chunk>,
     sums: Buffer,
     reference: Buffer,
     weight: Buffer,
 }
 
+/// Tiles of a chunk, and its rows.
+struct Chunk {
+    tiles: Buffer,
+    tile_count: u32,
+    rows: Buffer,
+    row_count: u32,
+}
+
+impl Cut {
+    /// For each shape of attention that the program has.
+    pub(super) fn all(
+        device: &Arc<dyn Device>,
+        products: Products,
+        program: &Program,
+        pass: &Pass,
+    ) -> Result<Vec<Self>, DeviceError> {
+        let mut shapes: Vec<AttentionShape> = Vec::new();
+        for op in program.layers.iter().flat_map(|layer| &layer.ops) {
+            if let Op::Attention { heads, .. } = op
+                && !shapes.contains(&shape_of(heads))
+            {
+                shapes.push(shape_of(heads));
+            }
+        }
+        shapes.into_iter().map(|shape| Self::new(device, products, shape, pass)).collect()
+    }
+
+    fn new(
+        device: &Arc<dyn Device>,
+        products: Products,
+        shape: AttentionShape,
+        pass: &Pass,
+    ) -> Result<Self, DeviceError> {
+        let (mut sequences, mut table) = (Vec::new(), 0);
+        for (sequence, span) in pass.batch.sequences.iter().zip(&pass.spans) {
+            let (rows, start) = (span.start as u32..span.end as u32, sequence.start as u32);
+            sequences.push(SequenceRows { rows, start, table });
+            table += sequence.tokens.len().div_ceil(BLOCK) as u32;
+        }
+        let units = AttentionUnits::choose(products, &sequences);
+        let chunks = plan::attention_chunks(units, shape, &sequences, PARTIAL_BYTES);
+        let most = chunks.iter().map(|c| c.slots as usize).max().unwrap_or(0);
+        let upload = |chunk: &AttentionChunk| {
+            let (tile_count, row_count) = (chunk.tiles.len() as u32, chunk.rows.len() as u32);
+            let (tiles, rows) = (Buffer::of(device, &chunk.tiles)?, Buffer::of(device, &chunk.rows)?);
+            Ok(Chunk { tiles, tile_count, rows, row_count })
+        };
+        Ok(Self {
+            shape,
+            units,
+            chunks: chunks.iter().map(upload).collect::<Result<_, DeviceError>>()?,
+            sums: Buffer::new(device, most * 8 * shape.head_dim as usize)?,
+            reference: Buffer::new(device, most * 4)?,
+            weight: Buffer::new(device, most * 4)?,
+        })
+    }
+}
+
+fn shape_of(heads: &Heads) -> AttentionShape {
+    AttentionShape { heads: heads.heads.into(), head_dim: heads.head_dim.into(), causal: heads.causal }
+}
+
 impl DeviceExecutor {
     pub(super) fn attention(&self, op: &Op, line: usize) -> Result<(), BackendError> {
         let Op::Attention { heads, .. } = op else { unreachable!("only called for attention") };
-        let (sequences, blocks) = self.key_blocks(op, line);
-        let shape = AttentionShape { heads: heads.heads.into(), head_dim: heads.head_dim.into(), causal: heads.causal };
-        let blocks = Buffer::of(&self.device, &blocks)?;
-        let score_shift = Buffer::of(&self.device, &heads.score_shift)?;
-        let value_shift = Buffer::of(&self.device, &heads.value_shift)?;
-        let chunks = plan::attention_chunks(shape, &sequences, PARTIAL_BYTES);
-        let most = chunks.iter().map(|c| c.slots as usize).max().unwrap_or(0);
-        let partials = Partials {
-            sums: Buffer::new(&self.device, most * 8 * usize::from(heads.head_dim))?,
-            reference: Buffer::new(&self.device, most * 4)?,
-            weight: Buffer::new(&self.device, most * 4)?,
-        };
-        for chunk in &chunks {
-            self.attend(op, chunk, &partials, [&blocks, &score_shift, &value_shift])?;
-        }
-        Ok(())
+        let blocks = Buffer::of(&self.device, &self.key_blocks(op, line))?;
+        let shape = shape_of(heads);
+        let cut = self.inputs.cuts.iter().find(|cut| cut.shape == shape).expect("one for each shape of the program");
+        cut.chunks.iter().try_for_each(|chunk| self.attend(op, chunk, cut, &blocks))
     }
 
     /// The rows of one chunk.
-    fn attend(
-        &self,
-        op: &Op,
-        chunk: &AttentionChunk,
-        partials: &Partials,
-        [blocks, score_shift, value_shift]: [&Buffer; 3],
-    ) -> Result<(), BackendError> {
+    fn attend(&self, op: &Op, chunk: &Chunk, cut: &Cut, blocks: &Buffer) -> Result<(), BackendError> {
         let Op::Attention { q, heads, out, .. } = op else { unreachable!("only called for attention") };
-        let tiles = Buffer::of(&self.device, &chunk.tiles)?;
-        let rows = Buffer::of(&self.device, &chunk.rows)?;
-        let (sums, reference, weight) =
-            (partials.sums.address(), partials.reference.address(), partials.weight.address());
-        let (of_heads, head_dim) = (u32::from(heads.heads), u32::from(heads.head_dim));
+        let (sums, reference, weight) = (cut.sums.address(), cut.reference.address(), cut.weight.address());
+        let AttentionShape { heads: of_heads, head_dim, .. } = cut.shape;
         let params = AttentionParams {
             q: self.values.at(*q),
             blocks: blocks.address(),
-            tiles: tiles.address(),
-            score_shift: score_shift.address(),
+            tiles: chunk.tiles.address(),
+            score_shift: self.weights.bytes_at(&heads.score_shift),
             sums,
             reference,
             weight,
@@ -68,27 +116,25 @@ impl DeviceExecutor {
             head_dim,
             causal: heads.causal.into(),
         };
-        self.device.launch(&plan::block(chunk.tiles.len() as u32, params))?;
+        self.device.launch(&plan::block(cut.units, chunk.tile_count, params))?;
         let params = CombineParams {
-            rows: rows.address(),
+            rows: chunk.rows.address(),
             sums,
             reference,
             weight,
-            value_shift: value_shift.address(),
+            value_shift: self.weights.bytes_at(&heads.value_shift),
             out: self.values.at(*out),
             heads: of_heads,
             head_dim,
         };
-        Ok(self.device.launch(&plan::combine(chunk.rows.len() as u32, params))?)
+        Ok(self.device.launch(&plan::combine(chunk.row_count, params))?)
     }
 
-    /// The rows of each sequence, and where the softmax blocks of their keys and values are.
-    fn key_blocks(&self, op: &Op, line: usize) -> (Vec<SequenceRows>, Vec<KeyBlock>) {
+    /// Where the softmax blocks of the sequences' keys and values are.
+    fn key_blocks(&self, op: &Op, line: usize) -> Vec<KeyBlock> {
         let Op::Attention { k, v, heads, .. } = op else { unreachable!("only called for attention") };
-        let (mut sequences, mut blocks) = (Vec::new(), Vec::new());
+        let mut blocks = Vec::new();
         for (sequence, span) in self.pass.batch.sequences.iter().zip(&self.pass.spans) {
-            let rows = span.start as u32..span.end as u32;
-            sequences.push(SequenceRows { rows, start: sequence.start as u32, table: blocks.len() as u32 });
             match sequence.cache {
                 None => blocks.extend(blocks_of_rows(heads, [self.values.at(*k), self.values.at(*v)], span)),
                 Some(id) => {
@@ -100,7 +146,7 @@ impl DeviceExecutor {
                 }
             }
         }
-        (sequences, blocks)
+        blocks
     }
 }
 

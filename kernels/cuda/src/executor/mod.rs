@@ -15,6 +15,7 @@ use crate::plan::Units;
 
 mod attention;
 pub mod digits;
+mod fuse;
 mod hash;
 mod ops;
 mod pages;
@@ -42,6 +43,10 @@ pub struct DeviceExecutor {
     tables: [Buffer; 2],
 }
 
+/// Places of tables in [`DeviceExecutor::tables`].
+const GAUSS_TABLE: usize = 0;
+const SIGMOID_TABLE: usize = 1;
+
 /// What a pass reads besides tensors, on the device.
 struct Inputs {
     /// Token and position of each row.
@@ -52,10 +57,12 @@ struct Inputs {
     count: Buffer,
     /// Row of each point.
     points: Buffer,
+    /// How attentions are cut.
+    cuts: Vec<attention::Cut>,
 }
 
 impl Inputs {
-    fn new(device: &Arc<dyn Device>, pass: &Pass) -> Result<Self, DeviceError> {
+    fn new(device: &Arc<dyn Device>, products: Products, program: &Program, pass: &Pass) -> Result<Self, DeviceError> {
         let of = |items: Vec<u32>| Buffer::of(device, &items);
         Ok(Self {
             tokens: of(pass.embed_index(EmbedIndex::Token))?,
@@ -63,6 +70,7 @@ impl Inputs {
             first: of(pass.spans.iter().map(|s| s.start as u32).collect())?,
             count: of(pass.spans.iter().map(|s| s.len() as u32).collect())?,
             points: of(pass.points.iter().map(|p| *p as u32).collect())?,
+            cuts: attention::Cut::all(device, products, program, pass)?,
         })
     }
 }
@@ -84,7 +92,7 @@ impl DeviceExecutor {
         let values = Tensors::new(&device, &program);
         let caches = Caches::new(&program, DeviceStore::new(&device));
         let pass = Pass::default();
-        let inputs = Inputs::new(&device, &pass)?;
+        let inputs = Inputs::new(&device, products, &program, &pass)?;
         let saturations = Buffer::of(&device, &[0_u64])?;
         let tables = [Buffer::of(&device, &GAUSS.entries)?, Buffer::of(&device, &SIGMOID.entries)?];
         Ok(Self { device, units, program, weights, values, caches, pass, inputs, saturations, tables })
@@ -101,7 +109,7 @@ impl Executor for DeviceExecutor {
             self.caches.begin(id, start);
         }
         checked?;
-        self.inputs = Inputs::new(&self.device, &self.pass)?;
+        self.inputs = Inputs::new(&self.device, self.units.products, &self.program, &self.pass)?;
         Ok(())
     }
 
@@ -109,17 +117,23 @@ impl Executor for DeviceExecutor {
         let program = Arc::clone(&self.program);
         let mut line = self.caches.line(layer);
         self.device.zero(self.saturations.address(), self.saturations.bytes())?;
-        for op in &program.layers[layer].ops {
-            for input in op.inputs() {
+        for group in fuse::groups(&program, &program.layers[layer].ops) {
+            let ops = group.ops();
+            let of_group: Vec<TensorId> = ops.iter().map(|op| op.out()).collect();
+            for input in ops.iter().flat_map(|op| op.inputs()).filter(|input| !of_group.contains(input)) {
                 self.values.check_written(input)?;
             }
-            self.keep(op, line)?;
-            // Without points there is nothing to do in the last layer.
-            if self.values.prepare(op.out(), &self.pass)? > 0 {
-                self.run_op(op, line)?;
+            self.keep(ops[0], line)?;
+            let mut elements = 0;
+            for out in &of_group {
+                elements += self.values.prepare(*out, &self.pass)?;
             }
-            self.values.set_written(op.out());
-            line += usize::from(matches!(op, Op::Attention { .. }));
+            // Without points there is nothing to do in the last layer.
+            if elements > 0 {
+                self.run_group(&group, line)?;
+            }
+            of_group.into_iter().for_each(|out| self.values.set_written(out));
+            line += usize::from(matches!(ops[0], Op::Attention { .. }));
         }
         let saturations = self.saturations.read(1)?[0];
         Ok(LayerReport { saturations })

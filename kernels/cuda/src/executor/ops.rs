@@ -3,31 +3,35 @@
 use lockstep_kernels::backend::BackendError;
 use lockstep_kernels::program::{DType, EmbedIndex, Norm, Op, ParamId, ScaledRows, TensorId, TensorKind};
 
-use super::DeviceExecutor;
-use crate::device::Buffer;
+use super::fuse::{self, Group};
+use super::{DeviceExecutor, GAUSS_TABLE, SIGMOID_TABLE};
 use crate::params::{
-    BinaryParams, EmbedParams, EmbedTable, MAX_TABLES, MatMulParams, NormParams, QuantizeParams, ROW_PADDING,
-    RopeParams, RowsParams, UnaryParams,
+    BinaryParams, EmbedParams, EmbedTable, MAX_PARTS, MAX_TABLES, MatMulParams, MatMulPart, NormParams, QuantizeParams,
+    ROW_PADDING, RopeParams, RowStepsParams, RowsParams, UnaryParams,
 };
 use crate::plan;
 
 impl DeviceExecutor {
-    /// Launches an op whose output is prepared and not empty. `line` is that of attention in the caches.
-    pub(super) fn run_op(&self, op: &Op, line: usize) -> Result<(), BackendError> {
+    /// Launches ops whose outputs are prepared and not empty. `line` is that of attention in the caches.
+    pub(super) fn run_group(&self, group: &Group<'_>, line: usize) -> Result<(), BackendError> {
+        let launches = match group {
+            Group::Products(ops) => self.matmul(ops),
+            Group::Rows(ops) => vec![self.row_steps(ops)],
+            Group::One(op @ Op::MatMul { .. }) => self.matmul(&[op]),
+            Group::One(op) => return self.run_op(op, line),
+        };
+        Ok(launches.iter().try_for_each(|launch| self.device.launch(launch))?)
+    }
+
+    fn run_op(&self, op: &Op, line: usize) -> Result<(), BackendError> {
         let launch = match op {
             Op::Embed { tables, out } => self.embed(tables, *out),
-            Op::Quantize { input, out } => {
-                let (cols, stride) = (self.cols(*out), padded(self.cols(*out)));
-                let (codes, exponents) = (self.values.at(*out), self.values.exponents_at(*out));
-                let input = self.values.at(*input);
-                plan::quantize(self.rows(*out), QuantizeParams { input, codes, exponents, cols, stride })
-            }
-            Op::MatMul { input, weight, bias, out } => self.matmul(*input, weight, *bias, *out),
+            Op::Quantize { input, out } => plan::quantize(self.rows(*out), self.quantize(*input, *out)),
+            Op::MatMul { .. } => unreachable!("products are planned in groups"),
             Op::Add { a, b, out } => plan::add(self.binary(*a, *b, 0, *out)),
             Op::Multiply { a, b, shift, out } => plan::multiply(self.binary(*a, *b, *shift, *out)),
             Op::LayerNorm { input, norm, bias, out } => {
-                let params = NormParams { bias: self.weights.at(*bias), ..self.norm(*input, norm, 1, *out) };
-                plan::layer_norm(self.rows(*out), params)
+                plan::layer_norm(self.rows(*out), self.centred_norm(*input, norm, *bias, *out))
             }
             Op::RmsNorm { input, norm, groups, out } => {
                 let parts = self.rows(*out) * u32::from(*groups);
@@ -38,8 +42,8 @@ impl DeviceExecutor {
                 let params = NormParams { input, out: self.values.at(*out), cols, ..NormParams::default() };
                 plan::l2_normalize(self.rows(*out), params)
             }
-            Op::Gelu { input, frac, out } => plan::gelu(self.unary(*input, Some(0), *frac, *out)),
-            Op::Silu { input, frac, out } => plan::silu(self.unary(*input, Some(1), *frac, *out)),
+            Op::Gelu { input, frac, out } => plan::gelu(self.unary(*input, Some(GAUSS_TABLE), *frac, *out)),
+            Op::Silu { input, frac, out } => plan::silu(self.unary(*input, Some(SIGMOID_TABLE), *frac, *out)),
             Op::Shift { input, shift, out } => plan::shift(self.unary(*input, None, *shift, *out)),
             Op::MeanPool { input, out } => plan::mean_pool(self.rows(*out), self.pool(*input, *out)),
             Op::FirstPool { input, out } => plan::first_pool(self.rows(*out), self.pool(*input, *out)),
@@ -95,23 +99,70 @@ impl DeviceExecutor {
         plan::embed(self.rows(out), params)
     }
 
-    fn matmul(&self, input: TensorId, weight: &ScaledRows, bias: Option<ParamId>, out: TensorId) -> plan::Launch {
-        let wide = self.program.param(weight.codes).dtype == DType::I16;
+    fn quantize(&self, input: TensorId, out: TensorId) -> QuantizeParams {
+        QuantizeParams {
+            input: self.values.at(input),
+            codes: self.values.at(out),
+            exponents: self.values.exponents_at(out),
+            cols: self.cols(out),
+            stride: padded(self.cols(out)),
+        }
+    }
+
+    /// Products of the same rows, of weights of one width.
+    fn matmul(&self, ops: &[&Op]) -> Vec<plan::Launch> {
+        let mut parts = [MatMulPart::default(); MAX_PARTS];
+        let (mut wide, mut rows) = (false, TensorId(0));
+        for (part, op) in parts.iter_mut().zip(ops) {
+            let Op::MatMul { input, weight, bias, out } = op else { unreachable!("only called for products") };
+            wide = self.program.param(weight.codes).dtype == DType::I16;
+            rows = *input;
+            *part = self.part(weight, *bias, *out);
+        }
         let params = MatMulParams {
-            codes: self.values.at(input),
-            exponents: self.values.exponents_at(input),
+            codes: self.values.at(rows),
+            exponents: self.values.exponents_at(rows),
+            saturations: self.saturations.address(),
+            rows: self.rows(rows),
+            stride: padded(self.cols(rows)),
+            count: ops.len() as u32,
+            unused: 0,
+            parts,
+        };
+        plan::matmul(self.units, wide, params)
+    }
+
+    fn part(&self, weight: &ScaledRows, bias: Option<ParamId>, out: TensorId) -> MatMulPart {
+        MatMulPart {
             weight: self.weights.at(weight.codes),
             mantissa: self.weights.at(weight.mantissa),
             shift: self.weights.at(weight.shift),
             bias: bias.map_or(0, |b| self.weights.at(b)),
             out: self.values.at(out),
-            saturations: self.saturations.address(),
-            rows: self.rows(out),
             cols: self.cols(out),
-            stride: padded(self.cols(input)),
             narrow: (self.program.tensor(out).kind == TensorKind::I16).into(),
-        };
-        plan::matmul(self.units, wide, params)
+        }
+    }
+
+    /// Steps of rows, in one launch.
+    fn row_steps(&self, ops: &[&Op]) -> plan::Launch {
+        let out = ops[0].out();
+        let (saturations, cols) = (self.saturations.address(), self.cols(out));
+        let mut p = RowStepsParams { saturations, cols, ..RowStepsParams::default() };
+        for op in ops {
+            p.steps |= fuse::step(op).expect("only called for steps");
+            match op {
+                Op::Add { a, b, out } => p.add = self.binary(*a, *b, 0, *out),
+                Op::Silu { input, frac, out } => p.gate = self.unary(*input, Some(SIGMOID_TABLE), *frac, *out),
+                Op::Gelu { input, frac, out } => p.gate = self.unary(*input, Some(GAUSS_TABLE), *frac, *out),
+                Op::Multiply { a, b, shift, out } => p.multiply = self.binary(*a, *b, *shift, *out),
+                Op::RmsNorm { input, norm, out, .. } => p.norm = self.norm(*input, norm, 1, *out),
+                Op::LayerNorm { input, norm, bias, out } => p.norm = self.centred_norm(*input, norm, *bias, *out),
+                Op::Quantize { input, out } => p.quantize = self.quantize(*input, *out),
+                _ => unreachable!("only called for steps"),
+            }
+        }
+        plan::row_steps(self.rows(out), p)
     }
 
     fn binary(&self, a: TensorId, b: TensorId, shift: u8, out: TensorId) -> BinaryParams {
@@ -141,6 +192,10 @@ impl DeviceExecutor {
         }
     }
 
+    fn centred_norm(&self, input: TensorId, norm: &Norm, bias: ParamId, out: TensorId) -> NormParams {
+        NormParams { bias: self.weights.at(bias), ..self.norm(input, norm, 1, out) }
+    }
+
     fn unary(&self, input: TensorId, table: Option<usize>, amount: u8, out: TensorId) -> UnaryParams {
         UnaryParams {
             input: self.values.at(input),
@@ -165,12 +220,11 @@ impl DeviceExecutor {
 
     fn rope(&self, op: &Op) -> Result<(), BackendError> {
         let Op::Rope { input, table, head_dim, shift, out, .. } = op else { unreachable!("only called for rope") };
-        let shift = Buffer::of(&self.device, shift)?;
         let params = RopeParams {
             input: self.values.at(*input),
             table: self.weights.at(*table),
             positions: self.inputs.positions.address(),
-            shift: shift.address(),
+            shift: self.weights.bytes_at(shift),
             out: self.values.at(*out),
             saturations: self.saturations.address(),
             cols: self.cols(*out),

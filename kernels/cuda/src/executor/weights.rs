@@ -1,6 +1,6 @@
 //! Parameters on the device.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockstep_kernels::program::{Op, Param, ParamId, Program, ScaledRows};
@@ -16,6 +16,8 @@ const AT_A_TIME: usize = 16 << 20;
 /// All parameters of a program. The codes of scaled rows are kept as [`digits`], padded to whole multiples of [`ROW_PADDING`].
 pub(super) struct Weights {
     buffers: Vec<Buffer>,
+    /// Shifts of heads, by what they are: layers often have the same.
+    bytes: BTreeMap<Vec<u8>, Buffer>,
 }
 
 impl Weights {
@@ -32,12 +34,33 @@ impl Weights {
                 (ParamData::I32(v), _) => Buffer::of(device, v),
             }
         };
-        Ok(Self { buffers: program.params.iter().enumerate().map(upload).collect::<Result<_, _>>()? })
+        let buffers = program.params.iter().enumerate().map(upload).collect::<Result<_, _>>()?;
+        let mut bytes = BTreeMap::new();
+        for shifts in program.layers.iter().flat_map(|layer| &layer.ops).flat_map(shifts) {
+            if !bytes.contains_key(shifts) {
+                bytes.insert(shifts.to_vec(), Buffer::of(device, shifts)?);
+            }
+        }
+        Ok(Self { buffers, bytes })
+    }
+
+    /// Where the shifts of an op's heads are.
+    pub(super) fn bytes_at(&self, shifts: &[u8]) -> u64 {
+        self.bytes[shifts].address()
     }
 
     /// Where a parameter is.
     pub(super) fn at(&self, id: ParamId) -> u64 {
         self.buffers[usize::from(id.0)].address()
+    }
+}
+
+/// Shifts of heads that an op has.
+fn shifts(op: &Op) -> Vec<&[u8]> {
+    match op {
+        Op::Rope { shift, .. } => vec![shift],
+        Op::Attention { heads, .. } => vec![&heads.score_shift, &heads.value_shift],
+        _ => vec![],
     }
 }
 

@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use super::{BLOCK_THREADS, Launch};
+use crate::backend::Products;
 use crate::params::{AttentionParams, AttentionTile, CombineParams, RowPartials};
 
 /// Positions of one softmax block.
 const BLOCK: u32 = 256;
-/// Rows of one tile.
+/// Rows of one tile, on integer units and on tensor cores.
 const TILE_ROWS: u32 = 8;
+const TENSOR_TILE_ROWS: u32 = 16;
 
 /// What decides how an attention is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,30 @@ pub struct AttentionShape {
     pub head_dim: u32,
     /// Whether a position sees only those up to itself.
     pub causal: bool,
+}
+
+/// What computes the partials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionUnits {
+    /// Integer units.
+    Dp4a,
+    /// Tensor cores.
+    Mma,
+}
+
+impl AttentionUnits {
+    /// Tensor cores where the device has them and a sequence has more rows than a tile of integer units.
+    pub fn choose(products: Products, sequences: &[SequenceRows]) -> Self {
+        let is_long = sequences.iter().any(|s| s.rows.len() as u32 > TILE_ROWS);
+        if is_long && products != Products::Dp4a { Self::Mma } else { Self::Dp4a }
+    }
+
+    const fn tile_rows(self) -> u32 {
+        match self {
+            Self::Dp4a => TILE_ROWS,
+            Self::Mma => TENSOR_TILE_ROWS,
+        }
+    }
 }
 
 impl AttentionShape {
@@ -57,12 +83,18 @@ pub struct AttentionChunk {
 }
 
 /// Cuts the rows into chunks whose partials take at most `budget` bytes, or what one tile takes.
-pub fn attention_chunks(shape: AttentionShape, sequences: &[SequenceRows], budget: u64) -> Vec<AttentionChunk> {
+pub fn attention_chunks(
+    units: AttentionUnits,
+    shape: AttentionShape,
+    sequences: &[SequenceRows],
+    budget: u64,
+) -> Vec<AttentionChunk> {
+    let tile_rows = units.tile_rows();
     let most = (budget / shape.slot_bytes()).min(u64::from(u32::MAX));
     let mut chunks: Vec<AttentionChunk> = Vec::new();
     for sequence in sequences {
-        for first in sequence.rows.clone().step_by(TILE_ROWS as usize) {
-            let rows = TILE_ROWS.min(sequence.rows.end - first);
+        for first in sequence.rows.clone().step_by(tile_rows as usize) {
+            let rows = tile_rows.min(sequence.rows.end - first);
             let position = sequence.start + first - sequence.rows.start;
             let visible = if shape.causal { position + rows } else { sequence.length() };
             let row_slots = visible.div_ceil(BLOCK) * shape.heads;
@@ -87,8 +119,12 @@ pub fn attention_chunks(shape: AttentionShape, sequences: &[SequenceRows], budge
 }
 
 /// Partials of the tiles of a chunk.
-pub fn block(tiles: u32, params: AttentionParams) -> Launch {
-    Launch::new("attention_block", BLOCK_THREADS, [tiles, params.heads], params)
+pub fn block(units: AttentionUnits, tiles: u32, params: AttentionParams) -> Launch {
+    let kernel = match units {
+        AttentionUnits::Dp4a => "attention_block",
+        AttentionUnits::Mma => "attention_block_mma",
+    };
+    Launch::new(kernel, BLOCK_THREADS, [tiles, params.heads], params)
 }
 
 /// The rows of a chunk, from their partials.

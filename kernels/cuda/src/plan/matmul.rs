@@ -2,7 +2,7 @@
 
 use super::{BLOCK_THREADS, Launch};
 use crate::backend::Products;
-use crate::params::{MatMulParams, TensorMap, WgmmaParams};
+use crate::params::{MAX_PARTS, MatMulParams, MatMulPart, TensorMap, WgmmaParams};
 
 /// Threads of a block of `mma.sync`.
 pub const MMA_THREADS: u32 = 128;
@@ -89,18 +89,40 @@ impl Ring {
     }
 }
 
-/// SPEC 5.3. `wide` weights have 16 bits.
-pub fn matmul(units: Units, wide: bool, params: MatMulParams) -> Launch {
+/// SPEC 5.3: the same rows by one matrix or several. `wide` weights have 16 bits. One launch, but for `wgmma`, which takes one
+/// for each matrix.
+pub fn matmul(units: Units, wide: bool, params: MatMulParams) -> Vec<Launch> {
     if params.rows <= VECTOR_ROWS {
-        return vectors(wide, params);
+        return vec![of_parts(vectors(wide, params), params.count)];
     }
-    let grid = [params.rows.div_ceil(TILE), params.cols.div_ceil(TILE)];
-    match (units.products, wide) {
+    if units.products == Products::Wgmma {
+        let alone = |part: &MatMulPart| {
+            let mut parts = [MatMulPart::default(); MAX_PARTS];
+            parts[0] = *part;
+            wgmma(units.processors, wide, MatMulParams { parts, count: 1, ..params })
+        };
+        return params.parts[..params.count as usize].iter().map(alone).collect();
+    }
+    vec![of_parts(tiles(units.products, wide, params), params.count)]
+}
+
+/// Blocks along the outputs of the widest part; those that a narrower one does not have end at once.
+fn blocks(params: &MatMulParams, outputs: u32) -> u32 {
+    params.parts[..params.count as usize].iter().map(|part| part.cols.div_ceil(outputs)).max().unwrap_or(1)
+}
+
+fn of_parts(launch: Launch, count: u32) -> Launch {
+    let [x, y, _] = launch.grid;
+    Launch { grid: [x, y, count], ..launch }
+}
+
+fn tiles(products: Products, wide: bool, params: MatMulParams) -> Launch {
+    let grid = [params.rows.div_ceil(TILE), blocks(&params, TILE)];
+    match (products, wide) {
         (Products::Dp4a, false) => Launch::new("matmul_dp4a_w8", BLOCK_THREADS, grid, params),
         (Products::Dp4a, true) => Launch::new("matmul_dp4a_w16", BLOCK_THREADS, grid, params),
-        (Products::Mma, false) => Launch::new("matmul_mma_w8", MMA_THREADS, grid, params),
-        (Products::Mma, true) => Launch::new("matmul_mma_w16", MMA_THREADS, grid, params),
-        (Products::Wgmma, _) => wgmma(units.processors, wide, params),
+        (_, false) => Launch::new("matmul_mma_w8", MMA_THREADS, grid, params),
+        (_, true) => Launch::new("matmul_mma_w16", MMA_THREADS, grid, params),
     }
 }
 
@@ -116,18 +138,19 @@ fn vectors(wide: bool, params: MatMulParams) -> Launch {
         (_, true) => "matmul_vector_w16_8",
     };
     let outputs = VECTOR_OUTPUTS * BLOCK_THREADS / 32;
-    Launch::new(kernel, BLOCK_THREADS, [params.cols.div_ceil(outputs), 1], params)
+    Launch::new(kernel, BLOCK_THREADS, [blocks(&params, outputs), 1], params)
 }
 
 /// As many blocks as there are multiprocessors, each of which takes one tile after the other.
 fn wgmma(processors: u32, wide: bool, product: MatMulParams) -> Launch {
-    let tiles = product.rows.div_ceil(WGMMA_TILE) * product.cols.div_ceil(WGMMA_TILE);
+    let [part, ..] = product.parts;
+    let tiles = product.rows.div_ceil(WGMMA_TILE) * part.cols.div_ceil(WGMMA_TILE);
     let (codes, box_rows) = (product.stride, WGMMA_TILE);
     let digits = if wide { 2 } else { 1 };
-    let weights = TensorBoxes { address: product.weight, codes, digits, rows: product.cols, box_rows };
+    let weights = TensorBoxes { address: part.weight, codes, digits, rows: part.cols, box_rows };
     let activations = TensorBoxes { address: product.codes, codes, digits: 2, rows: product.rows, box_rows };
     let [of_weights, of_activations] = [TensorMap::default(); 2];
-    let params = WgmmaParams { weights: of_weights, activations: of_activations, product, tiles, unused: [0; 11] };
+    let params = WgmmaParams { weights: of_weights, activations: of_activations, product, tiles, unused: [0; 5] };
     let kernel = if wide { "matmul_wgmma_w16" } else { "matmul_wgmma_w8" };
     let launch = Launch::new(kernel, WGMMA_THREADS, [tiles.min(processors).max(1), 1], params);
     Launch { shared: Ring::of(wide).shared_bytes(), boxes: vec![weights, activations], ..launch }

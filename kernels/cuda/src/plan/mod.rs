@@ -3,30 +3,35 @@
 use bytemuck::Pod;
 
 use crate::params::{
-    AppendParams, BinaryParams, ChunksParams, EmbedParams, NormParams, QuantizeParams, RopeParams, RowsParams,
-    SampleParams, TensorMap, UnaryParams,
+    AppendParams, BinaryParams, ChunksParams, EmbedParams, NormParams, QuantizeParams, RopeParams, RowStepsParams,
+    RowsParams, SampleParams, TensorMap, UnaryParams,
 };
 
 mod attention;
 mod matmul;
 mod sample;
 
-pub use attention::{AttentionChunk, AttentionShape, SequenceRows, attention_chunks, block, combine};
+pub use attention::{AttentionChunk, AttentionShape, AttentionUnits, SequenceRows, attention_chunks, block, combine};
 pub use matmul::{MOST_SHARED, Ring, TensorBoxes, Units, VECTOR_ROWS, matmul};
 pub use sample::SamplePoints;
 
 /// Threads of a block of every kernel but the tensor cores' products.
 pub const BLOCK_THREADS: u32 = 256;
+/// Threads of a block that takes several steps of a long row.
+pub const MOST_THREADS: u32 = 1024;
+/// Columns beyond which a row is long.
+const LONG_ROW: u32 = 1024;
 /// Most blocks of a launch over elements; beyond them each thread has several.
 const MOST_BLOCKS: u64 = 1 << 14;
 /// Columns that a block of the mean has.
 const POOL_COLS: u32 = 32;
 
 /// The kernels of each module. A module is a `.cu` file, and one PTX file.
-pub const MODULES: [(&str, &[&str]); 21] = [
+pub const MODULES: [(&str, &[&str]); 23] = [
     ("add", &["add"]),
     ("append", &["append"]),
     ("attention", &["attention_block", "attention_combine"]),
+    ("attention_mma", &["attention_block_mma"]),
     ("chunks", &["chunks"]),
     ("embed", &["embed"]),
     ("first_pool", &["first_pool"]),
@@ -56,6 +61,7 @@ pub const MODULES: [(&str, &[&str]); 21] = [
     ("quantize", &["quantize"]),
     ("rms_norm", &["rms_norm"]),
     ("rope", &["rope"]),
+    ("row_steps", &["row_steps", "row_steps_long"]),
     ("sample", &["sample"]),
     ("shift", &["shift"]),
     ("silu", &["silu"]),
@@ -187,6 +193,13 @@ pub fn gather(points: u32, params: RowsParams) -> Launch {
 /// SPEC 5.13.
 pub fn rope(count: u32, params: RopeParams) -> Launch {
     stretches("rope", count, params.cols, params)
+}
+
+/// Several ops on rows at once; long rows take more threads.
+pub fn row_steps(count: u32, params: RowStepsParams) -> Launch {
+    let (kernel, threads) =
+        if params.cols > LONG_ROW { ("row_steps_long", MOST_THREADS) } else { ("row_steps", BLOCK_THREADS) };
+    Launch::new(kernel, threads, [count, 1], params)
 }
 
 /// SPEC 5.17.

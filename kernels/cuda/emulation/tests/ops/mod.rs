@@ -7,7 +7,7 @@ use lockstep_cuda::Products;
 use lockstep_cuda::device::{Buffer, Device};
 use lockstep_cuda::executor::digits;
 use lockstep_cuda::params::*;
-use lockstep_cuda::plan::{self, AttentionShape, Launch, SamplePoints, SequenceRows, Units};
+use lockstep_cuda::plan::{self, AttentionShape, AttentionUnits, Launch, SamplePoints, SequenceRows, Units};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostOps, KeyValues, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
@@ -177,25 +177,32 @@ impl HostOps for Ops {
         let weight = self.codes(w.codes, w.cols);
         let [exponents, mantissa, shift] = [self.of(x.exponents), self.of(w.mantissa), self.of(w.shift)];
         let bias = bias.map(|b| self.of(b));
-        let params = |out, saturations, narrow| MatMulParams {
-            codes: codes.address(),
-            exponents: exponents.address(),
-            weight: weight.address(),
-            mantissa: mantissa.address(),
-            shift: shift.address(),
-            bias: bias.as_ref().map_or(0, Buffer::address),
-            out,
-            saturations,
-            rows: x.exponents.len() as u32,
-            cols: w.mantissa.len() as u32,
-            stride: stride(w.cols),
-            narrow,
-        };
         let wide = matches!(w.codes, ParamData::I16(_));
         let units = Units { products: self.products, processors: self.device.processors() };
+        let launch = |out, saturations, narrow| {
+            let mut params = MatMulParams {
+                codes: codes.address(),
+                exponents: exponents.address(),
+                saturations,
+                rows: x.exponents.len() as u32,
+                stride: stride(w.cols),
+                count: 1,
+                ..MatMulParams::default()
+            };
+            params.parts[0] = MatMulPart {
+                weight: weight.address(),
+                mantissa: mantissa.address(),
+                shift: shift.address(),
+                bias: bias.as_ref().map_or(0, Buffer::address),
+                out,
+                cols: w.mantissa.len() as u32,
+                narrow,
+            };
+            plan::matmul(units, wide, params).remove(0)
+        };
         match out {
-            MatMulOut::I32(v) => self.counted(v, |out, count| plan::matmul(units, wide, params(out, count, 0))),
-            MatMulOut::I16(v) => self.counted_codes(v, |out, count| plan::matmul(units, wide, params(out, count, 1))),
+            MatMulOut::I32(v) => self.counted(v, |out, count| launch(out, count, 0)),
+            MatMulOut::I16(v) => self.counted_codes(v, |out, count| launch(out, count, 1)),
         }
     }
 
@@ -234,7 +241,8 @@ impl HostOps for Ops {
         }
         let blocks = Buffer::of(&self.device, &blocks).expect("memory");
         let shape = AttentionShape { heads: heads.heads.into(), head_dim: heads.head_dim.into(), causal: heads.causal };
-        let chunks = plan::attention_chunks(shape, &sequences, 1 << 20);
+        let units = AttentionUnits::choose(self.products, &sequences);
+        let chunks = plan::attention_chunks(units, shape, &sequences, 1 << 20);
         let [chunk] = chunks.as_slice() else { panic!("the vectors fit into one chunk") };
         let tiles = Buffer::of(&self.device, &chunk.tiles).expect("memory");
         let rows = Buffer::of(&self.device, &chunk.rows).expect("memory");
@@ -243,6 +251,7 @@ impl HostOps for Ops {
         let [sums, reference, weight] = [&sums, &reference, &weight].map(Buffer::address);
         self.counted(out, |out, saturations| {
             self.launch(&plan::block(
+                units,
                 chunk.tiles.len() as u32,
                 AttentionParams {
                     q: q.address(),
