@@ -44,7 +44,7 @@ pub(crate) const fn block_shape(isa: Isa, planes: usize, rows: usize) -> (usize,
         (Path::AmxInt8 | Path::AmxModel, _) => (tiles::ROWS, 1),
         (Path::Avx512Vnni, 1) => (6, 2),
         (Path::Avx512Vnni, _) => (4, 2),
-        (Path::NeonDotprod | Path::Neon, 1) => (3, 1),
+        (Path::NeonDotprod, 1) => (3, 1),
         (Path::NeonDotprod | Path::Neon | Path::Avx2, _) => (2, 1),
         (Path::Portable, _) => (1, 1),
     }

@@ -15,10 +15,10 @@ use crate::cpu::path::{Isa, Path};
 /// Steps whose products fit 32 bits, each of a step's four in a lane of its own: `256 * 2^15 * 2^7 = 2^30`.
 const FLUSH: usize = 256;
 
-/// Columns whose sums stay in registers, four lanes each, of up to 3 rows: half a tile.
+/// Columns whose sums, of two rows and four lanes each, stay in registers: half a tile.
 const HALF: usize = TILE / 2;
 
-/// Up to 3 rows (one digit plane) or 2 rows (two) times one tile.
+/// One or two rows times one tile.
 pub(super) fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, block: Block, sums: &mut Sums) {
     assert!(isa.path() == Path::Neon);
     let tile = w.tile(block.tile);
@@ -27,8 +27,6 @@ pub(super) fn product(isa: Isa, x: &PackedRows, w: &PackedMatrix, block: Block, 
         (1, 1) => unsafe { rows::<1, 1>(x, tile, block, sums) },
         // SAFETY: as above.
         (1, 2) => unsafe { rows::<2, 1>(x, tile, block, sums) },
-        // SAFETY: as above.
-        (1, 3) => unsafe { rows::<3, 1>(x, tile, block, sums) },
         // SAFETY: as above.
         (2, 1) => unsafe { rows::<1, 2>(x, tile, block, sums) },
         // SAFETY: as above.
