@@ -6,6 +6,8 @@ use lockstep_cuda::device::{Buffer, Device, DeviceError};
 use lockstep_cuda::executor::DeviceExecutor;
 use lockstep_cuda::params::BinaryParams;
 use lockstep_cuda::plan::{self, Launch};
+use lockstep_cuda::vendor::Element;
+use lockstep_cuda::yardstick::Copying;
 use lockstep_cuda::{Cuda, Products};
 use lockstep_cuda_emulation::{Emulation, Order};
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
@@ -178,6 +180,20 @@ fn products_need_a_capable_device() {
         assert_eq!(mma.is_ok(), best.is_some_and(|best| best != "dp4a"), "{capability:?}");
         let wgmma = Cuda::on(device(), Some(Products::Wgmma));
         assert_eq!(wgmma.is_ok(), best == Some("wgmma"), "{capability:?}");
+    }
+}
+
+/// What benchmarks hold ops against: a copy that moves its bytes, and the vendor's products, of which the CPU has none.
+#[test]
+fn yardsticks_are_there_or_say_what_is_missing() {
+    let device: Arc<dyn Device> = emulation();
+    let copying = Copying::new(&device, 1_000).expect("memory");
+    copying.run(&*device, 3).expect("it copies");
+    drop(copying);
+    let cuda = Cuda::on(Arc::clone(&device), None).expect("a capable device");
+    for element in Element::ALL {
+        let missing = cuda.vendor_product(element, 64);
+        assert!(matches!(&missing, Err(BackendError::Unavailable(why)) if why.contains("is no GPU")), "{missing:?}");
     }
 }
 
