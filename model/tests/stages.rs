@@ -9,10 +9,12 @@ use lockstep_kernels::program::Op;
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, CacheId, Params};
 use lockstep_model::embed::embed;
-use lockstep_model::generation::{Event, Generator, Limits, Request, StageError, StageRun};
+use lockstep_model::generation::{Event, Generator, Limits, Mark, Request, StageError, StageRun};
 use lockstep_model::slice::Slice;
 use lockstep_protocol::generation::Generation;
-use lockstep_protocol::ids::{ModelId, Nonce, Place, Root, Seed};
+use lockstep_protocol::hand_over::{HandOver, HandOverProof, ProofError};
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, Nonce, Place, Root, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::trace::root_of_rows;
 
@@ -106,6 +108,7 @@ fn together(case: &Case, backend: &dyn Backend, job: &Job, starts: &[usize], hin
         let (mut rows, mut marks, mut words, mut output) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for seat in &mut seats {
             assert_eq!(seat.run.received_marks(count, &rows), marks, "the receiver comes to the sender's roots");
+            proven_from_any_piece(&seat.run, count, &rows, &marks);
             let passed = seat.run.pass(&mut *seat.executor, count, &rows).unwrap();
             (rows, marks, words, output) = (passed.rows, passed.marks, passed.words, passed.output);
         }
@@ -144,6 +147,26 @@ fn together(case: &Case, backend: &dyn Backend, job: &Job, starts: &[usize], hin
     assert!(seats.iter().all(|seat| seat.logprobs.is_empty()), "the last stage alone has logits");
     assert!(seats.iter().all(|seat| seat.words == out.words));
     out
+}
+
+/// Every piece of a pass that is received: it is cut where the sender cuts it, and what its receiver has at hand is enough to prove
+/// another root wrong, and this one not.
+fn proven_from_any_piece(run: &StageRun, count: usize, rows: &[i32], marks: &[Mark]) {
+    let Some(from) = marks.first().map(|mark| mark.first) else { return };
+    let cuts: Vec<_> = marks.iter().map(|mark| (mark.rows - from) as usize).collect();
+    assert_eq!(run.received_cuts(count), cuts);
+    let keys = Keypair::from_seed([1; 32]);
+    let (job, epoch, worker) = (JobId::from_bytes([2; 32]), LeaseEpoch(3), keys.id());
+    for Mark { first, rows: end, before, values, root } in marks.iter().copied() {
+        let [at, to] = [first, end].map(|row| (row - from) as usize * run.received_cols());
+        let check = |root| {
+            let said = HandOver { job, epoch, layer: 1, pass: 0, first, rows: end, before, values, root, worker };
+            let (signed, state) = (said.sign(&keys), run.received_state(&rows[..at]));
+            HandOverProof::Rows { signed, state, values: rows[at..to].to_vec() }.check()
+        };
+        assert_eq!(check(root), Err(ProofError::Right));
+        assert_eq!(check(Root::from_bytes([9; 32])), Ok(()));
+    }
 }
 
 /// All ways to cut the layers into two and three stages.

@@ -58,11 +58,13 @@ pub enum Domain {
     Segment,
     /// Rows on their way to the worker that has the next layers: what their sender signs.
     HandOver,
+    /// What proves that a sender signed something wrong: its digest.
+    HandOverProof,
 }
 
 impl Domain {
     /// Every domain, for tests and for the table in SPEC.md.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::JobId,
         Self::Request,
         Self::Sample,
@@ -89,6 +91,7 @@ impl Domain {
         Self::DisputeEntry,
         Self::Segment,
         Self::HandOver,
+        Self::HandOverProof,
     ];
 
     /// The context string.
@@ -120,6 +123,7 @@ impl Domain {
             Self::DisputeEntry => "lockstep 2026-11 v1 dispute entry",
             Self::Segment => "lockstep 2026-11 v1 segment",
             Self::HandOver => "lockstep 2026-11 v1 hand-over",
+            Self::HandOverProof => "lockstep 2026-11 v1 hand-over proof",
         }
     }
 

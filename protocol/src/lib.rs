@@ -18,6 +18,7 @@
 //! | [`job`] | jobs and their ids, and where a job commits |
 //! | [`generation`] | what is asked of a decoder, and the words that it answers with |
 //! | [`commitment`] | the order of the roots, the chain over them, the first difference of two runs |
+//! | [`hand_over`] | rows between the workers of a pipeline: what is signed of them, and what proves it wrong |
 //! | [`receipt`] | what worker and coordinator sign, and the check of it all, offline |
 //! | [`messages`] | the wire messages and their frames |
 //! | [`log`] | the transparency log: entries, Merkle tree, signed heads, proofs |
@@ -49,6 +50,7 @@ pub mod commitment;
 pub mod dispute;
 pub mod domain;
 pub mod generation;
+pub mod hand_over;
 pub mod hex;
 pub mod identity;
 pub mod ids;

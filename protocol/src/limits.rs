@@ -134,6 +134,8 @@ pub const MAX_CONTROL_DOWN_BYTES: usize = 4 << 20;
 pub const MAX_JOB_FRAME_BYTES: usize = 1 << 20;
 /// Most values of rows in one frame between two workers of a pipeline.
 pub const MAX_STAGE_VALUES: usize = 1 << 17;
+/// Most bytes of the state of a tree of rows ([`crate::trace::RowTree::state`]): a chunk, or a value for each bit of the number of chunks.
+pub const MAX_TREE_STATE_BYTES: usize = 64 * 32;
 /// Largest frame between two workers of a pipeline.
 pub const MAX_STAGE_FRAME_BYTES: usize = MAX_STAGE_VALUES * 4 + 64;
 /// Most roots of a run in one message to a worker that is to sign for its layers.

@@ -153,6 +153,34 @@ impl RowTree {
         }
     }
 
+    /// What goes on from here without the rows themselves, for [`RowTree::resume`]: nothing where there are none, the chunk where
+    /// there is one, and otherwise the chaining values of the fewest complete subtrees that the root is still made of, from
+    /// left to right.
+    pub fn state(&self) -> Vec<u8> {
+        if self.chunks == 1 {
+            return self.single.clone();
+        }
+        let mut stack = self.stack.clone();
+        while stack.len() > subtrees(self.chunks) {
+            merge_last(&mut stack);
+        }
+        stack.concat()
+    }
+
+    /// The tree over `rows` rows that has this state; `None` where no tree of so many can have it. That the state is the one
+    /// of certain rows, [`RowTree::root`] shows.
+    pub fn resume(columns: usize, rows: u64, state: &[u8]) -> Option<Self> {
+        let chunks = rows.checked_mul((padded_row_bytes(columns) / CHUNK_BYTES) as u64)?;
+        let mut tree = Self { columns, chunks: 0, stack: Vec::new(), single: Vec::new() };
+        if chunks == 1 {
+            (state.len() == CHUNK_BYTES).then(|| tree.push_subtree(state))?;
+            return Some(tree);
+        }
+        let (values, rest) = state.as_chunks::<32>();
+        let is_whole = rest.is_empty() && values.len() == subtrees(chunks);
+        is_whole.then(|| Self { chunks, stack: values.to_vec(), ..tree })
+    }
+
     /// How many of the `available` next chunks, at least 1, are hashed as one subtree: a power of two that divides the
     /// chunks before them. The first subtree is half of what it could be, because whatever could become the root has to
     /// stay in two parts.
@@ -179,13 +207,24 @@ impl RowTree {
     /// Merges what the chunks before this subtree completed, then adds its value.
     fn push_value(&mut self, value: ChainingValue, chunks: u64) {
         while self.stack.len() > self.chunks.count_ones() as usize {
-            let right = self.stack.pop().expect("more than one value");
-            let left = self.stack.pop().expect("more than one value");
-            self.stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+            merge_last(&mut self.stack);
         }
         self.stack.push(value);
         self.chunks += chunks;
     }
+}
+
+/// Of how many complete subtrees the root over so many chunks is made at least. One that could be the root is left in
+/// two halves.
+fn subtrees(chunks: u64) -> usize {
+    chunks.count_ones().max(chunks.min(2) as u32) as usize
+}
+
+/// Merges the last two subtrees of a stack of at least two.
+fn merge_last(stack: &mut Vec<ChainingValue>) {
+    let right = stack.pop().expect("more than one value");
+    let left = stack.pop().expect("more than one value");
+    stack.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
 }
 
 #[cfg(test)]
@@ -281,6 +320,25 @@ mod tests {
                 prop_assert_eq!(tree.root(), plain);
                 prop_assert_eq!(tree.rows() as usize, at / columns);
             }
+        }
+
+        #[test]
+        fn a_tree_goes_on_from_its_state(before in 0_usize..300, after in 1_usize..20, columns in 1_usize..600) {
+            let rows = rows(before + after, columns);
+            let mut tree = RowTree::new(columns);
+            tree.push_rows(&rows[..before * columns]);
+            let state = tree.state();
+            prop_assert!(state.len() <= crate::limits::MAX_TREE_STATE_BYTES);
+            let mut resumed = RowTree::resume(columns, before as u64, &state).unwrap();
+            prop_assert_eq!(resumed.root(), tree.root());
+            resumed.push_rows(&rows[before * columns..]);
+            prop_assert_eq!(resumed.root(), root_of_rows(&rows, columns));
+            prop_assert_eq!(resumed.rows() as usize, before + after);
+            // Of another length it is the state of no such tree.
+            let long = [&state[..], &[0]].concat();
+            prop_assert!(RowTree::resume(columns, before as u64, &long).is_none());
+            let short = state.split_last().map(|(_, short)| RowTree::resume(columns, before as u64, short));
+            prop_assert!(short.is_none_or(|tree| tree.is_none()));
         }
 
         #[test]

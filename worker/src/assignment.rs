@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lockstep_link::{LinkError, send};
 use lockstep_protocol::commitment::RunCommitment;
+use lockstep_protocol::hand_over::{HandOverProof, SignedHandOver};
 use lockstep_protocol::ids::{ModelId, Place, Root, Salt};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, SignedHandOver, ToCoordinator};
+use lockstep_protocol::messages::{FailureCode, JobMessage, JobResult, ToCoordinator};
 use lockstep_protocol::receipt::{FinishReason, SignedSegment};
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
@@ -251,7 +252,19 @@ impl JobStream {
 
     /// Of a pipeline: what the worker before this one signed.
     pub async fn received(&mut self, signed: SignedHandOver) -> Result<(), LinkError> {
-        send(&mut self.stream, &JobMessage::Received(signed)).await
+        send(&mut self.stream, &JobMessage::Received(Box::new(signed))).await
+    }
+
+    /// Of a pipeline: what this worker signed for the one after it.
+    pub async fn handed_over(&mut self, signed: SignedHandOver) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::HandedOver(Box::new(signed))).await
+    }
+
+    /// Of a pipeline: the worker before this one signed something wrong. The end of the stream.
+    pub async fn proof(&mut self, proof: HandOverProof) -> Result<(), LinkError> {
+        send(&mut self.stream, &JobMessage::Proof(Box::new(proof))).await?;
+        self.finish();
+        Ok(())
     }
 
     /// Of a pipeline: all roots are streamed.
@@ -262,10 +275,14 @@ impl JobStream {
     /// Of a pipeline: signs for some layers, at the end of the stream.
     pub async fn segment(&mut self, signed: SignedSegment) -> Result<(), LinkError> {
         send(&mut self.stream, &JobMessage::Segment(signed)).await?;
+        self.finish();
+        Ok(())
+    }
+
+    fn finish(&mut self) {
         // Only a stream that was reset can't be finished, and its connection is at its end.
         let _ = self.stream.finish();
         self.finished = true;
-        Ok(())
     }
 
     /// Commits to the run, waits for the order to reveal it, and sends it. A run that nobody wants any more waits until
@@ -283,9 +300,7 @@ impl JobStream {
             None => return Ok(()),
         }
         send(&mut self.stream, &JobMessage::Result { result: Box::new(kept.result), salt: kept.salt }).await?;
-        // Only a stream that was reset can't be finished, and its connection is at its end.
-        let _ = self.stream.finish();
-        self.finished = true;
+        self.finish();
         Ok(())
     }
 }

@@ -10,15 +10,14 @@ use common::{Coordinator, LAYERS, Peer, expected, job, package, within};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::CacheId;
 use lockstep_link::{Client, Frames, send};
-use lockstep_model::generation::StageRun;
+use lockstep_model::generation::{Mark, StageRun};
 use lockstep_model::package::Package;
 use lockstep_model::slice::Slice;
+use lockstep_protocol::hand_over::{HandOver, HandOverProof, SignedHandOver};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Place, Root};
 use lockstep_protocol::job::Job;
-use lockstep_protocol::messages::{
-    FailureCode, HandOver, JobMessage, SignedHandOver, Stage, StageMessage, ToCoordinator, ToWorker,
-};
+use lockstep_protocol::messages::{FailureCode, JobMessage, Stage, StageMessage, ToCoordinator, ToWorker};
 use lockstep_worker::{Handle, Pipeline, Worker};
 
 const EPOCH: LeaseEpoch = LeaseEpoch(7);
@@ -64,9 +63,11 @@ fn rows(world: &World) -> (Vec<i32>, SignedHandOver) {
     let mut executor = slice.load(&Reference, world.package.params()).unwrap();
     let mut run = StageRun::new(Arc::clone(program), slice, &world.job, vec![], CacheId(0)).unwrap();
     let passed = run.pass(&mut *executor, world.job.tokens.len(), &[]).unwrap();
-    let [(rows, root)] = passed.marks[..] else { panic!("an embedding is handed over once") };
-    let (job, epoch, worker) = (world.job.id(), EPOCH, neighbour().id());
-    (passed.rows, HandOver { job, epoch, layer: BEFORE, rows, root, worker }.sign(&neighbour()))
+    let [mark] = passed.marks[..] else { panic!("a short embedding is handed over in one piece") };
+    let Mark { first, rows, before, values, root } = mark;
+    let (job, epoch, layer, pass, worker) = (world.job.id(), EPOCH, BEFORE, 0, neighbour().id());
+    let said = HandOver { job, epoch, layer, pass, first, rows, before, values, root, worker };
+    (passed.rows, said.sign(&neighbour()))
 }
 
 /// The neighbour hands its rows over.
@@ -80,7 +81,7 @@ async fn hand_over(world: &World, rows: Vec<i32>, signed: SignedHandOver) -> (Cl
         StageMessage::Open { job, epoch },
         StageMessage::Pass { count: world.job.tokens.len() as u32 },
         StageMessage::Rows { values: rows },
-        StageMessage::HandedOver(signed),
+        StageMessage::HandedOver(Box::new(signed)),
     ];
     for message in &messages {
         // A worker that found something wrong does not read on.
@@ -101,7 +102,7 @@ async fn it_streams_its_layers_and_signs_for_them() {
     let (job, epoch) = (world.job.id(), EPOCH);
     let point = world.job.tokens.len() as u32 - 1;
     let layer = |layer: u16| JobMessage::Layer { place: Place { point, layer }, root: roots[usize::from(layer) - 1] };
-    let said = [JobMessage::Begin { job, epoch }, JobMessage::Received(signed), layer(3), layer(4)];
+    let said = [JobMessage::Begin { job, epoch }, JobMessage::Received(Box::new(signed)), layer(3), layer(4)];
     for expected in said {
         assert_eq!(within(frames.next()).await.unwrap(), Some(expected));
     }
@@ -138,14 +139,23 @@ async fn rows_that_are_not_what_their_sender_signed_are_not_taken() {
     type Change = fn(&mut Vec<i32>, &mut SignedHandOver);
     let bent: Change = |rows, _| rows[5] ^= 1;
     let short: Change = |rows, _| rows.truncate(rows.len() - 1);
-    let other_root: Change = |_, signed| {
-        *signed = HandOver { root: Root::from_bytes([9; 32]), ..signed.hand_over }.sign(&neighbour());
+    // Signed as it travels, and still not what was before it, or of this pass.
+    let other_state: Change = |_, signed| {
+        *signed = HandOver { before: Root::from_bytes([9; 32]), ..signed.hand_over }.sign(&neighbour());
     };
+    let other_pass: Change = |_, signed| {
+        *signed = HandOver { pass: 1, ..signed.hand_over }.sign(&neighbour());
+    };
+    let other_piece: Change = |_, signed| {
+        *signed = HandOver { first: 1, ..signed.hand_over }.sign(&neighbour());
+    };
+    // A root that they do not have, unsigned: it could be anybody's.
+    let other_root: Change = |_, signed| signed.hand_over.root = Root::from_bytes([9; 32]);
     let other_lease: Change = |_, signed| {
         *signed = HandOver { epoch: LeaseEpoch(8), ..signed.hand_over }.sign(&neighbour());
     };
     let forged: Change = |_, signed| *signed = signed.hand_over.sign(&Keypair::from_seed([45; 32]));
-    for change in [bent, short, other_root, other_lease, forged] {
+    for change in [bent, short, other_state, other_pass, other_piece, other_root, other_lease, forged] {
         let mut world = world().await;
         let (mut rows, mut signed) = rows(&world);
         change(&mut rows, &mut signed);
@@ -153,6 +163,42 @@ async fn rows_that_are_not_what_their_sender_signed_are_not_taken() {
         match world.peer.hear().await {
             Some(ToCoordinator::Failed { epoch, code, .. }) => {
                 assert_eq!((epoch, code), (EPOCH, FailureCode::Upstream));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_root_that_the_signed_rows_do_not_have_is_shown_to_the_coordinator() {
+    type Change = fn(&mut Vec<i32>, &mut HandOver);
+    let other_root: Change = |_, said| said.root = Root::from_bytes([9; 32]);
+    // The root is that of the rows which it streamed, and what it hands over is something else.
+    let other_rows: Change = |rows, said| {
+        rows[5] ^= 1;
+        said.values = HandOver::values_root(rows);
+    };
+    for change in [other_root, other_rows] {
+        let mut world = world().await;
+        let (mut rows, signed) = rows(&world);
+        let mut said = signed.hand_over;
+        change(&mut rows, &mut said);
+        let signed = said.sign(&neighbour());
+        let _link = hand_over(&world, rows.clone(), signed).await;
+        let mut frames = Frames::<JobMessage>::new(within(world.peer.connection.accept_uni()).await.unwrap());
+        let (job, epoch) = (world.job.id(), EPOCH);
+        assert_eq!(within(frames.next()).await.unwrap(), Some(JobMessage::Begin { job, epoch }));
+        let Some(JobMessage::Proof(proof)) = within(frames.next()).await.unwrap() else { panic!("a proof") };
+        proof.check().unwrap();
+        assert_eq!(*proof, HandOverProof::Rows { signed, state: Vec::new(), values: rows });
+        assert_eq!(within(frames.next()).await.unwrap(), None, "nothing follows it");
+        // Once the lease is over, the worker takes the next one.
+        world.peer.say(ToWorker::Cancel { job, epoch }).await;
+        let next = LeaseEpoch(EPOCH.0 + 1);
+        world.peer.say(ToWorker::AssignStage { epoch: next, job: world.job.clone(), hint: vec![], crew: vec![] }).await;
+        match world.peer.hear().await {
+            Some(ToCoordinator::Failed { epoch, code, .. }) => {
+                assert_eq!((epoch, code), (next, FailureCode::JobRefused));
             }
             other => panic!("{other:?}"),
         }

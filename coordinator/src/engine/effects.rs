@@ -104,6 +104,7 @@ impl Engine {
             | Record::Diverged { .. }
             | Record::Challenged { .. }
             | Record::ChallengeEnded { .. }
+            | Record::HandedOverWrong { .. }
             | Record::Redeemed { .. }
             | Record::Refuted { .. }
             | Record::Judged { .. }

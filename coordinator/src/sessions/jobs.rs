@@ -72,7 +72,7 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
 /// where, and who is told when, the machine knows.
 async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
     let node = session.node;
-    for _ in 0..MAX_RUN_ROOTS + 2 * MAX_POINTS + 3 {
+    for _ in 0..MAX_RUN_ROOTS + 3 * MAX_POINTS + 3 {
         let message = match frames.next().await {
             Ok(message) => message,
             Err(LinkError::Frame(error)) => return Err(End::Protocol(error.to_string())),
@@ -89,8 +89,13 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             Some(JobMessage::Token { word, logprobs }) => {
                 session.tell(Input::Token { node, job, epoch, word, logprobs }).await?;
             }
-            Some(JobMessage::Received(signed)) => {
-                session.tell(Input::Received { node, job, epoch, signed: Box::new(signed) }).await?;
+            Some(JobMessage::Received(signed) | JobMessage::HandedOver(signed)) => {
+                session.tell(Input::HandedOver { node, job, epoch, signed }).await?;
+            }
+            Some(JobMessage::Proof(proof)) => {
+                session.tell(Input::Proof { node, job, epoch, proof }).await?;
+                frames.stop();
+                return Ok(());
             }
             Some(JobMessage::Ended { saturations }) => {
                 session.tell(Input::StageEnded { node, job, epoch, saturations }).await?;

@@ -39,7 +39,7 @@ use lockstep_protocol::ids::{Place, Root, Seed};
 pub use memory::{Limits, Refused};
 pub use recorder::Recorder;
 pub use sampling::{draw, sampling};
-pub use stage::{StageError, StagePass, StageRun};
+pub use stage::{Mark, StageError, StagePass, StageRun};
 pub use text::{TokenText, Utf8Stream};
 
 use pass::{Part, Passed};

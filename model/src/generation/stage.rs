@@ -10,6 +10,7 @@ use std::sync::Arc;
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::{Batch, CacheId, Sequence, Value};
+use lockstep_protocol::hand_over::{HandOver, cuts};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::job::{Job, JobKind};
 use lockstep_protocol::trace::RowTree;
@@ -53,14 +54,28 @@ pub enum StageError {
     Backend(#[from] BackendError),
 }
 
+/// Some rows of a pass, as they are handed over ([`cuts`]): how many there are before them and with them, and the roots of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Rows before them.
+    pub first: u32,
+    /// Rows with them.
+    pub rows: u32,
+    /// The root before them.
+    pub before: Root,
+    /// BLAKE3 of their values ([`HandOver::values`]).
+    pub values: Root,
+    /// The root after them.
+    pub root: Root,
+}
+
 /// What a pass gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StagePass {
     /// The rows of the stage's last layer at the positions of the pass; of the last stage none.
     pub rows: Vec<i32>,
-    /// What is signed of them: at each point of the pass and at its end, how many rows of that layer there are and the root of
-    /// all of them.
-    pub marks: Vec<(u32, Root)>,
+    /// What is signed of them, piece by piece.
+    pub marks: Vec<Mark>,
     /// Words that have to be taken in before the next pass.
     pub points: usize,
     /// Of the last stage: the words of the points.
@@ -159,14 +174,42 @@ impl StageRun {
         &self.received
     }
 
-    /// What the sender has to have signed of the rows of the next pass, of which these are the values: at each point and at
-    /// the end, how many rows of the received layer there are and the root of all of them. Nothing where no layer that has roots is received.
+    /// Where the rows of the next pass are cut when they are received ([`cuts`]); nothing at the first stage.
+    pub fn received_cuts(&self, count: usize) -> Vec<usize> {
+        let columns = Some(self.received_cols()).filter(|columns| *columns > 0);
+        columns.map(|columns| cuts(count, self.points(count), columns)).unwrap_or_default()
+    }
+
+    /// What the sender has to have signed of the rows of the next pass, of which these are the values. Nothing where no layer
+    /// that has roots is received.
     ///
     /// # Panics
     /// Where there are not as many values as `count` rows have.
-    pub fn received_marks(&self, count: usize, rows: &[i32]) -> Vec<(u32, Root)> {
-        let tree = self.trees().first().filter(|_| *self.slice.layers().start() > 1);
-        tree.map(|tree| self.marks(tree.clone(), count, rows)).unwrap_or_default()
+    pub fn received_marks(&self, count: usize, rows: &[i32]) -> Vec<Mark> {
+        self.received_tree().map(|tree| self.marks(tree.clone(), count, rows)).unwrap_or_default()
+    }
+
+    /// The state of the tree over all rows that were received, and these of the next pass ([`RowTree::state`]): what an error in the
+    /// rows that follow is proven from.
+    ///
+    /// # Panics
+    /// Where these are no whole rows.
+    pub fn received_state(&self, rows: &[i32]) -> Vec<u8> {
+        let mut tree = self.received_tree().cloned();
+        tree.iter_mut().for_each(|tree| tree.push_rows(rows));
+        tree.map(|tree| tree.state()).unwrap_or_default()
+    }
+
+    fn received_tree(&self) -> Option<&RowTree> {
+        self.trees().first().filter(|_| *self.slice.layers().start() > 1)
+    }
+
+    /// How many of the next `count` positions are points of which a word is drawn.
+    fn points(&self, count: usize) -> usize {
+        match &self.kind {
+            Kind::Embedding { .. } => 0,
+            Kind::Generation(task, _) => task.points(count),
+        }
     }
 
     fn trees(&self) -> &[RowTree] {
@@ -176,21 +219,19 @@ impl StageRun {
         }
     }
 
-    fn marks(&self, mut tree: RowTree, count: usize, rows: &[i32]) -> Vec<(u32, Root)> {
+    fn marks(&self, mut tree: RowTree, count: usize, rows: &[i32]) -> Vec<Mark> {
         assert!(count > 0 && rows.len().is_multiple_of(count), "whole rows");
         let (computed, cols) = (self.computed(), rows.len() / count);
-        let points = match &self.kind {
-            Kind::Embedding { .. } => 0,
-            Kind::Generation(task, _) => task.points(count),
+        let (mut at, mut before) = (0, tree.root());
+        let mark = |end: usize| {
+            let piece = &rows[at * cols..end * cols];
+            tree.push_rows(piece);
+            let (values, root) = (HandOver::values_root(piece), tree.root());
+            let mark = Mark { first: (computed + at) as u32, rows: (computed + end) as u32, before, values, root };
+            (at, before) = (end, root);
+            mark
         };
-        let ends = (count - points + 1..count).chain([count]);
-        let (mut at, mut marks) = (0, Vec::new());
-        for end in ends {
-            tree.push_rows(&rows[at * cols..end * cols]);
-            marks.push(((computed + end) as u32, tree.root()));
-            at = end;
-        }
-        marks
+        cuts(count, self.points(count), cols).into_iter().map(mark).collect()
     }
 
     /// Computes the next `count` positions. `rows` are those of the layer before, at the first stage none.
@@ -228,10 +269,7 @@ impl StageRun {
                 (sequence, part)
             }
         };
-        let points = match &self.kind {
-            Kind::Embedding { .. } => 0,
-            Kind::Generation(task, _) => task.points(count),
-        };
+        let points = self.points(count);
         let (saturations, last) = self.run(executor, sequence, rows, Some(&mut part))?;
         self.saturations = self.saturations.map(|sum| sum + saturations);
         self.received.extend_from_slice(rows);

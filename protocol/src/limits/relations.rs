@@ -38,6 +38,9 @@ const _: () = {
     );
     assert!(COUNTERSIGN_ROOTS * 32 + 256 <= MAX_CONTROL_DOWN_BYTES && MAX_POINTS * 4 + 64 <= MAX_STAGE_FRAME_BYTES);
     assert!(MAX_STAGE_FRAME_BYTES <= STREAM_WINDOW_BYTES as usize && MAX_ROW_BYTES / 4 <= MAX_STAGE_VALUES);
+    // Rows that were handed over fit in a frame of a job stream, with what proves them wrong.
+    assert!(MAX_STAGE_VALUES * 4 + MAX_TREE_STATE_BYTES + 1_024 <= MAX_JOB_FRAME_BYTES);
+    assert!(CHUNK_BYTES <= MAX_TREE_STATE_BYTES);
     assert!(CLAIM_BYTES <= MAX_JOB_FRAME_BYTES && MAX_POINTS <= MAX_OUTPUT_VALUES);
     assert!(MAX_MANIFEST_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);
     assert!(MAX_OPENING_BYTES + 64 <= MAX_PACKAGE_REPLY_BYTES);

@@ -129,6 +129,15 @@ pub enum Entry {
         /// The digest of the transcript's entry with the verdict.
         verdict: Digest,
     },
+    /// It was shown that a worker of a pipeline signed something wrong of rows that it handed over.
+    HandedOverWrong {
+        /// In which job.
+        job: JobId,
+        /// Who.
+        worker: NodeId,
+        /// The digest of what shows it ([`crate::hand_over::HandOverProof::digest`]).
+        proof: Digest,
+    },
     /// It made postings of its ledger.
     Ledger {
         /// The index of the first of them.
@@ -162,6 +171,9 @@ impl Entry {
             }
             Record::Disputed { terms, .. } | Record::Challenged { terms, .. } => {
                 Some(Self::Disputed { job, dispute: terms.id() })
+            }
+            Record::HandedOverWrong { proof, .. } => {
+                Some(Self::HandedOverWrong { job, worker: proof.hand_over().worker, proof: proof.digest() })
             }
             Record::Retracted { epoch, .. } => Some(Self::Withdrawn { job, epoch: *epoch }),
             Record::Quarantined { node, place, .. } => Some(Self::Refuted { job, worker: *node, place: *place }),
@@ -200,7 +212,8 @@ impl Entry {
             | Self::Drawn { job, .. }
             | Self::Disputed { job, .. }
             | Self::Transcript { job, .. }
-            | Self::Judged { job, .. } => Some(*job),
+            | Self::Judged { job, .. }
+            | Self::HandedOverWrong { job, .. } => Some(*job),
             Self::Anchored { .. } | Self::Ledger { .. } => None,
         }
     }
@@ -220,6 +233,7 @@ impl Entry {
             Self::Transcript { .. } => 11,
             Self::Judged { .. } => 12,
             Self::Ledger { .. } => 13,
+            Self::HandedOverWrong { .. } => 14,
         }
     }
 }
@@ -270,6 +284,10 @@ impl Canonical for Entry {
                 dispute.encode(writer);
                 verdict.encode(writer);
             }
+            Self::HandedOverWrong { worker, proof, .. } => {
+                worker.encode(writer);
+                proof.encode(writer);
+            }
             Self::Ledger { first, count, digest } => {
                 writer.u64(*first);
                 writer.u32(*count);
@@ -302,6 +320,7 @@ impl Canonical for Entry {
                 let (dispute, index) = (reader.value()?, reader.u32()?);
                 Self::Transcript { job, dispute, index, digest: reader.value()? }
             }
+            14 => Self::HandedOverWrong { job, worker: reader.value()?, proof: reader.value()? },
             12 => Self::Judged { job, dispute: reader.value()?, verdict: reader.value()? },
             tag => return Err(DecodeError::InvalidTag { what: "log entry", tag: tag.into() }),
         })

@@ -5,12 +5,7 @@
 //! member holds a bond of its own, and answers for its own layers only: a dispute about a layer is played by whoever
 //! signed for it, and the others lose nothing but their pay.
 //!
-//! # Rows on their way
-//! Who receives rows passes on what their sender signed of them. At each point that has to be the root that the sender streamed. Where
-//! it is not, the sender has said two things, if the signature is its own, and is rejected; otherwise the receiver is.
-//! Rows that do not hash to what was signed are none: whoever gets them gives the lease back, and the two are not put
-//! side by side again at this job, since nobody else can tell which of them it was. One that could not get along with two
-//! others has failed at the job.
+//! What they hand over to each other is the affair of `rows`.
 //!
 //! # Who is lost
 //! When a member goes, the lease ends for all. In the next one, those that are there keep their layers, so that nothing
@@ -21,6 +16,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Action, Machine, Output, Record, RejectReason};
+use crate::hand_over::SignedHandOver;
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root};
 use crate::job::JobKind;
 use crate::limits::{COUNTERSIGN_ROOTS, MAX_CREW};
@@ -28,7 +24,7 @@ use crate::logprobs::logprobs_root;
 use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::Stage as JobStage;
 use crate::machine::workers::{LeaseTimes, Worker};
-use crate::messages::{JobResult, SignedHandOver, Stage};
+use crate::messages::{JobResult, Stage};
 use crate::receipt::SignedSegment;
 
 /// What the parameters of a model take, layer by layer.
@@ -67,9 +63,13 @@ pub(super) struct Member {
     /// How many it streamed in all.
     streamed: usize,
     /// What its predecessor signed, of the points whose first root waits.
-    received: VecDeque<SignedHandOver>,
-    /// How many it passed on in all.
-    passed_on: usize,
+    pub received: VecDeque<SignedHandOver>,
+    /// How many of these it passed on in all.
+    pub passed_on: usize,
+    /// What it signed itself, of the points whose first root by its successor waits.
+    pub handed: VecDeque<SignedHandOver>,
+    /// How many of these it showed in all.
+    pub handed_over: usize,
     /// Of the last one: words that wait for the roots before them.
     words: VecDeque<(u32, Vec<i32>)>,
     /// Values that saturated in its layers, once all its roots are streamed.
@@ -89,6 +89,8 @@ impl Member {
             streamed: 0,
             received: VecDeque::new(),
             passed_on: 0,
+            handed: VecDeque::new(),
+            handed_over: 0,
             words: VecDeque::new(),
             saturations: None,
             segment: None,
@@ -96,7 +98,7 @@ impl Member {
     }
 
     /// Points of which all its roots are streamed, and how many roots of the next one.
-    fn progress(&self) -> (usize, u16) {
+    pub fn progress(&self) -> (usize, u16) {
         let layers = usize::from(self.last - self.first) + 1;
         (self.streamed / layers, (self.streamed % layers) as u16)
     }
@@ -140,7 +142,7 @@ impl Lease {
     }
 
     /// The members that are before and after one.
-    fn neighbours(&self, node: &NodeId) -> [Option<NodeId>; 2] {
+    pub fn neighbours(&self, node: &NodeId) -> [Option<NodeId>; 2] {
         let at = self.crew.iter().position(|member| member.node == *node);
         let find = |at: Option<usize>| at.and_then(|at| self.crew.get(at)).map(|member| member.node);
         [find(at.and_then(|at| at.checked_sub(1))), find(at.map(|at| at + 1))]
@@ -239,11 +241,16 @@ impl Machine {
         let geometry = entry.geometry;
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
         let Some(at) = lease.crew.iter().position(|member| member.node == node) else { return };
+        let is_last = at + 1 == lease.crew.len();
         let member = &mut lease.crew[at];
         let (point, layer) = member.progress();
         let expected = geometry.point(point).map(|point| Place { point, layer: member.first + layer });
-        let is_handed_over = at == 0 || layer > 0 || member.passed_on == point + 1;
-        if expected != Some(place) || !is_handed_over || member.saturations.is_some() {
+        let is_received = at == 0 || layer > 0 || member.passed_on == point + 1;
+        let is_handed_over = is_last
+            || member.first + layer < member.last
+            || member.handed_over == point + 1
+                && member.handed.back().is_some_and(|signed| signed.hand_over.root == root);
+        if expected != Some(place) || !is_received || !is_handed_over || member.saturations.is_some() {
             self.reject(assignment, RejectReason::OutOfOrder { found: place }, out);
             return;
         }
@@ -251,39 +258,6 @@ impl Machine {
         member.streamed += 1;
         self.extend(job, epoch);
         self.merge(job, epoch, out);
-    }
-
-    /// What a worker of a pipeline passes on of its predecessor.
-    pub(super) fn received(
-        &mut self,
-        assignment: (NodeId, JobId, LeaseEpoch),
-        signed: SignedHandOver,
-        out: &mut Output,
-    ) {
-        let (node, job, epoch) = assignment;
-        if self.lease(assignment, out).is_none() {
-            return;
-        }
-        let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        let geometry = entry.geometry;
-        let lease = entry.leases.get_mut(&epoch).expect("it is live");
-        let at = lease.crew.iter().position(|member| member.node == node);
-        let sender = at.and_then(|at| at.checked_sub(1)).map(|before| lease.crew[before].node);
-        let member = at.map(|at| &mut lease.crew[at]);
-        let (Some(sender), Some(member)) = (sender, member) else {
-            self.reject(assignment, RejectReason::FalseHandOver, out);
-            return;
-        };
-        let (point, layer) = member.progress();
-        let said = &signed.hand_over;
-        let rows = geometry.point(point).and_then(|point| point.checked_add(1));
-        let is_next = layer == 0 && member.passed_on == point && rows == Some(said.rows);
-        if !is_next || (said.job, said.epoch, said.worker, said.layer) != (job, epoch, sender, member.first - 1) {
-            self.reject(assignment, RejectReason::FalseHandOver, out);
-            return;
-        }
-        member.received.push_back(signed);
-        member.passed_on += 1;
     }
 
     /// A word of a pipeline, of its last worker.
@@ -316,26 +290,20 @@ impl Machine {
             let geometry = entry.geometry;
             let Some(lease) = entry.leases.get_mut(&epoch) else { return };
             let Some(place) = geometry.place(lease.roots.len()) else { break };
-            let below = lease.roots.last().copied();
             let Some(at) = lease.crew.iter().position(|m| (m.first..=m.last).contains(&place.layer)) else { return };
             let member = &mut lease.crew[at];
             let node = member.node;
             let Some(root) = member.roots.pop_front() else { break };
-            let is_handed_over = at > 0 && place.layer == member.first;
-            if let Some(signed) = member.received.pop_front_if(|_| is_handed_over)
-                && below != Some(signed.hand_over.root)
-            {
-                let sender = signed.hand_over.worker;
-                let (blamed, reason) = if signed.is_signed() {
-                    (sender, RejectReason::HandedOverOtherwise { place })
-                } else {
-                    (node, RejectReason::FalseHandOver)
-                };
-                self.reject((blamed, job, epoch), reason, out);
-                return;
+            let words = &mut member.words;
+            let word = if place.layer == geometry.streamed_layers() { words.pop_front() } else { None };
+            if at > 0 && place.layer == member.first {
+                let received = member.received.pop_front().expect("it came before the root");
+                let own = lease.crew[at - 1].handed.pop_front().expect("it came before the root below");
+                if own.hand_over != received.hand_over {
+                    return self.handed_over_otherwise((node, job, epoch), own, received, out);
+                }
             }
-            if place.layer == geometry.streamed_layers()
-                && let Some(word) = member.words.pop_front()
+            if let Some(word) = word
                 && !self.take_word((node, job, epoch), word, out)
             {
                 return;
@@ -436,33 +404,6 @@ impl Machine {
         Some(result)
     }
 
-    /// A worker of a pipeline can't go on with a neighbour: the lease ends, and they are kept apart.
-    pub(super) fn fell_out(
-        &mut self,
-        (node, job, epoch): (NodeId, JobId, LeaseEpoch),
-        upstream: bool,
-        out: &mut Output,
-    ) {
-        let Some(lease) = self.jobs.get(&job).and_then(|entry| entry.leases.get(&epoch)) else { return };
-        let [before, after] = lease.neighbours(&node);
-        let Some(other) = (if upstream { before } else { after }) else {
-            return self.fail_lease((node, job, epoch), true, out);
-        };
-        let now = self.now;
-        let entry = self.jobs.get_mut(&job).expect("it was there");
-        entry.apart.insert((node, other));
-        let failed: Vec<_> = [node, other].into_iter().filter(|node| entry.fell_out_with(node) > 1).collect();
-        let gives_up =
-            failed.iter().fold(entry.is_past_patience(now), |ends, node| entry.fail(*node, true, now) || ends);
-        self.end_lease(job, epoch);
-        if gives_up {
-            let record = self.jobs[&job].give_up();
-            self.give_up(record, out);
-        } else {
-            self.queue(job);
-        }
-    }
-
     /// Gives a job to a crew.
     pub(super) fn assign_crew(&mut self, job: JobId, crew: Vec<Stage>, out: &mut Output) {
         let epoch = LeaseEpoch(self.last_epoch.0 + 1);
@@ -492,17 +433,7 @@ impl Machine {
 }
 
 impl Entry {
-    /// With how many others a worker could not get along.
-    fn fell_out_with(&self, node: &NodeId) -> usize {
-        let others = self.apart.iter().filter_map(|(a, b)| match (a == node, b == node) {
-            (true, _) => Some(b),
-            (_, true) => Some(a),
-            _ => None,
-        });
-        others.collect::<BTreeSet<_>>().len()
-    }
-
-    fn are_apart(&self, a: &NodeId, b: &NodeId) -> bool {
+    pub(super) fn are_apart(&self, a: &NodeId, b: &NodeId) -> bool {
         self.apart.contains(&(*a, *b)) || self.apart.contains(&(*b, *a))
     }
 }

@@ -325,6 +325,7 @@ impl Entry {
             | Record::Staged { .. }
             | Record::Diverged { .. }
             | Record::Quarantined { .. }
+            | Record::HandedOverWrong { .. }
             | Record::SetAside { .. }
             | Record::Redeemed { .. }
             | Record::Challenged { .. }

@@ -79,6 +79,7 @@ mod judge;
 mod lockstep;
 mod reasons;
 mod record;
+mod rows;
 mod runs;
 mod schedule;
 mod standing;
@@ -104,8 +105,9 @@ pub use self::reasons::{RejectReason, SubmitError};
 pub use self::record::{JobFailure, Record};
 use self::schedule::Timer;
 use self::table::Stage;
-pub use self::types::{Action, Capabilities, Input, JobSpec, Outcome, Output};
+pub use self::types::{Action, Input, JobSpec, Outcome, Output};
 pub use self::work::Work;
+pub use self::workers::Capabilities;
 use self::workers::{Worker, Workers};
 use crate::ids::{JobId, LeaseEpoch, Millis, ModelId, NodeId};
 use crate::ledger::Ledger;
@@ -365,7 +367,8 @@ impl Machine {
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
             Input::Token { node, job, epoch, word, logprobs } => self.token((node, job, epoch), (word, logprobs), out),
-            Input::Received { node, job, epoch, signed } => self.received((node, job, epoch), *signed, out),
+            Input::HandedOver { node, job, epoch, signed } => self.handed_over((node, job, epoch), *signed, out),
+            Input::Proof { node, job, epoch, proof } => self.proof((node, job, epoch), *proof, out),
             Input::StageEnded { node, job, epoch, saturations } => {
                 self.stage_ended((node, job, epoch), saturations, out);
             }
@@ -484,6 +487,8 @@ impl Machine {
             Record::Quarantined { node, .. } => {
                 self.quarantined.insert(*node);
             }
+            // What follows from it has records of its own.
+            Record::HandedOverWrong { .. } => {}
             Record::Challenged { job, terms } => {
                 self.challenges.insert(*job, (**terms).clone());
             }

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::hand_over::ProofError;
 use crate::ids::Place;
 use crate::job::JobError;
 use crate::receipt::ReceiptError;
@@ -70,15 +71,12 @@ pub enum RejectReason {
     /// A partial run is not signed, or is not what was streamed.
     #[error("the partial run is not what was streamed, or is not signed")]
     NotAsHalted,
-    /// A worker of a pipeline handed over rows with another root than it streamed, and signed that.
-    #[error("the rows that it handed over before {place} are not those that it committed to")]
-    HandedOverOtherwise {
-        /// The first place that was computed from them.
-        place: Place,
-    },
-    /// A worker of a pipeline passes on what its predecessor has not signed, or not for this.
-    #[error("it passes on a hand-over that its predecessor has not signed")]
+    /// A worker of a pipeline shows a hand-over that is not signed, or not the one that is next.
+    #[error("it shows a hand-over that is not signed, or is not the one that is next")]
     FalseHandOver,
+    /// A worker of a pipeline accuses the one before it, and proves nothing.
+    #[error("it accuses the worker before it, and proves nothing: {0}")]
+    FalseProof(#[from] ProofError),
     /// The receipt does not check.
     #[error("{0}")]
     Receipt(#[from] ReceiptError),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::commitment::RunCommitment;
 use crate::dispute::Terms;
+use crate::hand_over::HandOverProof;
 use crate::ids::{DisputeId, JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt, VerdictKind};
 use crate::limits::{MAX_NAME_BYTES, MAX_RUN_ROOTS};
 use crate::machine::audit::{AuditDraw, AuditPolicy};
@@ -206,6 +207,13 @@ pub enum Record {
         /// By what it was found out.
         kind: VerdictKind,
     },
+    /// A worker of a pipeline signed a hand-over that no honest one signs.
+    HandedOverWrong {
+        /// In which job.
+        job: JobId,
+        /// What shows it, to anybody.
+        proof: Box<HandOverProof>,
+    },
     /// Another run was accepted of a worker that was set aside: until there are enough.
     Redeemed {
         /// Which worker.
@@ -250,6 +258,7 @@ impl Record {
             | Self::Challenged { job, .. }
             | Self::ChallengeEnded { job, .. }
             | Self::Refuted { job, .. }
+            | Self::HandedOverWrong { job, .. }
             | Self::Redeemed { job, .. }
             | Self::SetAside { job, .. } => *job,
         }
@@ -264,11 +273,12 @@ impl Record {
         }
     }
 
-    /// Whether the record is about a worker for good, or about a challenge, and must be kept also when the job has ended.
+    /// Whether the record is about a worker for good, evidence against one, or about a challenge, and must be kept also when the job has ended.
     pub fn outlives_job(&self) -> bool {
         matches!(
             self,
             Self::Quarantined { .. }
+                | Self::HandedOverWrong { .. }
                 | Self::SetAside { .. }
                 | Self::Redeemed { .. }
                 | Self::Challenged { .. }
@@ -419,6 +429,11 @@ impl Canonical for Record {
                 epoch.encode(writer);
                 node.encode(writer);
             }
+            Self::HandedOverWrong { job, proof } => {
+                writer.u16(21);
+                job.encode(writer);
+                proof.encode(writer);
+            }
             Self::Redeemed { node, job, accepted } => {
                 writer.u16(19);
                 node.encode(writer);
@@ -485,6 +500,7 @@ impl Canonical for Record {
             },
             14 => Self::SetAside { node: reader.value()?, job: reader.value()?, until: reader.value()? },
             20 => Self::Staged { job: reader.value()?, epoch: reader.value()?, node: reader.value()? },
+            21 => Self::HandedOverWrong { job: reader.value()?, proof: Box::new(reader.value()?) },
             19 => Self::Redeemed { node: reader.value()?, job: reader.value()?, accepted: reader.u32()? },
             11 => Self::Committed { job: reader.value()?, epoch: reader.value()?, commitment: reader.value()? },
             tag => return Err(DecodeError::InvalidTag { what: "record", tag: tag.into() }),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::commitment::{ChainHead, Difference, RunCommitment};
 use crate::dispute::{SignedPartial, Terms, Verdict};
+use crate::hand_over::{HandOverProof, SignedHandOver};
 use crate::identity::Keypair;
 use crate::ids::{
     Digest, DisputeId, JobId, LeaseEpoch, Millis, ModelId, NodeId, Nonce, Place, Root, Salt, VerdictKind,
@@ -15,7 +16,8 @@ use crate::machine::challenges::{Challenge, ChallengeError};
 use crate::machine::reasons::{RejectReason, SubmitError};
 use crate::machine::record::{JobFailure, Record};
 use crate::machine::work::Work;
-use crate::messages::{FailureCode, Hello, JobResult, RefusalCode, SignedHandOver, Stage};
+use crate::machine::workers::Capabilities;
+use crate::messages::{FailureCode, JobResult, RefusalCode, Stage};
 use crate::receipt::{Receipt, Refutation, SignedSegment};
 
 /// A job with what the coordinator knows about it from the model's program. A run that says
@@ -60,35 +62,6 @@ impl JobSpec {
 
 /// The bytes of a root are those of so many tokens.
 const TOKENS_OF_A_ROOT: usize = 8;
-
-/// What the machine needs to know of a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Multiply-accumulates a second that the worker says it does; 0 where it does not say.
-    pub macs_per_second: u64,
-    /// Assignments that it takes at a time.
-    pub max_in_flight: u32,
-    /// Models that it holds.
-    pub models: Vec<ModelId>,
-    /// Who runs it, as the coordinator knows from its own list; nothing that the worker says.
-    pub operator: Option<String>,
-    /// Where it takes part in pipelines: bytes of parameters that it can hold, and where it takes connections of other
-    /// workers, as `HOST:PORT`.
-    pub pipeline: Option<(u64, String)>,
-}
-
-/// Without the operator and the address, which a worker can't say of itself.
-impl From<&Hello> for Capabilities {
-    fn from(hello: &Hello) -> Self {
-        Self {
-            macs_per_second: hello.macs_per_second,
-            max_in_flight: hello.max_in_flight,
-            models: hello.models.clone(),
-            operator: None,
-            pipeline: None,
-        }
-    }
-}
 
 /// What happened, as told to [`super::Machine::handle`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,8 +133,9 @@ pub enum Input {
         /// The log-probabilities that the job asks for there.
         logprobs: Vec<i32>,
     },
-    /// A worker of a pipeline passes on what the one before it signed of the rows that it handed over.
-    Received {
+    /// A worker of a pipeline says what it signed itself of the rows that it handed over, or passes on what the one before it
+    /// signed.
+    HandedOver {
         /// Which worker.
         node: NodeId,
         /// Which job.
@@ -170,6 +144,17 @@ pub enum Input {
         epoch: LeaseEpoch,
         /// What was signed.
         signed: Box<SignedHandOver>,
+    },
+    /// A worker of a pipeline shows that the one before it signed something wrong.
+    Proof {
+        /// Which worker.
+        node: NodeId,
+        /// Which job.
+        job: JobId,
+        /// Which assignment.
+        epoch: LeaseEpoch,
+        /// What shows it.
+        proof: Box<HandOverProof>,
     },
     /// A worker of a pipeline has streamed all its roots.
     StageEnded {

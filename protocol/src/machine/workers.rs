@@ -10,7 +10,8 @@ use crate::limits::{
     MAX_IN_FLIGHT, MAX_MACS_PER_MS, MAX_WAITING_RUNS, MAX_WORKERS, PAUSE_MAX_MS, PAUSE_MIN_MS, SILENCE_MS, TOKEN_MS,
 };
 use crate::machine::audit::AuditDraw;
-use crate::machine::types::{Capabilities, JobSpec};
+use crate::machine::types::JobSpec;
+use crate::messages::Hello;
 
 /// A new measurement counts for one part in so many.
 const SPEED_WEIGHT: u64 = 4;
@@ -22,6 +23,35 @@ pub(super) struct Conduct {
     pub failures: u32,
     /// The end of its pause.
     pub rest_until: Millis,
+}
+
+/// What the machine needs to know of a worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Multiply-accumulates a second that the worker says it does; 0 where it does not say.
+    pub macs_per_second: u64,
+    /// Assignments that it takes at a time.
+    pub max_in_flight: u32,
+    /// Models that it holds.
+    pub models: Vec<ModelId>,
+    /// Who runs it, as the coordinator knows from its own list; nothing that the worker says.
+    pub operator: Option<String>,
+    /// Where it takes part in pipelines: bytes of parameters that it can hold, and where it takes connections of other
+    /// workers, as `HOST:PORT`.
+    pub pipeline: Option<(u64, String)>,
+}
+
+/// Without the operator and the address, which a worker can't say of itself.
+impl From<&Hello> for Capabilities {
+    fn from(hello: &Hello) -> Self {
+        Self {
+            macs_per_second: hello.macs_per_second,
+            max_in_flight: hello.max_in_flight,
+            models: hello.models.clone(),
+            operator: None,
+            pipeline: None,
+        }
+    }
 }
 
 /// The pause after so many failures: it doubles with each, up to a limit.

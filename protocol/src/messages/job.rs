@@ -4,9 +4,10 @@ use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::commitment::RunCommitment;
 use crate::dispute::{SignedMove, SignedPartial};
 use crate::generation::words_of;
+use crate::hand_over::{HandOverProof, SignedHandOver};
 use crate::ids::{JobId, LeaseEpoch, Place, Root, Salt};
 use crate::limits::{MAX_JOB_FRAME_BYTES, MAX_LOGPROB_VALUES, MAX_OUTPUT_VALUES};
-use crate::messages::{Message, SignedHandOver};
+use crate::messages::Message;
 use crate::receipt::{SignedReceipt, SignedSegment, split_output};
 
 /// The end of a run.
@@ -86,7 +87,7 @@ pub enum JobMessage {
     },
     /// Of a pipeline: what the worker before this one signed of the rows that it handed over. At each point directly before
     /// the first root.
-    Received(SignedHandOver),
+    Received(Box<SignedHandOver>),
     /// Of a pipeline: all roots of this worker's layers are streamed.
     Ended {
         /// Values that saturated in its layers.
@@ -95,6 +96,11 @@ pub enum JobMessage {
     /// Of a pipeline: the worker signs for its layers, once it was shown the roots of all
     /// ([`super::ToWorker::Countersign`]). All but the last one do, whose signature is that of the result.
     Segment(SignedSegment),
+    /// Of a pipeline: what this worker signed of the rows that it handed over. At each point directly before the last root of
+    /// its layers, where it is not the last worker.
+    HandedOver(Box<SignedHandOver>),
+    /// Of a pipeline: the worker before this one signed something wrong. The last message of the stream.
+    Proof(Box<HandOverProof>),
 }
 
 impl Canonical for JobMessage {
@@ -145,6 +151,14 @@ impl Canonical for JobMessage {
                 writer.u16(10);
                 signed.encode(writer);
             }
+            Self::HandedOver(signed) => {
+                writer.u16(11);
+                signed.encode(writer);
+            }
+            Self::Proof(proof) => {
+                writer.u16(12);
+                proof.encode(writer);
+            }
         }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -156,9 +170,11 @@ impl Canonical for JobMessage {
             5 => Self::Move(reader.value()?),
             6 => Self::Partial(reader.value()?),
             7 => Self::Token { word: reader.u32()?, logprobs: reader.seq("log-probabilities", MAX_LOGPROB_VALUES)? },
-            8 => Self::Received(reader.value()?),
+            8 => Self::Received(Box::new(reader.value()?)),
             9 => Self::Ended { saturations: reader.u64()? },
             10 => Self::Segment(reader.value()?),
+            11 => Self::HandedOver(Box::new(reader.value()?)),
+            12 => Self::Proof(Box::new(reader.value()?)),
             tag => return Err(DecodeError::InvalidTag { what: "job message", tag: tag.into() }),
         })
     }

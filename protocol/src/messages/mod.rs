@@ -27,7 +27,7 @@ pub use self::dispute::Ask;
 pub use self::frame::{FrameDecoder, FrameError, Message, to_frame};
 pub use self::job::{JobMessage, JobResult};
 pub use self::package::{PackageReply, PackageRequest};
-pub use self::stage::{HandOver, SignedHandOver, Stage, StageMessage};
+pub use self::stage::{Stage, StageMessage};
 
 /// The version of the messages. Both sides must have the same.
 pub const PROTOCOL_VERSION: u32 = 1;

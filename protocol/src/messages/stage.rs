@@ -1,9 +1,8 @@
 //! What travels between the workers of a pipeline: rows down, words up.
 
-use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
-use crate::domain::Domain;
-use crate::identity::{Keypair, Signature};
-use crate::ids::{JobId, LeaseEpoch, NodeId, Root};
+use crate::canonical::{Canonical, DecodeError, Reader, Writer};
+use crate::hand_over::SignedHandOver;
+use crate::ids::{JobId, LeaseEpoch, NodeId};
 use crate::limits::{MAX_NAME_BYTES, MAX_POINTS, MAX_POSITIONS, MAX_STAGE_FRAME_BYTES, MAX_STAGE_VALUES};
 use crate::messages::Message;
 
@@ -38,82 +37,9 @@ impl Canonical for Stage {
     }
 }
 
-/// What a worker says of the rows that it hands over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandOver {
-    /// Of which job.
-    pub job: JobId,
-    /// Under which lease.
-    pub epoch: LeaseEpoch,
-    /// The layer whose output they are.
-    pub layer: u16,
-    /// How many rows there are up to here, those of earlier passes among them.
-    pub rows: u32,
-    /// The root of all of these.
-    pub root: Root,
-    /// Who computed them.
-    pub worker: NodeId,
-}
-
-impl HandOver {
-    /// Signs it. `keys` must be those of [`HandOver::worker`].
-    pub fn sign(self, keys: &Keypair) -> SignedHandOver {
-        SignedHandOver { hand_over: self, signature: keys.sign(Domain::HandOver, &to_bytes(&self)) }
-    }
-}
-
-impl Canonical for HandOver {
-    const MIN_BYTES: usize = 32 + 8 + 2 + 4 + 32 + 32;
-    fn encode(&self, writer: &mut Writer) {
-        self.job.encode(writer);
-        self.epoch.encode(writer);
-        writer.u16(self.layer);
-        writer.u32(self.rows);
-        self.root.encode(writer);
-        self.worker.encode(writer);
-    }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            job: reader.value()?,
-            epoch: reader.value()?,
-            layer: reader.u16()?,
-            rows: reader.u32()?,
-            root: reader.value()?,
-            worker: reader.value()?,
-        })
-    }
-}
-
-/// A hand-over with its signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignedHandOver {
-    /// What was signed.
-    pub hand_over: HandOver,
-    /// By [`HandOver::worker`], over the canonical hand-over.
-    pub signature: Signature,
-}
-
-impl SignedHandOver {
-    /// Whether the worker signed it.
-    pub fn is_signed(&self) -> bool {
-        self.hand_over.worker.verify(Domain::HandOver, &to_bytes(&self.hand_over), &self.signature).is_ok()
-    }
-}
-
-impl Canonical for SignedHandOver {
-    const MIN_BYTES: usize = HandOver::MIN_BYTES + 64;
-    fn encode(&self, writer: &mut Writer) {
-        self.hand_over.encode(writer);
-        self.signature.encode(writer);
-    }
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self { hand_over: reader.value()?, signature: reader.value()? })
-    }
-}
-
 /// On the one two-way stream of a lease between two neighbours, which the earlier one opens: `Open`, then for each pass
-/// down `Pass`, as many `Rows` as it takes, and a `HandedOver` for each point of the pass and for its end; and up `Words`,
-/// where the pass has points.
+/// down `Pass` and its hand-overs ([`crate::hand_over::cuts`]), each `Rows` and what is signed of them, `HandedOver`; and
+/// up `Words`, where the pass has points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StageMessage {
     /// Which lease the stream is about.
@@ -128,13 +54,13 @@ pub enum StageMessage {
         /// How many.
         count: u32,
     },
-    /// Values of their rows, in order.
+    /// The values of some of their rows, in order.
     Rows {
         /// At most [`MAX_STAGE_VALUES`].
         values: Vec<i32>,
     },
-    /// The sender signs for the rows up to a point of the pass, or its end.
-    HandedOver(SignedHandOver),
+    /// The sender signs for the rows before it.
+    HandedOver(Box<SignedHandOver>),
     /// The words at the points of the pass.
     Words {
         /// In order; those after one that a hint did not foresee are of no account.
@@ -177,7 +103,7 @@ impl Canonical for StageMessage {
                 _ => return Err(DecodeError::InvalidValue { what: "positions of a pass" }),
             },
             3 => Self::Rows { values: reader.seq("values of rows", MAX_STAGE_VALUES)? },
-            4 => Self::HandedOver(reader.value()?),
+            4 => Self::HandedOver(Box::new(reader.value()?)),
             5 => Self::Words { words: reader.seq("words of a pass", MAX_POINTS)? },
             tag => return Err(DecodeError::InvalidTag { what: "stage message", tag: tag.into() }),
         })

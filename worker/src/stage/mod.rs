@@ -18,11 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use lockstep_link::{LinkError, send};
-use lockstep_model::generation::{Event as Said, StagePass};
+use lockstep_model::generation::{Event as Said, Mark, StagePass};
+use lockstep_protocol::generation::word_root;
+use lockstep_protocol::hand_over::{HandOver, HandOverProof, SignedHandOver};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::job::{Job, JobKind};
-use lockstep_protocol::limits::{MAX_STAGE_VALUES, WORKER_STAGE_PASS};
-use lockstep_protocol::messages::{FailureCode, HandOver, JobResult, SignedHandOver, Stage, StageMessage};
+use lockstep_protocol::limits::WORKER_STAGE_PASS;
+use lockstep_protocol::messages::{FailureCode, JobResult, Stage, StageMessage};
 use lockstep_protocol::receipt::{Run, Segment, WorkerReceipt};
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -87,7 +89,7 @@ pub(crate) async fn run(
         Some(expected) => Some(expected.link().await.ok_or_else(gone)?),
         None => None,
     };
-    let pipe = Pipe { shared, key, crew, at, upstream, downstream, device: Arc::new(Mutex::new(device)) };
+    let pipe = Pipe { shared, key, crew, at, upstream, downstream, device: Arc::new(Mutex::new(device)), pass: 0 };
     match pipe.run(&connection, &model, &job, seat, orders).await {
         Ok(()) | Err(Broken::Link) => Ok(()),
         Err(Broken::Failure(failure)) => Err(failure),
@@ -116,6 +118,8 @@ struct Pipe {
     upstream: Option<Link>,
     downstream: Option<Link>,
     device: Arc<Mutex<DeviceSeat>>,
+    /// The number of the pass.
+    pass: u32,
 }
 
 impl Pipe {
@@ -147,14 +151,14 @@ impl Pipe {
         loop {
             let (count, rows) = match self.upstream {
                 Some(_) => {
-                    let (count, rows, signed) = self.receive().await?;
+                    let (count, rows, signed) = self.receive(stream).await?;
                     handed = signed;
                     (count, rows)
                 }
                 None => (self.on_device(|device| Ok(device.run.pass_of(WORKER_STAGE_PASS))).await?, Vec::new()),
             };
             let mut passed = self.on_device(move |device| device.pass(count, &rows)).await?;
-            self.hand_over(count, &mut passed).await?;
+            let own = self.hand_over(count, &mut passed).await?;
             let words = self.words(&passed).await?;
             if let Some(up) = self.upstream.as_mut().filter(|_| passed.points > 0) {
                 let message = StageMessage::Words { words: words.clone() };
@@ -163,7 +167,8 @@ impl Pipe {
             let output = passed.output;
             let (taken, given) = (words, output.clone());
             let (said, ended) = self.on_device(move |device| device.accept(&taken, &given)).await?;
-            self.stream(stream, said, &handed, &mut outcome).await?;
+            self.stream(stream, said, [&handed, &own], &mut outcome).await?;
+            self.pass += 1;
             if ended {
                 outcome.output = output;
                 return Ok(outcome);
@@ -172,56 +177,81 @@ impl Pipe {
     }
 
     /// The rows of the next pass, checked against what their sender signed.
-    async fn receive(&mut self) -> Result<(usize, Vec<i32>, Vec<SignedHandOver>), Broken> {
+    async fn receive(&mut self, stream: &mut JobStream) -> Result<(usize, Vec<i32>, Vec<SignedHandOver>), Broken> {
         let (left, cols) = self.on_device(|device| Ok((device.run.left(), device.run.received_cols()))).await?;
-        let up = self.upstream.as_mut().expect("only where there is somebody before");
         let wrong = |what: &str| Broken::Failure(Failure::new(FailureCode::Upstream, what));
-        let count = match next(up).await? {
+        let count = match self.next().await? {
             StageMessage::Pass { count } if count as usize <= left => count as usize,
             _ => return Err(wrong("no pass where one was next, or too long a one")),
         };
-        let mut rows = Vec::new();
-        while rows.len() < count * cols {
-            match next(up).await? {
-                StageMessage::Rows { values } if !values.is_empty() && rows.len() + values.len() <= count * cols => {
-                    rows.extend(values);
-                }
+        let cuts = self.on_device(move |device| Ok(device.run.received_cuts(count))).await?;
+        let (mut rows, mut handed) = (Vec::new(), Vec::with_capacity(cuts.len()));
+        for end in cuts {
+            match self.next().await? {
+                StageMessage::Rows { values } if rows.len() + values.len() == end * cols => rows.extend(values),
                 _ => return Err(wrong("other rows than those of the pass")),
+            }
+            match self.next().await? {
+                StageMessage::HandedOver(signed) => handed.push(*signed),
+                _ => return Err(wrong("rows that nobody signed")),
             }
         }
         let marked = self.on_device(move |device| Ok((device.run.received_marks(count, &rows), rows)));
         let (marks, rows) = marked.await?;
-        let (job, epoch) = self.key;
-        let (layer, worker) = (self.crew[self.at].first - 1, self.crew[self.at - 1].node);
-        let mut handed = Vec::with_capacity(marks.len());
-        for (rows, root) in marks {
-            let up = self.upstream.as_mut().expect("it is there still");
-            let said = HandOver { job, epoch, layer, rows, root, worker };
-            match next(up).await? {
-                StageMessage::HandedOver(signed) if signed.hand_over == said && signed.is_signed() => {
-                    handed.push(signed)
-                }
-                _ => return Err(wrong("rows that are not what their sender signed")),
+        for (mark, signed) in marks.iter().zip(&handed) {
+            let (right, said) = (self.said(self.at - 1, mark), &signed.hand_over);
+            let is_of_these_rows = *said == HandOver { root: said.root, ..right };
+            if !is_of_these_rows || !signed.is_signed() {
+                return Err(wrong("rows that are not what their sender signed"));
+            }
+            if *said != right {
+                return self.accuse(stream, *signed, (marks[0].first, cols), rows).await;
             }
         }
         Ok((count, rows, handed))
     }
 
-    /// Hands the rows of a pass over to the next worker, signed.
-    async fn hand_over(&mut self, count: usize, passed: &mut StagePass) -> Result<(), Broken> {
-        let Some(down) = &mut self.downstream else { return Ok(()) };
-        let ((job, epoch), layer, worker) = (self.key, self.crew[self.at].last, self.shared.keys.id());
-        let mut messages = vec![StageMessage::Pass { count: count as u32 }];
+    /// Shows that the signed rows do not have the signed root. `rows` are those of the whole pass, from row `from` on.
+    async fn accuse<T>(
+        &self,
+        stream: &mut JobStream,
+        signed: SignedHandOver,
+        (from, cols): (u32, usize),
+        rows: Vec<i32>,
+    ) -> Result<T, Broken> {
+        let [first, end] = [signed.hand_over.first, signed.hand_over.rows].map(|row| (row - from) as usize * cols);
+        let values = rows[first..end].to_vec();
+        let state = self.on_device(move |device| Ok(device.run.received_state(&rows[..first]))).await?;
+        tracing::warn!(worker = %signed.hand_over.worker, "the worker before this one signed a root that its rows do not have");
+        stream.proof(HandOverProof::Rows { signed, state, values }).await?;
+        // What follows is the coordinator's affair; until it ends the lease, the neighbours have nothing to complain of.
+        std::future::pending().await
+    }
+
+    /// What a worker of the crew has to say of some rows of this pass.
+    fn said(&self, at: usize, mark: &Mark) -> HandOver {
+        let ((job, epoch), layer, worker, pass) = (self.key, self.crew[at].last, self.crew[at].node, self.pass);
+        let Mark { first, rows, before, values, root } = *mark;
+        HandOver { job, epoch, layer, pass, first, rows, before, values, root, worker }
+    }
+
+    /// Hands the rows of a pass over to the next worker, and says what it signed of them.
+    async fn hand_over(&mut self, count: usize, passed: &mut StagePass) -> Result<Vec<SignedHandOver>, Broken> {
+        let sign = |mark| self.said(self.at, mark).sign(&self.shared.keys);
+        let signed: Vec<_> = passed.marks.iter().map(sign).collect();
+        let Some(down) = &mut self.downstream else { return Ok(Vec::new()) };
         let rows = std::mem::take(&mut passed.rows);
-        messages.extend(rows.chunks(MAX_STAGE_VALUES).map(|values| StageMessage::Rows { values: values.to_vec() }));
-        messages.extend(passed.marks.iter().map(|(rows, root)| {
-            let said = HandOver { job, epoch, layer, rows: *rows, root: *root, worker };
-            StageMessage::HandedOver(said.sign(&self.shared.keys))
-        }));
+        let (cols, from) = (rows.len() / count, signed[0].hand_over.first);
+        let mut messages = vec![StageMessage::Pass { count: count as u32 }];
+        for signed in &signed {
+            let [first, end] = [signed.hand_over.first, signed.hand_over.rows].map(|row| (row - from) as usize * cols);
+            messages.push(StageMessage::Rows { values: rows[first..end].to_vec() });
+            messages.push(StageMessage::HandedOver(Box::new(*signed)));
+        }
         for message in &messages {
             send(&mut down.outbound, message).await.map_err(|error| lost(FailureCode::Downstream, &error))?;
         }
-        Ok(())
+        Ok(signed)
     }
 
     /// The words at the points of a pass: its own, or those that come back.
@@ -241,22 +271,26 @@ impl Pipe {
         &self,
         stream: &mut JobStream,
         said: Vec<Said>,
-        handed: &[SignedHandOver],
+        [received, given]: [&[SignedHandOver]; 2],
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let (job, epoch) = self.key;
-        let first = self.crew[self.at].first;
+        let Stage { first, last, .. } = self.crew[self.at];
+        let at_point = |of: &[SignedHandOver], place: Place| {
+            let signed = of.iter().find(|signed| signed.hand_over.rows == place.point + 1).copied();
+            signed.ok_or_else(|| Failure::new(FailureCode::Internal, "a point that was not handed over"))
+        };
         for event in said {
             match event {
                 Said::Root { place, root } if place.layer < first => {
                     outcome.said.push((place, root));
-                    let signed = handed.iter().find(|signed| signed.hand_over.rows == place.point + 1);
-                    let signed =
-                        signed.ok_or_else(|| Failure::new(FailureCode::Internal, "a point that nobody handed over"))?;
-                    stream.received(*signed).await?;
+                    stream.received(at_point(received, place)?).await?;
                 }
                 Said::Root { place, root } => {
                     outcome.said.push((place, root));
+                    if place.layer == last && !self.is_lead() {
+                        stream.handed_over(at_point(given, place)?).await?;
+                    }
                     stream.layer(place, root).await?;
                     self.shared.events.emit(Event::LayerRoot { job, epoch, place, root });
                 }
@@ -326,6 +360,14 @@ impl Pipe {
         if !outcome.said.iter().all(is_own) {
             return Err(internal("the coordinator shows other roots than this worker streamed"));
         }
+        let root_of_word = |index| {
+            let point = geometry.point(index)?;
+            roots.get(geometry.index_of(Place { point, layer: geometry.streamed_layers() })?).copied()
+        };
+        if !outcome.words.iter().enumerate().all(|(index, word)| root_of_word(index) == Some(word_root(*word))) {
+            let reason = "the last worker said other words to the coordinator than arrived here";
+            return Err(Failure::new(FailureCode::Downstream, reason).into());
+        }
         let program = model.package.program();
         let points = outcome.words.len() as u64;
         let output_count = match &job.kind {
@@ -374,6 +416,16 @@ impl Pipe {
         Ok(stream.commit_and_reveal(kept, orders).await?)
     }
 
+    /// The next message of the worker before this one.
+    async fn next(&mut self) -> Result<StageMessage, Broken> {
+        let up = self.upstream.as_mut().expect("only where there is somebody before");
+        match up.inbound.next().await {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(Failure::new(FailureCode::Upstream, "the worker before this one ended the stream").into()),
+            Err(error) => Err(lost(FailureCode::Upstream, &error)),
+        }
+    }
+
     async fn on_device<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut DeviceSeat) -> Result<T, Failure> + Send + 'static,
@@ -385,15 +437,6 @@ impl Pipe {
             self.shared.seats.forget(&self.device.lock().unwrap_or_else(PoisonError::into_inner));
         }
         done.map_err(Broken::Failure)
-    }
-}
-
-/// The next message of the worker before this one.
-async fn next(up: &mut Link) -> Result<StageMessage, Broken> {
-    match up.inbound.next().await {
-        Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(Failure::new(FailureCode::Upstream, "the worker before this one ended the stream").into()),
-        Err(error) => Err(lost(FailureCode::Upstream, &error)),
     }
 }
 

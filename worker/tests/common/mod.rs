@@ -321,7 +321,13 @@ impl RunStream {
                 self.run.logprobs.extend(logprobs);
             }
             Ok(Some(JobMessage::Move(_) | JobMessage::Partial(_))) => panic!("what has a stream of its own"),
-            Ok(Some(JobMessage::Received(_) | JobMessage::Ended { .. } | JobMessage::Segment(_))) => {
+            Ok(Some(
+                JobMessage::Received(_)
+                | JobMessage::HandedOver(_)
+                | JobMessage::Proof(_)
+                | JobMessage::Ended { .. }
+                | JobMessage::Segment(_),
+            )) => {
                 panic!("what belongs to a pipeline")
             }
             Ok(None) => return false,

@@ -11,6 +11,7 @@ mod generation_worlds;
 mod generations;
 mod lockstep;
 mod random;
+mod rows;
 mod scripted;
 
 use std::sync::Arc;
