@@ -63,7 +63,7 @@ void copy_now(const Copy &copy) {
 
 // The digits of an operand of `rows` rows by 32, K-major: rows are 128 bytes apart, and groups of eight rows as far as the
 // descriptor says.
-template <u32 ROWS> void load_operand(i16 (&digits)[ROWS][32], u64 descriptor, bool is_signed) {
+template <u32 ROWS> UNCHECKED void load_operand(i16 (&digits)[ROWS][32], u64 descriptor, bool is_signed) {
     const u32 start = (u32)(descriptor & 0x3fff) << 4, group = (u32)(descriptor >> 32 & 0x3fff) << 4;
     if (descriptor >> 62 != 1) fail("only operands that are swizzled by 128 bytes are known here");
     if (descriptor >> 49 & 7 || start % 128 % 32 != 0 || start % 1024 >= 128) fail("an operand begins within its pattern");
@@ -76,8 +76,7 @@ template <u32 ROWS> void load_operand(i16 (&digits)[ROWS][32], u64 descriptor, b
     }
 }
 
-// Products of two digits fit in 32 bits whatever they are, and so do sums of 32 of them.
-__attribute__((optimize("O3"), no_sanitize("undefined"))) i32 dot(const i16 (&a)[32], const i16 (&b)[32]) {
+UNCHECKED i32 dot(const i16 (&a)[32], const i16 (&b)[32]) {
     i32 sum = 0;
     for (u32 k = 0; k < 32; k++) sum += a[k] * b[k];
     return sum;
