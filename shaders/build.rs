@@ -1,6 +1,5 @@
 //! Links each op's shader with the modules that it imports, as the WESL standard defines imports, into one WGSL file for each
-//! variant. What
-//! comes out is checked by naga, in the tests and wherever a device is opened.
+//! variant. What comes out is checked by naga, in the tests and wherever a device is opened.
 
 use wesl::{CompileOptions, Wesl};
 
@@ -13,8 +12,10 @@ fn main() {
         let path = entry.expect("a readable entry").path();
         let Some(name) = path.file_stem().and_then(|s| s.to_str()).filter(|_| path.is_file()) else { continue };
         let module = format!("package::{name}").parse().expect("a name is a path");
-        for (variant, int64) in [("portable", false), ("int64", true)] {
-            compiler.set_feature("int64", int64);
+        for variant in ["portable", "int64", "subgroups"] {
+            for feature in ["int64", "subgroups"] {
+                compiler.set_feature(feature, feature == variant);
+            }
             compiler.build_artifact(&module, &format!("{name}_{variant}"));
         }
     }

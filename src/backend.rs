@@ -4,18 +4,18 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use lockstep_cuda::{Cuda, Products};
+use lockstep_cuda::{Cuda, Gpu, Products, gpus};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::cpu::{Cpu, Path};
 use lockstep_kernels::reference::Reference;
-use lockstep_shaders::{Options, Wgpu, adapters};
+use lockstep_shaders::{Adapter, Options, Variant, Wgpu, adapters};
 use lockstep_sim::adversary::{Lie, LyingBackend};
 
 use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
 pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/neon-dotprod, cpu/neon, cpu/portable, cuda, \
-    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, reference";
+    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, wgpu+subgroups, wgpu+subgroups/N, reference";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {
@@ -23,7 +23,7 @@ pub fn all_threads() -> NonZeroUsize {
 }
 
 /// The variants that this machine has of a backend, by name: instruction-set paths of `cpu`, what the first GPU of `cuda`
-/// multiplies with, and for `wgpu` also 64-bit products where the first adapter has them. Any other name is its own only one.
+/// multiplies with, and the forms of the shaders that the first adapter of `wgpu` can run. Any other name is its own only one.
 pub fn variants(name: &str) -> Vec<String> {
     match name {
         "cpu" => Path::available().into_iter().map(|path| format!("cpu/{}", path.name())).collect(),
@@ -35,8 +35,9 @@ pub fn variants(name: &str) -> Vec<String> {
         }
         "wgpu" => {
             let first = adapters().into_iter().find(|adapter| adapter.reason.is_none());
-            let int64 = first.is_some_and(|adapter| adapter.int64).then(|| "wgpu+int64".to_owned());
-            std::iter::once(name.to_owned()).chain(int64).collect()
+            // Where there is none, opening it says why.
+            let variants = first.map_or_else(|| vec![Variant::Portable], |adapter| adapter.variants);
+            variants.into_iter().map(|variant| format!("wgpu{}", variant.name())).collect()
         }
         _ => vec![name.to_owned()],
     }
@@ -57,11 +58,12 @@ pub enum Local {
 impl Local {
     /// The backend of that name. `cpu` takes the fastest path of this machine, `cpu/PATH` forces one; `cuda` takes GPU 0,
     /// `cuda/N` the Nth, and `cuda/PRODUCTS` forces what GPU 0 multiplies with; `wgpu` takes the first adapter that can be
-    /// used, `wgpu/N` the Nth of `lockstep devices`, and with `+int64` they multiply in 64 bits.
+    /// used, `wgpu/N` the Nth of `lockstep devices`, and with `+int64` or `+subgroups` they are another form of the shaders.
+    /// A device takes no more memory for models than `memory`, where that is given.
     ///
     /// # Errors
     /// [`Exit::Configuration`] for a name that does not exist, [`Exit::NoDevice`] where the machine lacks the path.
-    pub fn open(name: &str, threads: NonZeroUsize) -> Result<Self, Failure> {
+    pub fn open(name: &str, threads: NonZeroUsize, memory: Option<u64>) -> Result<Self, Failure> {
         let unknown = || anyhow!("there is no backend {name:?}; there are {NAMES}");
         let (family, which) = name.split_once('/').map_or((name, None), |(family, which)| (family, Some(which)));
         let opened = match (family, which) {
@@ -70,17 +72,17 @@ impl Local {
                 let path = which.map(|path| Path::from_name(path).ok_or_else(unknown).or_exit(Exit::Configuration));
                 Cpu::new(path.transpose()?, threads.get()).map(Self::Cpu)
             }
-            ("cuda", None) => Cuda::open(0, None).map(Self::Cuda),
-            ("cuda", Some(which)) => match (which.parse::<u32>(), Products::from_name(which)) {
-                (Ok(gpu), _) => Cuda::open(gpu, None).map(Self::Cuda),
-                (_, Some(products)) => Cuda::open(0, Some(products)).map(Self::Cuda),
-                _ => return Err(unknown()).or_exit(Exit::Configuration),
-            },
-            ("wgpu" | "wgpu+int64", which) => {
+            ("cuda", which) => {
+                let products = which.and_then(Products::from_name);
+                let number = which.filter(|_| products.is_none()).map_or(Ok(0), str::parse::<u32>);
+                let number = number.map_err(|_| unknown()).or_exit(Exit::Configuration)?;
+                let within = |cuda: Cuda| if let Some(bytes) = memory { cuda.within(bytes) } else { cuda };
+                Cuda::open(number, products).map(within).map(Self::Cuda)
+            }
+            (family, which) if variant_of(family).is_some() => {
                 let adapter = which.map(|n| n.parse::<usize>().map_err(|_| unknown()).or_exit(Exit::Configuration));
-                let options =
-                    Options { adapter: adapter.transpose()?, int64: family == "wgpu+int64", ..Options::default() };
-                Wgpu::open(options).map(Self::Wgpu)
+                let (adapter, variant) = (adapter.transpose()?, variant_of(family).unwrap_or_default());
+                Wgpu::open(Options { adapter, variant, memory_bytes: memory, ..Options::default() }).map(Self::Wgpu)
             }
             _ => return Err(unknown()).or_exit(Exit::Configuration),
         };
@@ -109,10 +111,92 @@ impl Local {
     }
 }
 
+/// The form of the shaders that a name asks for; none of another backend's name.
+fn variant_of(family: &str) -> Option<Variant> {
+    Variant::ALL.into_iter().find(|variant| family.strip_prefix("wgpu") == Some(variant.name()))
+}
+
 /// The honest backend of that name.
 ///
 /// # Errors
 /// As of [`Local::open`].
 pub fn open(name: &str, threads: NonZeroUsize) -> Result<Arc<dyn Backend>, Failure> {
-    Ok(Local::open(name, threads)?.honest())
+    open_within(name, threads, None)
+}
+
+/// The honest backend of that name, with a limit to what it takes of its device's memory.
+///
+/// # Errors
+/// As of [`Local::open`].
+pub fn open_within(name: &str, threads: NonZeroUsize, memory: Option<u64>) -> Result<Arc<dyn Backend>, Failure> {
+    Ok(Local::open(name, threads, memory)?.honest())
+}
+
+/// What `auto` stands for on a machine: its devices in the order in which they are worth trying, and the processor after all
+/// of them. Drivers that compute on the processor themselves are not among them.
+pub fn in_order(gpus: &[Gpu], adapters: &[Adapter]) -> Vec<String> {
+    let usable = |reason: &Option<String>| reason.is_none();
+    let gpus = gpus.iter().filter(|gpu| usable(&gpu.reason)).map(|gpu| format!("cuda/{}", gpu.number));
+    let adapters = adapters.iter().enumerate();
+    let adapters = adapters.filter(|(_, adapter)| usable(&adapter.reason) && adapter.kind != "software");
+    let adapters = adapters.map(|(number, _)| format!("wgpu/{number}"));
+    gpus.chain(adapters).chain(["cpu".to_owned()]).collect()
+}
+
+/// The names in a list of them, where `auto` is what this machine has ([`in_order`]).
+pub fn names(list: &str) -> Vec<String> {
+    let named = |name: &str| match name.trim() {
+        // A machine without NVIDIA's driver has none of its GPUs.
+        "auto" => in_order(&gpus().unwrap_or_default(), &adapters()),
+        name => vec![name.to_owned()],
+    };
+    list.split(',').flat_map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(number: u32, reason: Option<&str>) -> Gpu {
+        let reason = reason.map(str::to_owned);
+        Gpu { number, name: "a GPU".into(), capability: (8, 0), memory_bytes: 1 << 33, reason }
+    }
+
+    fn adapter(kind: &'static str, reason: Option<&str>) -> Adapter {
+        Adapter {
+            name: "an adapter".into(),
+            api: "vulkan".into(),
+            kind,
+            driver: "a driver".into(),
+            binding_bytes: 1 << 27,
+            memory_bytes: None,
+            variants: vec![Variant::Portable],
+            reason: reason.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn devices_come_before_the_processor_and_what_can_not_be_used_does_not_come() {
+        let gpus = [gpu(0, Some("too old")), gpu(1, None), gpu(2, None)];
+        let adapters =
+            [adapter("discrete gpu", None), adapter("integrated gpu", Some("no")), adapter("software", None)];
+        assert_eq!(in_order(&gpus, &adapters), ["cuda/1", "cuda/2", "wgpu/0", "cpu"]);
+        assert_eq!(in_order(&[], &adapters[2..]), ["cpu"]);
+    }
+
+    #[test]
+    fn lists_of_names_keep_their_order() {
+        assert_eq!(names("wgpu/1, reference,cpu/avx2"), ["wgpu/1", "reference", "cpu/avx2"]);
+        assert_eq!(names("reference,auto").first().map(String::as_str), Some("reference"));
+        assert_eq!(names("auto").last().map(String::as_str), Some("cpu"));
+    }
+
+    #[test]
+    fn names_of_shaders_are_their_forms() {
+        assert_eq!(variant_of("wgpu"), Some(Variant::Portable));
+        assert_eq!(variant_of("wgpu+int64"), Some(Variant::Int64));
+        assert_eq!(variant_of("wgpu+subgroups"), Some(Variant::Subgroups));
+        assert_eq!(variant_of("wgpu+"), None);
+        assert_eq!(variant_of("cpu"), None);
+    }
 }

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use common::processes::{Coordinator, PATIENCE, Process};
 use common::{lockstep, run_json, second_implementation, second_judge, shipped_package};
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, Rows, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value as Tensor};
+use lockstep_kernels::value::{Params, Value as Tensor};
 use lockstep_model::package::Package;
 use lockstep_model::slice::Slice;
 use lockstep_worker::{Config, Pipeline, Worker};
@@ -244,9 +244,13 @@ impl Backend for Bent {
     }
 }
 
-impl Executor for BentExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.inner.begin(batch)
+impl Wrapper for BentExecutor {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -257,30 +261,6 @@ impl Executor for BentExecutor {
             self.inner.write(output, Tensor::I32(rows))?;
         }
         Ok(report)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Tensor, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Tensor) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }
 

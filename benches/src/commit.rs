@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::value::Batch;
 use lockstep_model::embed::{EmbedError, embed};
+use lockstep_model::output::Wanted;
 use lockstep_model::package::Package;
-use lockstep_protocol::trace::root_of_rows;
 
 use crate::report::{Figure, Row};
 use crate::samples::Samples;
@@ -70,11 +70,11 @@ pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> 
     for pass in 0..=workload.passes {
         let mut hashing = Duration::ZERO;
         let start = Instant::now();
-        embed(&mut *executor, program, &batch, |layer| {
+        embed(&mut *executor, program, &batch, Wanted::Rows, |layer| {
             let start = Instant::now();
             // Layer 0 follows from the tokens and is not committed.
             for s in (0..layer.spans.len()).filter(|_| layer.layer > 0) {
-                std::hint::black_box(root_of_rows(layer.sequence(s), layer.cols));
+                std::hint::black_box(layer.root(s));
             }
             hashing += start.elapsed();
             ControlFlow::Continue(())

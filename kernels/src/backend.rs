@@ -55,6 +55,11 @@ pub trait Backend: Send + Sync {
     /// Short name with the chosen path, as in `cpu/avx512-vnni`.
     fn name(&self) -> String;
 
+    /// Bytes of the device's own memory; none where it computes in the host's, or nobody knows.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Prepares a program for execution. Checks the program; the caller has proven its bounds.
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError>;
 }
@@ -85,9 +90,7 @@ pub trait Executor: Send {
     /// `[rows][chunks of a row]`. `counters` has, for each row, the number of its first chunk in the tensor that is committed.
     /// None where this executor does not hash where its rows lie: whoever asks reads them and hashes by itself. (A tensor of
     /// one chunk alone is committed by the chunk: its root is no chaining value.)
-    fn chunk_values(&mut self, _tensor: TensorId, _counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError> {
-        Ok(None)
-    }
+    fn chunk_values(&mut self, tensor: TensorId, counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError>;
 
     /// Replaces a tensor's value.
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError>;
@@ -105,4 +108,115 @@ pub trait Executor: Send {
     /// Bytes that all caches together hold now; what several share counts once. For one of a given length at most
     /// [`Program::cache_bytes`], which is for the caller to plan with: no other limit is set on caches.
     fn cache_bytes(&self) -> u64;
+}
+
+/// An executor that stands before another one. It has of its own what it does otherwise; everything else is the other one's.
+///
+/// Who changes what [`read`](Executor::read) gives changes [`chunk_values`](Executor::chunk_values) too: both are of the same
+/// rows.
+pub trait Wrapper: Send {
+    /// The other one.
+    fn inner(&self) -> &dyn Executor;
+
+    /// The other one.
+    fn inner_mut(&mut self) -> &mut dyn Executor;
+
+    /// As [`Executor::begin`].
+    ///
+    /// # Errors
+    /// As there.
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        self.inner_mut().begin(batch)
+    }
+
+    /// As [`Executor::run_layer`].
+    ///
+    /// # Errors
+    /// As there.
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        self.inner_mut().run_layer(layer)
+    }
+
+    /// As [`Executor::read`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
+        self.inner_mut().read(tensor)
+    }
+
+    /// As [`Executor::chunk_values`].
+    ///
+    /// # Errors
+    /// As there.
+    fn chunk_values(&mut self, tensor: TensorId, counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError> {
+        self.inner_mut().chunk_values(tensor, counters)
+    }
+
+    /// As [`Executor::write`].
+    ///
+    /// # Errors
+    /// As there.
+    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
+        self.inner_mut().write(tensor, value)
+    }
+
+    /// As [`Executor::fork_cache`].
+    ///
+    /// # Errors
+    /// As there.
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner_mut().fork_cache(from, to, positions)
+    }
+
+    /// As [`Executor::truncate_cache`].
+    ///
+    /// # Errors
+    /// As there.
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.inner_mut().truncate_cache(id, positions)
+    }
+
+    /// As [`Executor::drop_cache`].
+    fn drop_cache(&mut self, id: CacheId) {
+        self.inner_mut().drop_cache(id);
+    }
+}
+
+impl<W: Wrapper> Executor for W {
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        Wrapper::begin(self, batch)
+    }
+
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        Wrapper::run_layer(self, layer)
+    }
+
+    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
+        Wrapper::read(self, tensor)
+    }
+
+    fn chunk_values(&mut self, tensor: TensorId, counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError> {
+        Wrapper::chunk_values(self, tensor, counters)
+    }
+
+    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
+        Wrapper::write(self, tensor, value)
+    }
+
+    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        Wrapper::fork_cache(self, from, to, positions)
+    }
+
+    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        Wrapper::truncate_cache(self, id, positions)
+    }
+
+    fn drop_cache(&mut self, id: CacheId) {
+        Wrapper::drop_cache(self, id);
+    }
+
+    fn cache_bytes(&self) -> u64 {
+        self.inner().cache_bytes()
+    }
 }

@@ -10,7 +10,7 @@
 //! - [`cpu`]: the fast twin of each op, with instruction-set paths chosen at run time.
 //! - [`steps`]: the dispute view of a layer, in which one element is recomputed from at most 64 KiB.
 //! - [`backend`], [`host`]: the trait that every backend implements, and the executor that both host backends share.
-//! - [`pass`]: a batch as every executor takes it up.
+//! - [`pass`]: a batch as every executor takes it up. [`budget`]: memory of a device.
 //! - [`conformance`]: the suite that any backend is put through, byte for byte.
 //!
 //! One op has one basename everywhere: `layer_norm.rs` in `reference`, `cpu` and `steps`, `layer_norm.json` in
@@ -22,6 +22,7 @@
 compile_error!("tensors are little-endian in memory; big-endian hosts are not supported");
 
 pub mod backend;
+pub mod budget;
 pub mod conformance;
 pub mod cpu;
 pub mod fixed;

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, Wrapper};
 use lockstep_kernels::conformance::{self, Difference, Level, Progress};
 use lockstep_kernels::cpu::{Cpu, Path};
 use lockstep_kernels::program::{OP_NAMES, Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::value::{Params, Value};
 
 /// Runs the whole suite on one path, or says loudly that this machine cannot.
 fn full(path: Path, threads: usize) {
@@ -127,13 +127,13 @@ struct AlteredExecutor {
     col: usize,
 }
 
-impl Executor for AlteredExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.inner.begin(batch)
+impl Wrapper for AlteredExecutor {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
     }
 
-    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
-        self.inner.run_layer(layer)
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
     }
 
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
@@ -150,26 +150,6 @@ impl Executor for AlteredExecutor {
             }
         }
         Ok(value)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }
 

@@ -5,30 +5,38 @@ use std::ops::{ControlFlow, Range};
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::{Program, Rows, TensorId};
 use lockstep_kernels::value::{Batch, Value};
+use lockstep_protocol::ids::Root;
 
-/// The committed rows of one finished layer, of all sequences of the batch.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerRows<'a> {
+use crate::output::{Output, Wanted};
+
+/// One finished layer, of all sequences of the batch.
+#[derive(Clone, Debug)]
+pub struct Layer<'a> {
     /// Index of the layer in the program: 0 is the embedding, the last one the output.
     pub layer: usize,
-    /// `[rows, cols]` in the layer output's Q format.
-    pub rows: &'a [i32],
-    /// Elements in a row.
-    pub cols: usize,
+    /// `[rows, cols]` in the layer output's Q format, or their hashes.
+    pub output: Output,
     /// Which rows belong to each sequence, in order; one row each where the layer makes one row per sequence.
     pub spans: &'a [Range<usize>],
     /// Elements that saturated in this layer.
     pub saturations: u64,
 }
 
-impl<'a> LayerRows<'a> {
-    /// The rows of one sequence.
+impl Layer<'_> {
+    /// The rows of one sequence; none where only roots are wanted, and the device hashed them.
     ///
     /// # Panics
     /// When there is no such sequence.
-    pub fn sequence(&self, sequence: usize) -> &'a [i32] {
-        let span = &self.spans[sequence];
-        &self.rows[span.start * self.cols..span.end * self.cols]
+    pub fn rows(&self, sequence: usize) -> Option<&[i32]> {
+        self.output.rows(&self.spans[sequence])
+    }
+
+    /// The root of the rows of one sequence.
+    ///
+    /// # Panics
+    /// When there is no such sequence.
+    pub fn root(&self, sequence: usize) -> Root {
+        self.output.root(&self.spans[sequence])
     }
 }
 
@@ -55,7 +63,8 @@ pub enum EmbedError {
     },
 }
 
-/// Runs a loaded encoder over a batch. `on_layer` is called after each layer and may stop the run.
+/// Runs a loaded encoder over a batch. `on_layer` is called after each layer, with what is wanted of it, and may stop the
+/// run. The output is read in any case.
 ///
 /// # Errors
 /// See [`EmbedError`].
@@ -63,7 +72,8 @@ pub fn embed(
     executor: &mut dyn Executor,
     program: &Program,
     batch: &Batch,
-    mut on_layer: impl FnMut(LayerRows<'_>) -> ControlFlow<()>,
+    wanted: Wanted,
+    mut on_layer: impl FnMut(Layer<'_>) -> ControlFlow<()>,
 ) -> Result<Embeddings, EmbedError> {
     executor.begin(batch)?;
     let positions = batch.spans();
@@ -72,15 +82,16 @@ pub fn embed(
     for (layer, declared) in program.layers.iter().enumerate() {
         let saturations = executor.run_layer(layer)?.saturations;
         out.saturations += saturations;
-        let rows = read_i32(executor, declared.output)?;
-        let tensor = program.tensor(declared.output);
-        let spans = if tensor.rows == Rows::Position { &positions } else { &sequences };
-        let finished = LayerRows { layer, rows: &rows, cols: tensor.cols as usize, spans, saturations };
-        if on_layer(finished).is_break() {
-            return Err(EmbedError::Stopped { layer });
+        let is_last = layer + 1 == program.layers.len();
+        let spans = if program.tensor(declared.output).rows == Rows::Position { &positions } else { &sequences };
+        // A sequence is a tensor of its own.
+        let numbers: Vec<u64> = spans.iter().flat_map(|span| 0..span.len() as u64).collect();
+        let output = Output::take(executor, program, layer, if is_last { Wanted::Rows } else { wanted }, &numbers)?;
+        if is_last {
+            out.rows = spans.iter().filter_map(|span| output.rows(span)).map(<[i32]>::to_vec).collect();
         }
-        if layer + 1 == program.layers.len() {
-            out.rows = (0..spans.len()).map(|s| finished.sequence(s).to_vec()).collect();
+        if on_layer(Layer { layer, output, spans, saturations }).is_break() {
+            return Err(EmbedError::Stopped { layer });
         }
     }
     Ok(out)

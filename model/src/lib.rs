@@ -33,6 +33,7 @@ pub mod generation;
 mod gguf;
 pub mod import;
 pub mod lower;
+pub mod output;
 pub mod package;
 mod parallel;
 pub mod quantize;

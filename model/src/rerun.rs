@@ -7,10 +7,10 @@ use lockstep_kernels::backend::{Backend, BackendError};
 use lockstep_kernels::value::Batch;
 use lockstep_protocol::ids::Root;
 use lockstep_protocol::job::{Job, JobKind};
-use lockstep_protocol::trace::root_of_rows;
 
 use crate::embed::{EmbedError, embed};
 use crate::generation::{Event, Generator, Limits, Recorder, Refused, Request, Run};
+use crate::output::Wanted;
 use crate::package::Package;
 
 /// What a job gives.
@@ -126,12 +126,14 @@ fn embed_again(
     let mut executor = backend.load(Arc::clone(program), package.params())?;
     let mut roots = Vec::with_capacity(program.layers.len());
     let batch = Batch::single(tokens.to_vec());
-    let embeddings = embed(&mut *executor, program, &batch, |layer| {
+    let wanted = if recorder.is_some() { Wanted::Rows } else { Wanted::Root };
+    let embeddings = embed(&mut *executor, program, &batch, wanted, |layer| {
         if layer.layer > 0 {
-            roots.push(root_of_rows(layer.sequence(0), layer.cols));
+            roots.push(layer.root(0));
         }
-        if let Some(recorder) = recorder.as_mut().filter(|_| (1..program.layers.len() - 1).contains(&layer.layer)) {
-            recorder.push(layer.layer, layer.sequence(0));
+        let is_inner = (1..program.layers.len() - 1).contains(&layer.layer);
+        if let (Some(recorder), Some(rows)) = (recorder.as_mut().filter(|_| is_inner), layer.rows(0)) {
+            recorder.push(layer.layer, rows);
         }
         ControlFlow::Continue(())
     })?;

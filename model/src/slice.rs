@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::program::{
     DType, EmbedIndex, Layer, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
 };
-use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
+use lockstep_kernels::value::{ParamData, Params};
 
 use crate::bounds;
 use crate::error::ModelError;
@@ -203,9 +203,13 @@ struct SliceExecutor {
     last: usize,
 }
 
-impl Executor for SliceExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.inner.begin(batch)
+impl Wrapper for SliceExecutor {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -215,29 +219,5 @@ impl Executor for SliceExecutor {
         }
         // What stands in for the layers before is one layer.
         self.inner.run_layer(layer - self.first + usize::from(self.first > 0))
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }

@@ -10,6 +10,7 @@ use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, CacheId, Params};
 use lockstep_model::embed::embed;
 use lockstep_model::generation::{Event, Generator, Limits, Mark, Request, StageError, StageRun};
+use lockstep_model::output::Wanted;
 use lockstep_model::slice::Slice;
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::hand_over::{HandOver, HandOverProof, ProofError};
@@ -63,10 +64,10 @@ fn alone(case: &Case, backend: &dyn Backend, job: &Job) -> Outcome {
     }
     let mut executor = backend.load(Arc::clone(&case.program), params).unwrap();
     let point = job.tokens.len() as u32 - 1;
-    let run = embed(&mut *executor, &case.program, &Batch::single(job.tokens.clone()), |layer| {
+    let run = embed(&mut *executor, &case.program, &Batch::single(job.tokens.clone()), Wanted::Rows, |layer| {
         if layer.layer > 0 {
             let place = Place { point, layer: layer.layer as u16 };
-            out.roots.push((place, root_of_rows(layer.sequence(0), layer.cols)));
+            out.roots.push((place, root_of_rows(layer.rows(0).unwrap(), layer.output.cols())));
         }
         std::ops::ControlFlow::Continue(())
     });

@@ -13,6 +13,7 @@ use lockstep_kernels::value::{Batch, ParamData};
 use lockstep_model::ModelError;
 use lockstep_model::check::check;
 use lockstep_model::embed::{EmbedError, embed, to_real};
+use lockstep_model::output::Wanted;
 use lockstep_model::package::{BlobInfo, Package, WeightMode, write};
 use lockstep_model::tokenizer::{TokenizeError, TooLong};
 use safetensors::Dtype;
@@ -146,10 +147,10 @@ fn layers_arrive_in_order_and_batches_leave_no_mark() {
     let mut executor = Reference.load(program.clone(), package.params()).unwrap();
     let batch = Batch::of(sequences());
     let mut layers = Vec::new();
-    let together = embed(&mut *executor, program, &batch, |l| {
+    let together = embed(&mut *executor, program, &batch, Wanted::Rows, |l| {
         layers.push(l.layer);
         let rows = if l.layer == LAYERS + 1 { 1 } else { batch.sequences[3].rows() };
-        assert_eq!(l.sequence(3).len(), rows * HIDDEN);
+        assert_eq!(l.rows(3).map(<[i32]>::len), Some(rows * HIDDEN));
         ControlFlow::Continue(())
     });
     assert_eq!(layers, (0..LAYERS + 2).collect::<Vec<_>>());
@@ -157,7 +158,7 @@ fn layers_arrive_in_order_and_batches_leave_no_mark() {
     for (tokens, row) in sequences().into_iter().zip(together) {
         assert_eq!(run(&package, &Reference, tokens).0, to_real(&row, package.manifest().output_frac));
     }
-    let stopped = embed(&mut *executor, program, &batch, |l| {
+    let stopped = embed(&mut *executor, program, &batch, Wanted::Rows, |l| {
         if l.layer == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert!(matches!(stopped, Err(EmbedError::Stopped { layer: 1 })));

@@ -6,7 +6,8 @@
 //! it keeps the chaining values of complete subtrees and merges them lazily, because a subtree that
 //! was merged too early can no longer become a root.
 
-use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+pub use blake3::hazmat::ChainingValue;
+use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::ids::Root;
 use crate::limits::CHUNK_BYTES;

@@ -4,13 +4,57 @@ use std::fmt;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
+use lockstep_kernels::budget::{Budget, Holding};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::Params;
 use wgpu::{Backends, DeviceType, DownlevelFlags, Features, InstanceDescriptor, Limits};
 
 use crate::executor::WgpuExecutor;
 use crate::gpu::Gpu;
-use crate::shader::{INT64, PORTABLE};
+use crate::matrix;
+use crate::shader::{INT64, PORTABLE, SUBGROUPS};
+
+/// A form of the shaders. All give the same bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// Runs on every adapter.
+    #[default]
+    Portable,
+    /// Multiplies in 64 bits, which not every adapter can, and of which not every driver is sound.
+    Int64,
+    /// Reduces within subgroups, which not every adapter can.
+    Subgroups,
+}
+
+impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Int64, Self::Subgroups];
+
+    /// As in `wgpu+int64`; nothing of the portable one.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "",
+            Self::Int64 => "+int64",
+            Self::Subgroups => "+subgroups",
+        }
+    }
+
+    const fn needs(self) -> Features {
+        match self {
+            Self::Portable => Features::empty(),
+            Self::Int64 => Features::SHADER_INT64,
+            Self::Subgroups => Features::SUBGROUP,
+        }
+    }
+
+    const fn shaders(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Portable => PORTABLE,
+            Self::Int64 => INT64,
+            Self::Subgroups => SUBGROUPS,
+        }
+    }
+}
 
 /// An adapter of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +69,10 @@ pub struct Adapter {
     pub driver: String,
     /// Bytes of the largest binding that it offers; larger tensors are split.
     pub binding_bytes: u64,
-    /// Whether it has integers of 64 bits, so that the variant `int64` can be used.
-    pub int64: bool,
+    /// Bytes of its memory; none where its driver does not say, or computes on the processor.
+    pub memory_bytes: Option<u64>,
+    /// The forms of the shaders that it can run.
+    pub variants: Vec<Variant>,
     /// Why it can't be used; none where it can.
     pub reason: Option<String>,
 }
@@ -36,10 +82,12 @@ pub struct Adapter {
 pub struct Options {
     /// Number of the adapter in the list of [`adapters`]; the first that can be used where none is named.
     pub adapter: Option<usize>,
-    /// Multiplies in 64 bits, which not every adapter can, and of which not every driver is sound: same bytes.
-    pub int64: bool,
+    /// The form of the shaders.
+    pub variant: Variant,
     /// Takes bindings to be no larger than this, whatever the adapter offers: shows that what is split is the same.
     pub binding_bytes: Option<u64>,
+    /// Takes no more memory for programs than this, whatever the adapter has.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Least bytes of a binding: what WebGPU promises everywhere.
@@ -88,9 +136,30 @@ fn describe(adapter: &wgpu::Adapter) -> Adapter {
         kind,
         driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
         binding_bytes: limits.max_storage_buffer_binding_size,
-        int64: adapter.features().contains(Features::SHADER_INT64),
+        memory_bytes: if info.device_type == DeviceType::Cpu { None } else { memory(adapter) },
+        variants: Variant::ALL.into_iter().filter(|v| adapter.features().contains(v.needs())).collect(),
         reason,
     }
+}
+
+/// Bytes of the largest heap that is the device's own, as Vulkan tells it.
+#[cfg(any(target_os = "linux", target_os = "windows"))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: nothing of the adapter is changed or kept.
+    let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = adapter.shared_instance().raw_instance();
+    // SAFETY: the physical device is one of this instance.
+    let found = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+    let heaps = found.memory_heaps.iter().take(found.memory_heap_count as usize);
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+/// Elsewhere there is no Vulkan to ask.
+#[cfg(not(any(target_os = "linux", target_os = "windows")))]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// The first limit that is less than the shaders need.
@@ -146,11 +215,11 @@ impl Wgpu {
             max_buffer_size: offered.max_buffer_size,
             ..Limits::default()
         };
-        if options.int64 && !about.int64 {
-            return Err(unavailable("it has no integers of 64 bits".into()));
+        let variant = options.variant;
+        if !about.variants.contains(&variant) {
+            return Err(unavailable(format!("it lacks what the variant {} needs", variant.name())));
         }
-        let (required_features, shaders, variant) =
-            if options.int64 { (Features::SHADER_INT64, INT64, "+int64") } else { (Features::empty(), PORTABLE, "") };
+        let required_features = variant.needs();
         let label = Some("lockstep");
         let descriptor = wgpu::DeviceDescriptor { label, required_features, required_limits, ..Default::default() };
         let (device, queue) =
@@ -158,8 +227,10 @@ impl Wgpu {
         // Where a binding may end: the last multiple of its alignment.
         let offered = offered.max_storage_buffer_binding_size / 256 * 256;
         let binding = options.binding_bytes.map_or(offered, |forced| forced.min(offered));
-        let name = format!("wgpu{variant}/{}/{}", about.api, about.name);
-        Ok(Self { gpu: Arc::new(Gpu::new(device, queue, name, binding, shaders)) })
+        let name = format!("wgpu{}/{}/{}", variant.name(), about.api, about.name);
+        let bytes = options.memory_bytes.into_iter().chain(about.memory_bytes).min();
+        let budget = Budget::new(&name, bytes);
+        Ok(Self { gpu: Arc::new(Gpu::new(device, queue, name, binding, budget, variant.shaders())) })
     }
 }
 
@@ -183,7 +254,13 @@ impl Backend for Wgpu {
         self.gpu.name.clone()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.gpu.budget.bytes()
+    }
+
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
-        Ok(Box::new(WgpuExecutor::new(Arc::clone(&self.gpu), program, params)?))
+        program.validate()?;
+        let taken = self.gpu.budget.take(matrix::bytes_of(&program), "the weights of the model")?;
+        Ok(Box::new(Holding::new(WgpuExecutor::new(Arc::clone(&self.gpu), program, params)?, taken)))
     }
 }

@@ -7,7 +7,11 @@ use naga::{
     TypeInner, UnaryOperator,
 };
 
-use crate::shader::{INT64, PARAMS, PORTABLE};
+use crate::shader::{INT64, PARAMS, PORTABLE, SUBGROUPS};
+
+/// Each variant, and what adapters have that can use it.
+const VARIANTS: [(&[(&str, &str)], Capabilities); 3] =
+    [(PORTABLE, Capabilities::empty()), (INT64, Capabilities::SHADER_INT64), (SUBGROUPS, Capabilities::SUBGROUP)];
 
 fn module(op: &str, text: &str) -> Module {
     naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{op}: {}", e.emit_to_string(text)))
@@ -117,20 +121,23 @@ impl Place<'_> {
 
 #[test]
 fn shaders_keep_to_what_wraps_alike_everywhere() {
-    for (shaders, has) in [(PORTABLE, Capabilities::empty()), (INT64, Capabilities::SHADER_INT64)] {
+    for (shaders, has) in VARIANTS {
         let found: Vec<String> = shaders.iter().flat_map(|(op, text)| forbidden(op, text, has)).collect();
         assert!(found.is_empty(), "{found:#?}");
     }
 }
 
-/// The variant is one: it can't be used where its integers are missing.
+/// A variant is one: it can't be used where what it is made for is missing.
 #[test]
-fn the_variant_with_64_bits_needs_them() {
-    let refused = INT64.iter().filter(|(_, text)| {
-        let module = naga::front::wgsl::parse_str(text).expect("checked above");
-        Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).is_err()
-    });
-    assert!(refused.count() > 10);
+fn variants_need_what_they_are_made_for() {
+    for (shaders, least) in [(PORTABLE, 0), (INT64, 10), (SUBGROUPS, 7)] {
+        let refused = shaders.iter().filter(|(_, text)| {
+            let module = naga::front::wgsl::parse_str(text).expect("checked above");
+            Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).is_err()
+        });
+        let refused = refused.count();
+        assert!(refused >= least && (refused > 0) == (least > 0), "{refused} shaders");
+    }
 }
 
 /// Each rule finds what it is there to find.
@@ -156,7 +163,7 @@ fn each_rule_finds_its_offence() {
 
 #[test]
 fn parameters_are_what_the_host_writes() {
-    for (op, text) in PORTABLE.iter().chain(INT64) {
+    for (op, text) in VARIANTS.iter().flat_map(|(shaders, _)| *shaders) {
         let module = module(op, text);
         let uniforms: Vec<_> =
             module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Uniform).collect();
@@ -181,8 +188,9 @@ fn parameters_are_what_the_host_writes() {
 /// Every adapter has room for this many storage buffers, and binds at least this much.
 #[test]
 fn entry_points_bind_no_more_than_every_adapter_has() {
-    for (op, text) in PORTABLE {
-        let (module, info) = checked(op, text, Capabilities::empty());
+    for (op, text, has) in VARIANTS.iter().flat_map(|(shaders, has)| shaders.iter().map(|(op, text)| (op, text, *has)))
+    {
+        let (module, info) = checked(op, text, has);
         for (i, entry) in module.entry_points.iter().enumerate() {
             let used = module.global_variables.iter().filter(|(handle, variable)| {
                 matches!(variable.space, AddressSpace::Storage { .. }) && !info.get_entry_point(i)[*handle].is_empty()

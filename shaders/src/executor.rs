@@ -5,17 +5,18 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{BackendError, Executor, LayerReport};
+use lockstep_kernels::host::Caches;
 use lockstep_kernels::pass::{self, Pass};
 use lockstep_kernels::program::{Op, ParamId, Program, ScaledRows, TensorId, TensorKind};
 use lockstep_kernels::sampling::TokenBytes;
 use lockstep_kernels::tables::{GAUSS, SIGMOID};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::value::{Batch, CacheId, Params, Sequence, Value};
 use wgpu::Buffer;
 
 use crate::gpu::{Gpu, Kernel};
 use crate::matrix::Matrix;
 use crate::ops::{Context, Place};
-use crate::pages::{Made, Pages};
+use crate::pages::{self, Store};
 use crate::recorder::{Recorder, Slice};
 use crate::shader::Chunks;
 use crate::tensors::{Tensors, row_bytes};
@@ -137,53 +138,35 @@ pub(crate) struct WgpuExecutor {
     constants: Constants,
     inputs: Inputs,
     tensors: Tensors,
-    pages: Pages,
+    caches: Caches<Store>,
     recorder: Recorder,
     pass: Pass,
 }
 
 impl WgpuExecutor {
-    /// Validates the program and uploads its weights.
+    /// Uploads the weights of a validated program.
     pub fn new(gpu: Arc<Gpu>, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Self, BackendError> {
-        program.validate()?;
         let constants = Constants::new(&gpu, &program, params.as_ref())?;
         let tensors = Tensors::new(Arc::clone(&gpu), Arc::clone(&program));
-        let pages = Pages::new(Arc::clone(&gpu), &program);
+        let caches = Caches::new(&program, Store::new(Arc::clone(&gpu)));
         let recorder = Recorder::new(Arc::clone(&gpu));
         let (inputs, pass) = (Inputs::default(), Pass::default());
-        Ok(Self { gpu, program, params, constants, inputs, tensors, pages, recorder, pass })
+        Ok(Self { gpu, program, params, constants, inputs, tensors, caches, recorder, pass })
     }
 
-    /// Refuses what a device can't hold in one piece: operands that an op reads all over.
+    /// Refuses what can't be bound in one piece: a sequence that is pooled. All else is split.
     fn check_bindings(&self, batch: &Batch) -> Result<(), BackendError> {
-        let pass = Pass::new(batch.clone());
         for op in self.program.layers.iter().flat_map(|l| &l.ops) {
-            let whole = match op {
-                Op::Attention { .. } => vec![op.out()],
-                Op::Gather { .. } | Op::MeanPool { .. } | Op::FirstPool { .. } => vec![],
-                _ => continue,
-            };
-            for id in op.inputs().into_iter().chain(whole) {
-                let tensor = self.program.tensor(id);
-                let bytes = pass.rows(tensor.rows) as u64 * row_bytes(tensor) as u64;
-                if bytes > self.gpu.binding {
-                    let (name, most) = (&tensor.name, self.gpu.binding);
-                    let reason = format!("tensor {name:?} would take {bytes} bytes; a binding has at most {most}");
-                    return Err(BackendError::Batch { sequence: 0, reason });
+            let Op::MeanPool { input, .. } = op else { continue };
+            let row_bytes = row_bytes(self.program.tensor(*input)) as u64;
+            for (sequence, rows) in batch.sequences.iter().map(Sequence::rows).enumerate() {
+                let (bytes, most) = ((rows + plan::ALIGNED_ROWS) as u64 * row_bytes, self.gpu.binding);
+                if bytes > most {
+                    let reason =
+                        format!("its {rows} rows are pooled and take {bytes} bytes; a binding has at most {most}");
+                    return Err(BackendError::Batch { sequence, reason });
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Keeps the keys and values that an attention is about to read, for later passes.
-    fn keep(&mut self, op: &Op, line: usize) -> Result<(), BackendError> {
-        let Op::Attention { k, v, .. } = op else { return Ok(()) };
-        for (sequence, span) in self.pass.batch.sequences.iter().zip(&self.pass.spans) {
-            let Some(id) = sequence.cache else { continue };
-            let (keys, values) = (self.tensors.buffer(*k), self.tensors.buffer(*v));
-            let made = Made { keys, values, rows: span.clone(), start: sequence.start };
-            self.pages.append(&mut self.recorder, id, line, &made)?;
         }
         Ok(())
     }
@@ -222,7 +205,7 @@ impl WgpuExecutor {
             place,
         };
         match op {
-            Op::Attention { .. } => attention::run(context, &self.pages, op, line),
+            Op::Attention { .. } => attention::run(context, &self.caches, op, line),
             Op::Sample { .. } => return self.sample(op),
             _ => ops::run(context, op),
         }
@@ -233,14 +216,17 @@ impl WgpuExecutor {
 impl Executor for WgpuExecutor {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         // A batch that is refused leaves nothing behind either.
-        let checked = pass::check(&self.program, batch, |id, start| self.pages.check(id, start))
-            .and_then(|()| self.check_bindings(batch));
+        let checked = pass::check(&self.program, batch, |id, start| self.caches.check(id, start))
+            .and_then(|()| self.check_bindings(batch))
+            .and_then(|()| self.tensors.begin(&Pass::new(batch.clone())));
         self.pass = if checked.is_ok() { Pass::new(batch.clone()) } else { Pass::default() };
-        self.tensors.begin(&self.pass);
+        if checked.is_err() {
+            self.tensors.begin(&self.pass)?;
+        }
         self.inputs = Inputs::default();
         for sequence in &self.pass.batch.sequences {
             if let Some(id) = sequence.cache {
-                self.pages.begin(id, sequence.start);
+                self.caches.begin(id, sequence.start);
             }
         }
         checked
@@ -248,13 +234,13 @@ impl Executor for WgpuExecutor {
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
         let program = Arc::clone(&self.program);
-        let mut line = self.pages.line(layer);
+        let mut line = self.caches.line(layer);
         self.recorder.begin_layer();
         for (index, op) in program.layers[layer].ops.iter().enumerate() {
             for input in op.inputs() {
                 self.tensors.check(input)?;
             }
-            self.keep(op, line)?;
+            pages::keep(&mut self.caches, &mut self.recorder, &self.pass, &self.tensors, op, line)?;
             self.run_op(op, (layer, index), line)?;
             line += usize::from(matches!(op, Op::Attention { .. }));
         }
@@ -297,18 +283,18 @@ impl Executor for WgpuExecutor {
     }
 
     fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.pages.fork(from, to, positions)
+        self.caches.fork(from, to, positions)
     }
 
     fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.pages.truncate(id, positions)
+        self.caches.truncate(id, positions)
     }
 
     fn drop_cache(&mut self, id: CacheId) {
-        self.pages.drop(id);
+        self.caches.drop(id);
     }
 
     fn cache_bytes(&self) -> u64 {
-        self.pages.bytes()
+        self.caches.bytes()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use lockstep_kernels::backend::BackendError;
+use lockstep_kernels::budget::Budget;
 use wgpu::{Buffer, BufferDescriptor, BufferUsages, ComputePipeline, MapMode, PollType};
 
 /// An entry point of an op's shader, with its pipeline constants.
@@ -14,13 +15,13 @@ pub(crate) struct Kernel {
     /// Name of the entry point.
     pub entry: &'static str,
     /// Names and values of its constants.
-    pub constants: [Option<(&'static str, u32)>; 2],
+    pub constants: [Option<(&'static str, u32)>; 3],
 }
 
 impl Kernel {
     /// The entry point that is named like its op.
     pub fn of(op: &'static str) -> Self {
-        Self { op, entry: op, constants: [None; 2] }
+        Self { op, entry: op, constants: [None; 3] }
     }
 }
 
@@ -31,6 +32,8 @@ pub(crate) struct Gpu {
     pub name: String,
     /// Bytes of one binding, at most.
     pub binding: u64,
+    /// Memory that programs may take.
+    pub budget: Budget,
     /// Name and text of each shader.
     shaders: &'static [(&'static str, &'static str)],
     pipelines: Mutex<BTreeMap<Kernel, ComputePipeline>>,
@@ -43,6 +46,7 @@ impl Gpu {
         queue: wgpu::Queue,
         name: String,
         binding: u64,
+        budget: Budget,
         shaders: &'static [(&'static str, &'static str)],
     ) -> Self {
         let fault = Arc::new(Mutex::new(None));
@@ -53,7 +57,7 @@ impl Gpu {
                 note(&of_loss, format!("the device is lost: {message}"));
             }
         });
-        Self { device, queue, name, binding, shaders, pipelines: Mutex::default(), fault }
+        Self { device, queue, name, binding, budget, shaders, pipelines: Mutex::default(), fault }
     }
 
     /// The first thing that went wrong on the device, from when on nothing of it is believed.

@@ -27,4 +27,4 @@ mod sampling;
 mod shader;
 mod tensors;
 
-pub use adapter::{Adapter, Options, Wgpu, adapters};
+pub use adapter::{Adapter, Options, Variant, Wgpu, adapters};

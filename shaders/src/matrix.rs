@@ -1,9 +1,11 @@
 //! Weights on the device: digits of codes, in parts that a binding can hold.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_kernels::backend::BackendError;
+use lockstep_kernels::program::{DType, Op, ParamId, Program};
 use lockstep_kernels::value::ParamData;
 use wgpu::Buffer;
 
@@ -18,6 +20,24 @@ const MOST_ROWS: usize = 1 << 17;
 /// Bytes of a part, at most, and of one upload.
 const PART_BYTES: u64 = 256 << 20;
 const UPLOAD_BYTES: usize = 16 << 20;
+
+/// Bytes of a row of so many codes.
+const fn row_bytes(digits: usize, cols: usize) -> usize {
+    digits * cols.div_ceil(STEP) * STEP
+}
+
+/// Bytes that the matrices of a validated program take on a device. Embedding tables stay on the host.
+pub(crate) fn bytes_of(program: &Program) -> u64 {
+    let ops = program.layers.iter().flat_map(|layer| &layer.ops);
+    let codes: BTreeSet<ParamId> =
+        ops.filter_map(|op| if let Op::MatMul { weight, .. } = op { Some(weight.codes) } else { None }).collect();
+    let bytes = codes.into_iter().map(|id| {
+        let declared = program.param(id);
+        let digits = if declared.dtype == DType::I8 { 1 } else { 2 };
+        declared.rows as u64 * row_bytes(digits, declared.cols as usize) as u64
+    });
+    bytes.sum()
+}
 
 /// Some rows of a matrix.
 pub(crate) struct Part {
@@ -45,7 +65,7 @@ impl Matrix {
             _ => unreachable!("validation: weight codes are i8 or i16"),
         };
         let steps = cols.div_ceil(STEP);
-        let row_bytes = digits * steps * STEP;
+        let row_bytes = row_bytes(digits, cols);
         let most = (gpu.binding.min(PART_BYTES) / row_bytes as u64) as usize;
         let most = (most.min(MOST_ROWS) / PART_ROWS).max(1) * PART_ROWS;
         let mut matrix = Self { parts: vec![], digits, steps, sums: Vec::with_capacity(rows) };

@@ -20,7 +20,7 @@ use crate::tensors::{SCALE_BYTES, Tensors, padded, part, row_bytes};
 /// An op of a program: its layer, and its number there.
 pub(crate) type Place = (usize, usize);
 
-/// Rows up to which a product reads weights for four rows at a time rather than by tiles.
+/// Rows up to which a product reads the weights once for all of them rather than by tiles.
 const FEW_ROWS: usize = 8;
 /// Rows and columns of a tile.
 const TILE: usize = 64;
@@ -224,10 +224,13 @@ fn product(
         (4, context.tensors.slice(*out, rows)),
         (5, part(scales, &of_matrix.rows, 4 * 4)),
     ];
-    let (entry, by) = if rows.len() <= FEW_ROWS { ("vector", 4) } else { ("tiled", TILE) };
-    let constants = [Some(("digits", matrix.digits as u32)), Some(("to_codes", to_codes.into()))];
+    // Pipelines for 1, 2, 4 and 8 rows.
+    let few = rows.len().next_power_of_two();
+    let (entry, by) = if few <= FEW_ROWS { ("vector", [4, few]) } else { ("tiled", [TILE, TILE]) };
+    let few = (entry == "vector").then_some(("few", few as u32));
+    let constants = [Some(("digits", matrix.digits as u32)), Some(("to_codes", to_codes.into())), few];
     let kernel = Kernel { op: "matmul", entry, constants };
-    let grid = [of_matrix.rows.len().div_ceil(by) as u32, rows.len().div_ceil(by) as u32, 1];
+    let grid = [of_matrix.rows.len().div_ceil(by[0]) as u32, rows.len().div_ceil(by[1]) as u32, 1];
     context.recorder.dispatch(kernel, &params, &bindings, true, grid, row_work * rows.len() as u64);
 }
 
@@ -270,36 +273,54 @@ fn angles(params: &dyn Parameters, table: ParamId, cols: usize, positions: &[u32
 }
 
 fn pool(context: &mut Context<'_>, op: &'static str, input: TensorId, out: TensorId) {
-    let (cols, sequences, gpu) = (context.cols(out), context.tensors.rows(out), context.gpu);
+    let (cols, gpu) = (context.cols(out), context.gpu);
     let words = || context.pass.spans.iter().flat_map(|span| [span.start as u32, span.end as u32]).collect::<Vec<_>>();
     let spans = context.inputs.spans.get_or_insert_with(|| gpu.upload(&words()));
-    let input = Slice::all(context.tensors.buffer(input));
-    let bindings = [(1, input), (2, Slice::all(spans)), (4, context.tensors.slice(out, &(0..sequences)))];
-    if op == "mean_pool" {
-        let pieces = cols.div_ceil(16);
-        let params = MeanPool { sequences: sequences as u32, cols: cols as u32, pieces: pieces as u32 };
-        let grid = grid((pieces * sequences) as u64);
-        context.recorder.dispatch(Kernel::of(op), &params, &bindings, false, grid, 0);
-    } else {
-        let params = FirstPool { elements: (sequences * cols) as u32, cols: cols as u32 };
-        let grid = per_element((sequences * cols) as u64);
-        context.recorder.dispatch(Kernel::of(op), &params, &bindings, false, grid, 0);
+    // The first pool reads no more of a sequence than its first row.
+    let reads: Vec<Range<usize>> = match op {
+        "mean_pool" => context.pass.spans.clone(),
+        _ => context.pass.spans.iter().map(|span| span.start..span.start + 1).collect(),
+    };
+    for (sequences, rows) in plan::items(&reads, 4 * cols, gpu.binding) {
+        let bound = plan::aligned(sequences.start)..sequences.end;
+        let input = context.tensors.slice(input, &rows);
+        let bindings = [(1, input), (2, Slice::all(spans)), (4, context.tensors.slice(out, &bound))];
+        let (first, base, skip) = (sequences.start as u32, rows.start as u32, (sequences.start - bound.start) as u32);
+        if op == "mean_pool" {
+            let pieces = cols.div_ceil(16);
+            let (cols, count) = (cols as u32, sequences.len() as u32);
+            let params = MeanPool { sequences: count, cols, pieces: pieces as u32, first, base, skip };
+            let grid = grid((pieces * sequences.len()) as u64);
+            context.recorder.dispatch(Kernel::of(op), &params, &bindings, false, grid, 0);
+        } else {
+            let elements = sequences.len() * cols;
+            let params = FirstPool { elements: elements as u32, cols: cols as u32, first, base, skip };
+            context.recorder.dispatch(Kernel::of(op), &params, &bindings, false, per_element(elements as u64), 0);
+        }
     }
 }
 
 fn gather(context: &mut Context<'_>, input: TensorId, out: TensorId) {
     let (cols, gpu) = (context.cols(out), context.gpu);
     let words = || context.pass.points.iter().map(|row| *row as u32).collect::<Vec<_>>();
-    let points = context.inputs.points.get_or_insert_with(|| gpu.upload(&words()));
-    let elements = context.tensors.rows(out) * cols;
-    let rows = Slice::all(points);
-    let bindings = [
-        (1, Slice::all(context.tensors.buffer(input))),
-        (2, rows),
-        (4, context.tensors.slice(out, &(0..context.tensors.rows(out)))),
-    ];
-    let params = Gather { elements: elements as u32, cols: cols as u32 };
-    context.recorder.dispatch(Kernel::of("gather"), &params, &bindings, false, per_element(elements as u64), 0);
+    let numbers = context.inputs.points.get_or_insert_with(|| gpu.upload(&words()));
+    let reads: Vec<Range<usize>> = context.pass.points.iter().map(|row| *row..row + 1).collect();
+    for (points, rows) in plan::items(&reads, 4 * cols, gpu.binding) {
+        let (bound, elements) = (plan::aligned(points.start)..points.end, points.len() * cols);
+        let bindings = [
+            (1, context.tensors.slice(input, &rows)),
+            (2, Slice::all(numbers)),
+            (4, context.tensors.slice(out, &bound)),
+        ];
+        let params = Gather {
+            elements: elements as u32,
+            cols: cols as u32,
+            first: points.start as u32,
+            base: rows.start as u32,
+            skip: (points.start - bound.start) as u32,
+        };
+        context.recorder.dispatch(Kernel::of("gather"), &params, &bindings, false, per_element(elements as u64), 0);
+    }
 }
 
 const _: () = assert!(SCALE_BYTES.is_multiple_of(4));

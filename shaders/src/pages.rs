@@ -1,256 +1,193 @@
 //! Keys and values of decoders, kept on the device between passes.
 //!
-//! A page holds the keys and values of one softmax block in every attention op. A cache is a list of pages; caches share
-//! pages, and who writes to one that is shared copies it first.
+//! A page holds the keys and the values of one softmax block in one attention op, as rows of positions. Pages of one size lie
+//! in slabs: two buffers, each as large as a binding may be. Which cache holds which page is the same as on the host
+//! ([`Caches`]).
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_kernels::backend::BackendError;
-use lockstep_kernels::program::{Op, Program, TensorKind};
+use lockstep_kernels::budget::Taken;
+use lockstep_kernels::host::{Caches, PageShape, PageStore};
+use lockstep_kernels::pass::Pass;
+use lockstep_kernels::program::{Op, TensorKind};
 use lockstep_kernels::reference::attention::BLOCK;
-use lockstep_kernels::value::CacheId;
 use wgpu::Buffer;
 
 use crate::gpu::Gpu;
 use crate::recorder::Recorder;
-use crate::tensors::padded;
+use crate::tensors::{Tensors, padded};
 
-/// Pages of the first slab; each later one has as many as there were before it.
+/// Pages of the first slab of a size; each later one has as many as there were before it.
 const FIRST_PAGES: usize = 4;
 
-/// Storage of some pages: of each attention op the keys and the values.
-struct Slab {
-    lines: Vec<[Buffer; 2]>,
+/// Where a page is: the slab, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub slab: usize,
+    pub index: usize,
 }
 
-/// Where pages are that nobody holds.
-type Free = Arc<Mutex<Vec<(usize, usize)>>>;
+/// Pages of one size that nobody holds.
+type Free = Arc<Mutex<Vec<Place>>>;
 
 /// One page, given back when its last holder drops it.
-struct Page {
-    slab: usize,
-    index: usize,
+pub(crate) struct Page {
+    place: Place,
     free: Free,
+}
+
+impl Page {
+    pub const fn place(&self) -> Place {
+        self.place
+    }
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push((self.slab, self.index));
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.place);
     }
 }
 
-struct Cache {
-    /// Positions held, for each attention op.
-    positions: Vec<usize>,
-    pages: Vec<Arc<Page>>,
+/// Storage of some pages: keys, and values.
+struct Slab {
+    buffers: [Buffer; 2],
+    _taken: Taken,
 }
 
-impl Cache {
-    fn truncate(&mut self, positions: usize) {
-        self.positions.fill(positions);
-        self.pages.truncate(positions.div_ceil(BLOCK));
-    }
-}
-
-/// Rows of keys and values that a pass made, about to be kept.
-pub(crate) struct Made<'a> {
-    pub keys: &'a Buffer,
-    pub values: &'a Buffer,
-    /// Rows among them.
-    pub rows: Range<usize>,
-    /// Position of the first.
-    pub start: usize,
-}
-
-/// All caches of one executor.
-pub(crate) struct Pages {
-    gpu: Arc<Gpu>,
-    /// Bytes of a row of keys in each attention op, in the order of the program.
-    row_bytes: Vec<u64>,
-    /// Number of attention ops before each layer.
-    before: Vec<usize>,
-    caches: BTreeMap<CacheId, Cache>,
-    slabs: Vec<Slab>,
+/// Pages of one size.
+#[derive(Default)]
+struct Size {
     count: usize,
     free: Free,
 }
 
-impl Pages {
-    /// For a validated program.
-    pub fn new(gpu: Arc<Gpu>, program: &Program) -> Self {
-        let (mut row_bytes, mut before) = (Vec::new(), Vec::new());
-        for layer in &program.layers {
-            before.push(row_bytes.len());
-            row_bytes.extend(layer.ops.iter().filter_map(|op| match op {
-                Op::Attention { heads, .. } => {
-                    let width = usize::from(heads.kv_heads) * usize::from(heads.head_dim);
-                    Some(2 * padded(TensorKind::I16, width) as u64)
-                }
-                _ => None,
-            }));
-        }
-        Self { gpu, row_bytes, before, caches: BTreeMap::new(), slabs: vec![], count: 0, free: Free::default() }
+#[derive(Default)]
+struct Held {
+    slabs: Vec<Slab>,
+    /// By bytes of a row.
+    sizes: BTreeMap<u64, Size>,
+    /// Pages that are to be copied before anything is written to the copies, with the bytes of each.
+    copies: Vec<(Place, Place, u64)>,
+}
+
+/// All pages of one executor.
+pub(crate) struct Store {
+    gpu: Arc<Gpu>,
+    held: RefCell<Held>,
+}
+
+/// Bytes of a row of keys or of values.
+fn row_bytes(shape: &PageShape) -> u64 {
+    2 * padded(TensorKind::I16, shape.kv_heads * shape.dim) as u64
+}
+
+impl Store {
+    pub fn new(gpu: Arc<Gpu>) -> Self {
+        Self { gpu, held: RefCell::default() }
     }
 
-    /// The line of the first attention op of a layer, where it has one; those of others follow in their order.
-    pub fn line(&self, layer: usize) -> usize {
-        self.before[layer]
+    /// Keys and values of a slab.
+    pub fn buffers(&self, slab: usize) -> [Buffer; 2] {
+        self.held.borrow().slabs[slab].buffers.clone()
     }
 
-    /// Whether a pass may start at `start`: the cache has all positions before it, or is yet to be made.
-    pub fn check(&self, id: CacheId, start: usize) -> Result<(), String> {
-        match self.caches.get(&id) {
-            None if start == 0 => Ok(()),
-            None => Err("there is no such cache".into()),
-            Some(cache) => match cache.positions.iter().min() {
-                Some(held) if *held < start => Err(format!("it holds {held} positions, not {start}")),
-                _ => Ok(()),
-            },
-        }
+    /// Adds a slab of pages with rows of so many bytes.
+    fn grow(&self, row_bytes: u64) -> Result<(), BackendError> {
+        let held = &mut *self.held.borrow_mut();
+        let size = held.sizes.entry(row_bytes).or_default();
+        let page_bytes = BLOCK as u64 * row_bytes;
+        let most = usize::try_from(self.gpu.binding / page_bytes).unwrap_or(usize::MAX).max(1);
+        let pages = size.count.max(FIRST_PAGES).min(most);
+        let bytes = pages as u64 * page_bytes;
+        let taken = self.gpu.budget.take(2 * bytes, "more keys and values")?;
+        let buffers = [self.gpu.storage(bytes), self.gpu.storage(bytes)];
+        self.gpu.check()?;
+        let slab = held.slabs.len();
+        held.slabs.push(Slab { buffers, _taken: taken });
+        size.count += pages;
+        let mut free = size.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.extend((0..pages).rev().map(|index| Place { slab, index }));
+        Ok(())
     }
 
-    /// Makes a cache ready for a pass from `start` on, which [`check`](Self::check) allowed.
-    pub fn begin(&mut self, id: CacheId, start: usize) {
-        let lines = self.row_bytes.len();
-        let new = || Cache { positions: vec![0; lines], pages: vec![] };
-        self.caches.entry(id).or_insert_with(new).truncate(start);
+    fn take(&self, row_bytes: u64) -> Option<Page> {
+        let free = Arc::clone(&self.held.borrow().sizes.get(&row_bytes)?.free);
+        let place = free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Page { place, free })
     }
 
-    /// Keeps rows in one attention op, in place of all that it had from their first position on.
-    pub fn append(
-        &mut self,
-        recorder: &mut Recorder,
-        id: CacheId,
-        line: usize,
-        made: &Made<'_>,
-    ) -> Result<(), BackendError> {
-        let refuse = |reason: &str| Err(BackendError::Cache { cache: id, reason: reason.into() });
-        let Some(held) = self.caches.get(&id).map(|cache| cache.positions[line]) else {
-            return refuse("it was dropped during the pass");
-        };
-        if held < made.start {
-            return refuse("it was cut during the pass");
+    /// Records the copies of pages that were asked for.
+    fn copy_pages(&self, recorder: &mut Recorder) {
+        let copies = std::mem::take(&mut self.held.borrow_mut().copies);
+        for (from, to, bytes) in copies {
+            let (sources, targets) = (self.buffers(from.slab), self.buffers(to.slab));
+            for (source, target) in sources.iter().zip(&targets) {
+                recorder.copy(source, from.index as u64 * bytes, target, to.index as u64 * bytes, bytes);
+            }
         }
-        let end = made.start + made.rows.len();
-        for page in made.start / BLOCK..end.div_ceil(BLOCK) {
-            self.own(recorder, id, page)?;
+    }
+}
+
+impl PageStore for Store {
+    type Page = Page;
+
+    fn make(&self, shape: &PageShape) -> Result<Page, BackendError> {
+        let row_bytes = row_bytes(shape);
+        if let Some(page) = self.take(row_bytes) {
+            return Ok(page);
         }
-        let cache = self.caches.get_mut(&id).expect("it was there");
-        cache.positions[line] = end;
-        let bytes = self.row_bytes[line];
-        let mut position = made.start;
-        while position < end {
-            let count = (BLOCK - position % BLOCK).min(end - position);
-            let page = &cache.pages[position / BLOCK];
-            let to = (page.index * BLOCK + position % BLOCK) as u64 * bytes;
-            let from = (made.rows.start + position - made.start) as u64 * bytes;
-            let slab = &self.slabs[page.slab].lines[line];
-            for (source, target) in [made.keys, made.values].into_iter().zip(slab) {
+        self.grow(row_bytes)?;
+        Ok(self.take(row_bytes).expect("a slab has pages"))
+    }
+
+    /// The copy is made by [`keep`], before anything is written to it.
+    fn copy(&self, shape: &PageShape, page: &Page) -> Result<Page, BackendError> {
+        let copy = self.make(shape)?;
+        self.held.borrow_mut().copies.push((page.place, copy.place, BLOCK as u64 * row_bytes(shape)));
+        Ok(copy)
+    }
+}
+
+/// Positions side by side in one page, whose rows are side by side in the pass.
+struct Run {
+    place: Place,
+    position: usize,
+    row: usize,
+    count: usize,
+}
+
+/// Keeps the keys and values that an attention is about to read, for later passes.
+pub(crate) fn keep(
+    caches: &mut Caches<Store>,
+    recorder: &mut Recorder,
+    pass: &Pass,
+    tensors: &Tensors,
+    op: &Op,
+    line: usize,
+) -> Result<(), BackendError> {
+    let Op::Attention { k, v, heads, .. } = op else { return Ok(()) };
+    let bytes = row_bytes(&PageShape::of(heads));
+    for (sequence, span) in pass.batch.sequences.iter().zip(&pass.spans) {
+        let Some(id) = sequence.cache else { continue };
+        let mut runs: Vec<Run> = Vec::new();
+        caches.append(id, line, sequence.start, span.len(), |page, _, position, row| {
+            let (place, row) = (page.place, span.start + row);
+            match runs.last_mut().filter(|run| run.place == place && run.position + run.count == position) {
+                Some(run) => run.count += 1,
+                None => runs.push(Run { place, position, row, count: 1 }),
+            }
+        })?;
+        caches.store().copy_pages(recorder);
+        for Run { place, position, row, count } in runs {
+            let targets = caches.store().buffers(place.slab);
+            let (from, to) = (row as u64 * bytes, (place.index * BLOCK + position) as u64 * bytes);
+            for (source, target) in [tensors.buffer(*k), tensors.buffer(*v)].into_iter().zip(&targets) {
                 recorder.encoder().copy_buffer_to_buffer(source, from, target, to, count as u64 * bytes);
             }
-            position += count;
         }
-        Ok(())
     }
-
-    /// Makes a page of a cache its own: a new one where it has none, a copy where others hold it too.
-    fn own(&mut self, recorder: &mut Recorder, id: CacheId, nth: usize) -> Result<(), BackendError> {
-        let cache = &self.caches[&id];
-        let shared = match cache.pages.get(nth) {
-            Some(page) if Arc::strong_count(page) == 1 => return Ok(()),
-            shared => shared.map(Arc::clone),
-        };
-        let page = self.take()?;
-        if let Some(from) = &shared {
-            for (line, bytes) in self.row_bytes.iter().enumerate() {
-                let bytes = BLOCK as u64 * bytes;
-                let (source, target) = (&self.slabs[from.slab].lines[line], &self.slabs[page.slab].lines[line]);
-                for (source, target) in source.iter().zip(target) {
-                    let (at, to) = (from.index as u64 * bytes, page.index as u64 * bytes);
-                    recorder.copy(source, at, target, to, bytes);
-                }
-            }
-        }
-        let pages = &mut self.caches.get_mut(&id).expect("it was there").pages;
-        match pages.get_mut(nth) {
-            Some(old) => *old = Arc::new(page),
-            None => pages.push(Arc::new(page)),
-        }
-        Ok(())
-    }
-
-    /// A page that nobody holds, out of a new slab where there is none.
-    fn take(&mut self) -> Result<Page, BackendError> {
-        if self.free.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
-            self.grow()?;
-        }
-        let place = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (slab, index) = place.expect("a slab has pages");
-        Ok(Page { slab, index, free: Arc::clone(&self.free) })
-    }
-
-    fn grow(&mut self) -> Result<(), BackendError> {
-        let widest = BLOCK as u64 * self.row_bytes.iter().max().copied().unwrap_or(1);
-        let most = usize::try_from(self.gpu.binding / widest).unwrap_or(usize::MAX).max(1);
-        let pages = self.count.max(FIRST_PAGES).min(most);
-        let line = |bytes: &u64| {
-            let bytes = pages as u64 * BLOCK as u64 * bytes;
-            [self.gpu.storage(bytes), self.gpu.storage(bytes)]
-        };
-        let slab = Slab { lines: self.row_bytes.iter().map(line).collect() };
-        self.gpu.check()?;
-        let number = self.slabs.len();
-        self.slabs.push(slab);
-        self.count += pages;
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        free.extend((0..pages).rev().map(|index| (number, index)));
-        Ok(())
-    }
-
-    /// Slab and first row there of each page of a cache.
-    pub fn places(&self, id: CacheId) -> impl Iterator<Item = (usize, usize)> {
-        let pages = self.caches.get(&id).map_or(&[][..], |cache| &cache.pages);
-        pages.iter().map(|page| (page.slab, page.index * BLOCK))
-    }
-
-    /// Keys and values of an attention op in a slab.
-    pub fn buffers(&self, slab: usize, line: usize) -> &[Buffer; 2] {
-        &self.slabs[slab].lines[line]
-    }
-
-    pub fn fork(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        let cache = self.holding(from, positions)?;
-        let mut fork = Cache { positions: cache.positions.clone(), pages: cache.pages.clone() };
-        fork.truncate(positions);
-        self.caches.insert(to, fork);
-        Ok(())
-    }
-
-    pub fn truncate(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.holding(id, positions)?.truncate(positions);
-        Ok(())
-    }
-
-    pub fn drop(&mut self, id: CacheId) {
-        self.caches.remove(&id);
-    }
-
-    /// Bytes of all pages that somebody holds.
-    pub fn bytes(&self) -> u64 {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let page: u64 = self.row_bytes.iter().map(|bytes| 2 * BLOCK as u64 * bytes).sum();
-        (self.count - free) as u64 * page
-    }
-
-    /// A cache that exists and holds that many positions.
-    fn holding(&mut self, id: CacheId, positions: usize) -> Result<&mut Cache, BackendError> {
-        let refuse = |reason| BackendError::Cache { cache: id, reason };
-        if !self.caches.contains_key(&id) {
-            return Err(refuse("there is no such cache".into()));
-        }
-        self.check(id, positions).map_err(refuse)?;
-        self.caches.get_mut(&id).ok_or_else(|| refuse("there is no such cache".into()))
-    }
+    Ok(())
 }

@@ -9,6 +9,9 @@ macro_rules! linked {
         /// The same for adapters with integers of 64 bits.
         pub(crate) const INT64: &[(&str, &str)] =
             &[$(($op, include_str!(concat!(env!("OUT_DIR"), "/", $op, "_int64.wgsl")))),*];
+        /// The same for adapters whose threads reduce in subgroups.
+        pub(crate) const SUBGROUPS: &[(&str, &str)] =
+            &[$(($op, include_str!(concat!(env!("OUT_DIR"), "/", $op, "_subgroups.wgsl")))),*];
     };
 }
 
@@ -77,16 +80,17 @@ params! {
     "rms_norm" RmsNorm { rows: u32, cols: u32, shift: u32, epsilon_mantissa: u32, epsilon_shift: i32 }
     /// As in `attention.wgsl`.
     "attention" Attention {
-        heads: u32, sharing: u32, head_dim: u32, query_stride: u32, key_stride: u32, first: u32, blocks: u32, slab: u32,
+        heads: u32, sharing: u32, head_dim: u32, query_stride: u32, key_stride: u32, first: u32, base: u32, blocks: u32,
+        source: u32,
     }
     /// As in `gelu.wgsl`.
     "gelu" Gelu { elements: u32, frac: u32 }
     /// As in `silu.wgsl`.
     "silu" Silu { elements: u32, frac: u32 }
     /// As in `mean_pool.wgsl`.
-    "mean_pool" MeanPool { sequences: u32, cols: u32, pieces: u32 }
+    "mean_pool" MeanPool { sequences: u32, cols: u32, pieces: u32, first: u32, base: u32, skip: u32 }
     /// As in `first_pool.wgsl`.
-    "first_pool" FirstPool { elements: u32, cols: u32 }
+    "first_pool" FirstPool { elements: u32, cols: u32, first: u32, base: u32, skip: u32 }
     /// As in `l2_normalize.wgsl`.
     "l2_normalize" L2Normalize { rows: u32, cols: u32 }
     /// As in `rope.wgsl`.
@@ -96,7 +100,7 @@ params! {
     /// As in `shift.wgsl`.
     "shift" Shift { elements: u32, shift: u32 }
     /// As in `gather.wgsl`.
-    "gather" Gather { elements: u32, cols: u32 }
+    "gather" Gather { elements: u32, cols: u32, first: u32, base: u32, skip: u32 }
     /// As in `sample.wgsl`.
     "sample" Sample { points: u32, cols: u32 }
     /// As in `chunks.wgsl`.

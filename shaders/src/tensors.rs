@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use lockstep_kernels::backend::BackendError;
+use lockstep_kernels::budget::Taken;
 use lockstep_kernels::pass::Pass;
 use lockstep_kernels::program::{Program, Tensor, TensorId, TensorKind};
 use lockstep_kernels::value::Value;
@@ -49,6 +50,8 @@ pub(crate) struct Tensors {
     written: Vec<bool>,
     /// Rows of each tensor in this batch.
     rows: Vec<usize>,
+    /// Memory that all buffers together take.
+    taken: Option<Taken>,
 }
 
 impl Tensors {
@@ -56,19 +59,33 @@ impl Tensors {
     pub fn new(gpu: Arc<Gpu>, program: Arc<Program>) -> Self {
         let count = program.tensors.len();
         let held = (0..count).map(|_| None).collect();
-        Self { gpu, program, held, written: vec![false; count], rows: vec![0; count] }
+        Self { gpu, program, held, written: vec![false; count], rows: vec![0; count], taken: None }
     }
 
-    /// Forgets every value, and gives back buffers that are far larger than the batch needs.
-    pub fn begin(&mut self, pass: &Pass) {
+    /// Forgets every value, gives back buffers that are far larger than the batch needs, and sets aside what it needs.
+    ///
+    /// # Errors
+    /// The device has not as much.
+    pub fn begin(&mut self, pass: &Pass) -> Result<(), BackendError> {
         self.written.fill(false);
+        let (mut all, mut least) = (0, 0);
         for (i, tensor) in self.program.tensors.iter().enumerate() {
             self.rows[i] = pass.rows(tensor.rows);
             let needed = (self.rows[i] * row_bytes(tensor)) as u64;
             if self.held[i].as_ref().is_some_and(|held| held.main.size() > 4 * needed + SLACK_BYTES) {
                 self.held[i] = None;
             }
+            least += needed;
+            all += self.held[i].as_ref().map_or(0, |held| held.main.size()).max(needed);
         }
+        self.taken = None;
+        let taken = self.gpu.budget.take(all, "the batch").or_else(|_| {
+            // It may fit where nothing is left of earlier ones.
+            self.held.fill_with(|| None);
+            self.gpu.budget.take(least, "the batch")
+        });
+        self.taken = Some(taken?);
+        Ok(())
     }
 
     /// Rows of a tensor in this batch.

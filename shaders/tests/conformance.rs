@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use common::open;
 use lockstep_kernels::conformance::{self, Level, Progress};
 use lockstep_kernels::program::OP_NAMES;
-use lockstep_shaders::{Options, adapters};
+use lockstep_shaders::{Options, Variant, adapters};
 
 /// Every op, boundary and pattern; whole encoders and decoders; caches, forks, ragged batches; 20,483 positions.
 #[test]
@@ -33,13 +33,25 @@ fn split_tensors() {
     }
 }
 
-/// The variant that multiplies in 64 bits, where the adapter has them.
-#[test]
-fn integers_of_64_bits() {
-    if !adapters().first().is_some_and(|adapter| adapter.int64) {
-        eprintln!("SKIPPED: the first adapter has no integers of 64 bits");
+/// A form of the shaders, where the adapter has what it needs.
+fn variant(variant: Variant, level: Level) {
+    if !adapters().first().is_some_and(|adapter| adapter.variants.contains(&variant)) {
+        eprintln!("SKIPPED: the first adapter can't run the variant {}", variant.name());
         return;
     }
-    let Some(wgpu) = open(Options { int64: true, ..Options::default() }) else { return };
-    conformance::run(&wgpu, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
+    let Some(wgpu) = open(Options { variant, ..Options::default() }) else { return };
+    conformance::run(&wgpu, level, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
+    for case in common::wide_cases() {
+        conformance::check(&wgpu, &case).unwrap_or_else(|d| panic!("{d}"));
+    }
+}
+
+#[test]
+fn integers_of_64_bits() {
+    variant(Variant::Int64, Level::Quick);
+}
+
+#[test]
+fn reductions_in_subgroups() {
+    variant(Variant::Subgroups, Level::Full);
 }

@@ -3,9 +3,10 @@
 // the same computation, and nothing here knows how long a sequence is.
 
 import package::shared::clamped::count;
-import package::shared::codes::code_of;
+import package::shared::codes::{code_of, high_code, low_code};
 import package::shared::fixed::{reciprocal, softmax_weight};
 import package::shared::reduce::{maximum, sum};
+@if(subgroups) import package::shared::subgroup::is_first;
 import package::shared::wide::{add, bit_length, multiply_word, round_shift, saturate_i32, shift_left, widen};
 
 struct Params {
@@ -16,20 +17,22 @@ struct Params {
     // Codes of a row of queries, and of a row of keys or values.
     query_stride: u32,
     key_stride: u32,
-    // First row of this dispatch, and blocks that are set aside for each row.
+    // First row of this dispatch, that from which on queries and output are bound, and blocks that are set aside for each row.
     first: u32,
+    base: u32,
     blocks: u32,
-    // Which buffer of keys and values this dispatch reads.
-    slab: u32,
+    // Number of the keys and values that this dispatch reads.
+    source: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> queries: array<u32>;
-@group(0) @binding(2) var<storage, read> keys: array<u32>;
+// Four codes an element; a row is whole elements.
+@group(0) @binding(2) var<storage, read> keys: array<vec2<u32>>;
 @group(0) @binding(3) var<storage, read> values: array<u32>;
 // Of each row how many positions it sees, and where its sequence starts in the table.
 @group(0) @binding(5) var<storage, read> rows: array<vec2<u32>>;
-// Of each block of a sequence in which buffer it lies, and the row of its first position there.
+// Of each block of a sequence the number of the keys and values where it lies, and the row of its first position there.
 @group(0) @binding(6) var<storage, read> table: array<vec2<u32>>;
 // Shift of scores and shift of values of each head.
 @group(0) @binding(7) var<storage, read> shifts: array<vec2<u32>>;
@@ -52,20 +55,62 @@ var<workgroup> total: atomic<u32>;
 var<workgroup> sums_high: array<atomic<u32>, 512>;
 var<workgroup> sums_low: array<atomic<u32>, 512>;
 
+/// Raises the largest score to one of them.
+@if(!subgroups)
+fn raise(score: i32) {
+    atomicMax(&largest, score);
+}
+
+/// Raises the largest score to one of them.
+@if(subgroups)
+fn raise(score: i32) {
+    let most = subgroupMax(score);
+    if is_first() {
+        atomicMax(&largest, most);
+    }
+}
+
+/// Adds to the sum of weights.
+@if(!subgroups)
+fn add_weight(weight: u32) {
+    atomicAdd(&total, weight);
+}
+
+/// Adds to the sum of weights.
+@if(subgroups)
+fn add_weight(weight: u32) {
+    let sum = subgroupAdd(weight);
+    if is_first() {
+        atomicAdd(&total, sum);
+    }
+}
+
 /// The dot product of the query with the key that starts at a code. 256 products of a byte and a code stay within 2^31.
 fn dot_product(start: u32) -> vec2<u32> {
     var dot = vec2<u32>(0u, 0u);
     for (var begin = 0u; begin < params.head_dim; begin += 256u) {
-        var high = 0u;
-        var low = 0u;
-        for (var c = begin; c < min(begin + 256u, params.head_dim); c += 1u) {
-            let key = bitcast<u32>(code_of(keys[(start + c) >> 1u], start + c));
-            high += query_high[c] * key;
-            low += query_low[c] * key;
+        let end = min(begin + 256u, params.head_dim);
+        var sums = vec2<u32>(0u, 0u);
+        var c = begin;
+        if start % 4u == 0u {
+            for (; c + 4u <= end; c += 4u) {
+                let four = keys[(start + c) / 4u];
+                sums += of_code(c, low_code(four.x)) + of_code(c + 1u, high_code(four.x));
+                sums += of_code(c + 2u, low_code(four.y)) + of_code(c + 3u, high_code(four.y));
+            }
         }
-        dot = add(dot, add(shift_left(widen(bitcast<i32>(high)), 8u), widen(bitcast<i32>(low))));
+        for (; c < end; c += 1u) {
+            let at = start + c;
+            sums += of_code(c, code_of(keys[at / 4u][at / 2u % 2u], at));
+        }
+        dot = add(dot, add(shift_left(widen(bitcast<i32>(sums.x)), 8u), widen(bitcast<i32>(sums.y))));
     }
     return dot;
+}
+
+/// A code of a key times the high and the low byte of the query's.
+fn of_code(c: u32, key: i32) -> vec2<u32> {
+    return vec2<u32>(query_high[c], query_low[c]) * bitcast<u32>(key);
 }
 
 @compute @workgroup_size(256)
@@ -78,12 +123,12 @@ fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         return;
     }
     let place = table[rows[row].y + block];
-    if place.x != params.slab {
+    if place.x != params.source {
         return;
     }
     let seen = min(visible - block * 256u, 256u);
     let dim = params.head_dim;
-    let query = row * params.query_stride + head * dim;
+    let query = (row - params.base) * params.query_stride + head * dim;
     for (var c = lane; c < dim; c += 256u) {
         let code = code_of(queries[(query + c) >> 1u], query + c);
         query_high[c] = bitcast<u32>(code >> 8u);
@@ -97,23 +142,25 @@ fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
     workgroupBarrier();
     let first = place.y * params.key_stride + head / params.sharing * dim;
-    var score = 0;
+    // Of a position that is not seen: no score is below it.
+    var score = bitcast<i32>(0x80000000u);
     if lane < seen {
         let exact = round_shift(dot_product(first + lane * params.key_stride), shifts[head].x);
         let saturated = saturate_i32(exact);
         score = saturated.value;
         count(saturated.clamped);
-        atomicMax(&largest, score);
     }
+    raise(score);
     workgroupBarrier();
     let most = atomicLoad(&largest);
     let above = select(0u, 1u, (bitcast<u32>(most) & 0xfffffu) != 0u);
     let reference = bitcast<i32>(bitcast<u32>(most >> 20u) + above);
+    var weight = 0u;
     if lane < seen {
-        let weight = softmax_weight(reference, score);
+        weight = softmax_weight(reference, score);
         weights[lane] = weight;
-        atomicAdd(&total, weight);
     }
+    add_weight(weight);
     workgroupBarrier();
     sum_values(first, seen, lane);
     workgroupBarrier();
@@ -189,6 +236,6 @@ fn combine(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         }
         let quotient = multiply_word(round_shift(weighted, drop), inverse);
         let y = round_shift(quotient, 31u + shifts[head].y);
-        out[(row * params.heads + head) * dim + c] = saturate_i32(y).value;
+        out[((row - params.base) * params.heads + head) * dim + c] = saturate_i32(y).value;
     }
 }

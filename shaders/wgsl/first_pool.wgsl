@@ -5,6 +5,10 @@ import package::shared::grid::thread_index;
 struct Params {
     elements: u32,
     cols: u32,
+    // First sequence of this dispatch, the row from which on the input is bound, and output rows that are bound before the first.
+    first: u32,
+    base: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,5 +27,6 @@ fn first_pool(
     if i >= params.elements {
         return;
     }
-    out[i] = input[spans[i / params.cols].x * params.cols + i % params.cols];
+    let row = spans[params.first + i / params.cols].x - params.base;
+    out[params.skip * params.cols + i] = input[row * params.cols + i % params.cols];
 }

@@ -5,6 +5,10 @@ import package::shared::grid::thread_index;
 struct Params {
     elements: u32,
     cols: u32,
+    // First point of this dispatch, the row from which on the input is bound, and output rows that are bound before the first.
+    first: u32,
+    base: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,5 +27,6 @@ fn gather(
     if i >= params.elements {
         return;
     }
-    out[i] = input[rows[i / params.cols] * params.cols + i % params.cols];
+    let row = rows[params.first + i / params.cols] - params.base;
+    out[params.skip * params.cols + i] = input[row * params.cols + i % params.cols];
 }

@@ -9,6 +9,10 @@ struct Params {
     cols: u32,
     // Workgroups of a sequence.
     pieces: u32,
+    // First sequence of this dispatch, the row from which on the input is bound, and output rows that are bound before the first.
+    first: u32,
+    base: u32,
+    skip: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -29,7 +33,7 @@ fn mean_pool(
         return;
     }
     let c = piece % params.pieces * 16u + lane % 16u;
-    let span = spans[sequence];
+    let span = spans[params.first + sequence] - vec2<u32>(params.base);
     var total = vec2<u32>(0u, 0u);
     if c < params.cols {
         for (var row = span.x + lane / 16u; row < span.y; row += 8u) {
@@ -42,6 +46,6 @@ fn mean_pool(
         for (var other = lane + 16u; other < 128u; other += 16u) {
             total = add(total, parts[other]);
         }
-        out[sequence * params.cols + c] = bitcast<i32>(mean(total, span.y - span.x).x);
+        out[(params.skip + sequence) * params.cols + c] = bitcast<i32>(mean(total, span.y - span.x).x);
     }
 }

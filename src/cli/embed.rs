@@ -12,11 +12,12 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use lockstep_kernels::backend::{Backend, Executor};
 use lockstep_kernels::value::Batch;
-use lockstep_model::embed::{LayerRows, embed, to_real};
+use lockstep_model::embed::{Layer, embed, to_real};
+use lockstep_model::output::Wanted;
 use lockstep_model::package::Package;
 use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::ids::Root;
-use lockstep_protocol::trace::{push_padded_row, root_of_rows};
+use lockstep_protocol::trace::push_padded_row;
 use serde_json::json;
 
 use crate::backend;
@@ -136,12 +137,13 @@ fn run_pass(
     let mut roots = vec![Vec::new(); sequences.len()];
     let mut dumped = Ok(());
     let batch = Batch::of(sequences.to_vec());
-    let out = embed(executor, package.program(), &batch, |layer| {
+    let wanted = if dump.is_some() { Wanted::Rows } else { Wanted::Root };
+    let out = embed(executor, package.program(), &batch, wanted, |layer| {
         for (s, roots) in roots.iter_mut().enumerate() {
-            roots.push(root_of_rows(layer.sequence(s), layer.cols));
+            roots.push(layer.root(s));
         }
-        if let Some(dir) = dump {
-            dumped = dump_layer(dir, &layer);
+        if let (Some(dir), Some(rows)) = (dump, layer.rows(0)) {
+            dumped = dump_layer(dir, &layer, rows);
         }
         if dumped.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
@@ -152,11 +154,11 @@ fn run_pass(
     Ok((embedded, out.saturations))
 }
 
-fn dump_layer(dir: &Path, layer: &LayerRows<'_>) -> anyhow::Result<()> {
+fn dump_layer(dir: &Path, layer: &Layer<'_>, rows: &[i32]) -> anyhow::Result<()> {
     let path = dir.join(format!("layer-{:03}.bin", layer.layer));
     let mut file = BufWriter::new(File::create(&path).with_context(|| format!("cannot write {}", path.display()))?);
     let mut bytes = Vec::new();
-    for row in layer.sequence(0).chunks(layer.cols) {
+    for row in rows.chunks(layer.output.cols()) {
         bytes.clear();
         push_padded_row(row, &mut bytes);
         file.write_all(&bytes)?;

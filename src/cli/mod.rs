@@ -75,7 +75,7 @@ enum Command {
     Coordinator(coordinator::CoordinatorArgs),
     /// Run jobs for a coordinator.
     Worker(worker::WorkerArgs),
-    /// List the CPU paths and the adapters for `wgpu` of this machine, and why one can't be used.
+    /// List what this machine can compute on (CPU paths, GPUs for `cuda`, adapters for `wgpu`), and why one can't be used.
     Devices(devices::DevicesArgs),
     /// Put a backend of this machine through the conformance suite, byte for byte.
     Conformance(conformance::ConformanceArgs),

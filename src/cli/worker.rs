@@ -54,8 +54,8 @@ struct Options {
         env = "LOCKSTEP_BACKEND",
         value_name = "NAME[,NAME...]",
         help = format!(
-            "One of {}; or several, of which the first is used that is here and exact, and the next where it fails \
-             [default: cpu]",
+            "One of {}; or several, of which the first is used that is here and exact, and the next where it fails or is \
+             lost; auto stands for what `lockstep devices` says [default: cpu]",
             backend::NAMES
         ),
     )]
@@ -77,6 +77,10 @@ struct Options {
     /// passes [default: a quarter of the machine's].
     #[arg(long, env = "LOCKSTEP_GENERATION_BYTES", value_name = "BYTES")]
     generation_bytes: Option<u64>,
+    /// Most memory to use, in bytes; of a device's own, where the backend is a device that tells how much it has. A model that
+    /// does not fit is refused [default: all that there is].
+    #[arg(long, env = "LOCKSTEP_MEMORY_BYTES", value_name = "BYTES")]
+    memory_bytes: Option<u64>,
     /// Minutes between tests of the machine while it works; one is made before each dispute about a run of this worker too.
     /// 0 makes none [default: 60].
     #[arg(long, env = "LOCKSTEP_SELF_TEST_MINUTES", value_name = "N")]
@@ -103,6 +107,7 @@ impl Options {
             max_package_bytes: self.max_package_bytes.or(file.max_package_bytes),
             kept_runs_bytes: self.kept_runs_bytes.or(file.kept_runs_bytes),
             generation_bytes: self.generation_bytes.or(file.generation_bytes),
+            memory_bytes: self.memory_bytes.or(file.memory_bytes),
             self_test_minutes: self.self_test_minutes.or(file.self_test_minutes),
             pipeline_listen: self.pipeline_listen.or(file.pipeline_listen),
             max_model_bytes: self.max_model_bytes.or(file.max_model_bytes),
@@ -136,6 +141,7 @@ impl Options {
             config.kept_runs_bytes = bytes;
         }
         config.generation_bytes = self.generation_bytes;
+        config.memory_bytes = self.memory_bytes;
         if let Some(minutes) = self.self_test_minutes {
             config.self_test = (minutes > 0).then(|| Duration::from_secs(60 * u64::from(minutes)));
         }
@@ -155,7 +161,7 @@ impl Options {
 pub fn run(args: WorkerArgs) -> Outcome {
     let file = config::from_file(args.config.as_deref(), "worker").or_exit(Exit::Configuration)?;
     let (config, backend) = args.options.or(file).resolve().or_exit(Exit::Configuration)?;
-    let names: Vec<&str> = backend.split(',').map(str::trim).collect();
+    let names = backend::names(&backend);
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(serve(config, &names));
     // What was given up is not waited for.
@@ -163,19 +169,28 @@ pub fn run(args: WorkerArgs) -> Outcome {
     ended
 }
 
-/// Serves with the first backend that this machine has and that is exact, and with the next one where it fails.
-async fn serve(config: Config, names: &[&str]) -> Outcome {
+async fn serve(config: Config, names: &[String]) -> Outcome {
     let mut signals = Signals::listen()?;
+    let on = async |name: &str| {
+        let backend = backend::open_within(name, config.threads, config.memory_bytes)?;
+        serve_on(config.clone(), backend, &mut signals).await
+    };
+    first_that_serves(names, on, |message| eprintln!("{message}")).await
+}
+
+/// Serves with the first backend that this machine has and that is exact, and with the next one where it is not, or not any
+/// more. One that was left is not tried again.
+async fn first_that_serves(
+    names: &[String],
+    mut serve_on: impl AsyncFnMut(&str) -> Outcome,
+    mut say: impl FnMut(String),
+) -> Outcome {
     let mut rest = names.iter().peekable();
     loop {
-        let name = rest.next().copied().unwrap_or_default();
-        let ended = match backend::open(name, config.threads) {
-            Ok(backend) => serve_on(config.clone(), backend, &mut signals).await,
-            Err(failure) => Err(failure),
-        };
-        match (ended, rest.peek()) {
+        let name = rest.next().map(String::as_str).unwrap_or_default();
+        match (serve_on(name).await, rest.peek()) {
             (Err(Failure { exit: Exit::NoDevice, error }), Some(next)) => {
-                eprintln!("backend {name} is not used: {error:#}; going on with {next}");
+                say(format!("backend {name} is not used: {error:#}; going on with {next}"));
             }
             (ended, _) => return ended,
         }
@@ -301,6 +316,9 @@ fn line(event: &Event) -> Option<String> {
         Event::SelfTestFailed { reason } => {
             format!("THIS MACHINE FAILED A TEST and takes back what it signed since the last good one: {reason}")
         }
+        Event::DeviceLost { backend, reason } => {
+            format!("{backend} is lost, and is not used again before this worker is started anew: {reason}")
+        }
         Event::Retracted { job, .. } => format!("job {}: its result may be wrong, and is taken back", short(job)),
         Event::Faulty { reason } => format!("set aside by the coordinator, testing this machine: {reason}"),
         Event::Quarantined { reason } => format!("the coordinator found this worker wrong: {reason}"),
@@ -312,4 +330,51 @@ fn line(event: &Event) -> Option<String> {
 /// The first digits of an id.
 fn short(id: &impl ToString) -> String {
     id.to_string().chars().take(12).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_kernels::cpu::Cpu;
+    use lockstep_protocol::identity::Keypair;
+    use lockstep_sim::adversary::{Change, Lie, LyingBackend, Target};
+
+    use super::*;
+
+    /// A backend that is wrong in one element of the first op of the first layer, in whatever it runs.
+    fn wrong() -> Arc<dyn Backend> {
+        let cpu = Cpu::new(None, 1).expect("a path");
+        let lie = Lie { layer: 1, op: 0, target: Target::Element { row: 0, col: 0 }, change: Change::Xor(1) };
+        Arc::new(LyingBackend::new("wrong".into(), cpu.kernels().clone(), &[lie]))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_backend_that_is_wrong_is_left_with_its_op_and_element_for_the_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let coordinator = Keypair::from_seed([7; 32]).id();
+        let (data, threads) = (folder.path().join("w"), NonZeroUsize::MIN);
+        let config = Config::new(coordinator, "127.0.0.1:1".into(), data, threads);
+        let mut served = Vec::new();
+        let on = async |name: &str| {
+            served.push(name.to_owned());
+            let backend = if name == "wrong" { wrong() } else { backend::open(name, threads)? };
+            let mut handle = Worker::start(config.clone(), backend).map_err(failure)?;
+            let mut events = handle.subscribe();
+            loop {
+                tokio::select! {
+                    ended = handle.wait() => return ended.map_err(failure),
+                    event = events.recv() => if matches!(event, Ok(Event::Checked { .. })) {
+                        return Ok(());
+                    },
+                }
+            }
+        };
+        let mut said = Vec::new();
+        let names = ["wrong", "cpu"].map(str::to_owned);
+        first_that_serves(&names, on, |message| said.push(message)).await.expect("cpu is exact");
+        assert_eq!(served, names);
+        let [message] = &said[..] else { panic!("{said:?}") };
+        for part in ["backend wrong is not used", "op ", "tensor ", "[0, 0]: expected ", "going on with cpu"] {
+            assert!(message.contains(part), "{part:?} is not in {message:?}");
+        }
+    }
 }

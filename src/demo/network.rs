@@ -90,7 +90,7 @@ impl Network {
     /// Starts one worker with a key and a folder of its own.
     fn join(&mut self, name: &'static str, honest: bool, lie: Lie) -> Result<()> {
         let threads = std::num::NonZeroUsize::MIN;
-        let local = Local::open("cpu", threads).map_err(|f| f.error)?;
+        let local = Local::open("cpu", threads, None).map_err(|f| f.error)?;
         let backend = if honest { local.honest() } else { local.lying(&[lie]) };
         let address = self.coordinator.quic_addr().to_string();
         let folder = self._folder.path().join(name);

@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Params;
 use lockstep_protocol::ids::NodeId;
 use lockstep_sim::adversary::{Change, Lie, LyingBackend, Target};
 use lockstep_worker::{Config, Handle, Worker};
@@ -112,9 +112,13 @@ impl Backend for Held {
     }
 }
 
-impl Executor for HeldExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.lying.begin(batch)
+impl Wrapper for HeldExecutor {
+    fn inner(&self) -> &dyn Executor {
+        &*self.lying
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.lying
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -122,29 +126,5 @@ impl Executor for HeldExecutor {
             gate.pass();
         }
         self.lying.run_layer(layer)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.lying.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.lying.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.lying.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.lying.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.lying.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.lying.cache_bytes()
     }
 }

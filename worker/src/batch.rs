@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lockstep_kernels::backend::BackendError;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, Place, Root};
 use lockstep_protocol::job::JobHeader;
 use lockstep_protocol::messages::{FailureCode, JobResult};
@@ -20,11 +21,25 @@ pub(crate) type Key = (JobId, LeaseEpoch);
 pub(crate) struct Failure {
     pub code: FailureCode,
     pub reason: String,
+    /// The device failed, or what drives it: it is tested before it is trusted again.
+    pub is_of_device: bool,
 }
 
 impl Failure {
     pub fn new(code: FailureCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
+        Self { code, reason: reason.into(), is_of_device: false }
+    }
+
+    /// Backends may panic; nothing is known about the device then.
+    pub fn panicked() -> Self {
+        Self { is_of_device: true, ..Self::new(FailureCode::Backend, "the backend panicked") }
+    }
+}
+
+impl From<&BackendError> for Failure {
+    fn from(error: &BackendError) -> Self {
+        let is_of_device = matches!(error, BackendError::Device(_));
+        Self { is_of_device, ..Self::new(FailureCode::Backend, error.to_string()) }
     }
 }
 

@@ -31,7 +31,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Threads that the backend computes with: told to the coordinator, and used to verify packages.
     pub threads: NonZeroUsize,
-    /// Memory that the worker may use, in bytes, as told to the coordinator; `None` says what the machine has.
+    /// Memory that the worker may use, in bytes, as told to the coordinator: no more than its device has, or where it computes
+    /// in the machine's, what the machine has. `None` takes all of it.
     pub memory_bytes: Option<u64>,
     /// Assignments that it takes at a time, at most [`MAX_IN_FLIGHT`].
     pub max_in_flight: NonZeroU32,

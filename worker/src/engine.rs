@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::Batch;
-use lockstep_model::embed::{EmbedError, LayerRows, embed};
+use lockstep_model::embed::{EmbedError, Layer, embed};
 use lockstep_model::generation::{Limits, Recorder};
+use lockstep_model::output::{Output, Wanted};
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::Root;
 use lockstep_protocol::limits::{WORKER_LAYERS_AHEAD, WORKER_LOADED_MODELS};
 use lockstep_protocol::messages::{FailureCode, JobResult};
 use lockstep_protocol::receipt::{Run, WorkerReceipt};
-use lockstep_protocol::trace::root_of_rows;
 
 use crate::batch::{Failure, Queue, Step, Task};
 use crate::generation::Generations;
@@ -116,8 +116,8 @@ impl Runner {
             Ok(Ok((computed, elapsed))) => return self.report(tasks, computed, elapsed),
             // All of them were cancelled.
             Ok(Err(EmbedError::Stopped { .. })) => return,
-            Ok(Err(EmbedError::Backend(error))) => Failure::new(FailureCode::Backend, error.to_string()),
-            Err(_) => Failure::new(FailureCode::Backend, "the backend panicked"),
+            Ok(Err(EmbedError::Backend(error))) => Failure::from(&error),
+            Err(_) => Failure::panicked(),
         };
         for task in tasks {
             task.say(Step::Failed(failure.clone()));
@@ -198,14 +198,13 @@ fn result_of(task: &Task, finished: &Finished, keys: &Keypair) -> Option<JobResu
 struct FinishedLayer {
     /// In the program; 0 is the embedding.
     layer: usize,
-    rows: Vec<i32>,
-    cols: usize,
+    output: Output,
     spans: Vec<std::ops::Range<usize>>,
 }
 
 impl FinishedLayer {
-    fn copy_of(layer: LayerRows<'_>) -> Self {
-        Self { layer: layer.layer, rows: layer.rows.to_vec(), cols: layer.cols, spans: layer.spans.to_vec() }
+    fn of(layer: Layer<'_>) -> Self {
+        Self { layer: layer.layer, output: layer.output, spans: layer.spans.to_vec() }
     }
 }
 
@@ -213,10 +212,17 @@ impl FinishedLayer {
 fn compute(executor: &mut dyn Executor, tasks: &[Task], kept: &Arc<KeptRuns>) -> Result<Computed, EmbedError> {
     let program = tasks[0].model.package.program();
     let batch = Batch::of(tasks.iter().map(|task| task.tokens.clone()).collect());
+    let record = |task: &Task| {
+        let package = &task.model.package;
+        kept.record(task.key.0, package.model_id(), package.program(), task.tokens.len()).map(Box::new)
+    };
+    let recordings: Vec<_> = tasks.iter().map(record).collect();
+    // Where none is kept, nobody needs the rows themselves.
+    let wanted = if recordings.iter().any(Option::is_some) { Wanted::Rows } else { Wanted::Root };
     let (sender, receiver) = sync_channel(WORKER_LAYERS_AHEAD);
     let (ran, (roots, recordings)) = std::thread::scope(|scope| {
-        let hasher = scope.spawn(|| hash_layers(receiver, tasks, kept));
-        let ran = run_layers(executor, program, &batch, tasks, sender);
+        let hasher = scope.spawn(|| hash_layers(receiver, tasks, recordings));
+        let ran = run_layers(executor, program, &batch, wanted, tasks, sender);
         // A panic of the hasher is one of this thread.
         (ran, hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
@@ -230,15 +236,16 @@ fn run_layers(
     executor: &mut dyn Executor,
     program: &Program,
     batch: &Batch,
+    wanted: Wanted,
     tasks: &[Task],
     finished: SyncSender<FinishedLayer>,
 ) -> Result<(Vec<Vec<i32>>, u64), EmbedError> {
-    let embeddings = embed(executor, program, batch, |layer| {
+    let embeddings = embed(executor, program, batch, wanted, |layer| {
         if tasks.iter().all(Task::is_cancelled) {
             return ControlFlow::Break(());
         }
         // Layer 0 follows from the tokens and is not committed.
-        if layer.layer > 0 && finished.send(FinishedLayer::copy_of(layer)).is_err() {
+        if layer.layer > 0 && finished.send(FinishedLayer::of(layer)).is_err() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -251,21 +258,16 @@ fn run_layers(
 fn hash_layers(
     layers: Receiver<FinishedLayer>,
     tasks: &[Task],
-    kept: &Arc<KeptRuns>,
+    mut recordings: Vec<Option<Box<Recording>>>,
 ) -> (Vec<Vec<Root>>, Vec<Option<Box<Recording>>>) {
     let geometries: Vec<Option<Geometry>> = tasks.iter().map(|task| task.model.geometry(&task.header).ok()).collect();
     let mut roots = vec![Vec::new(); tasks.len()];
-    let record = |task: &Task| {
-        let package = &task.model.package;
-        kept.record(task.key.0, package.model_id(), package.program(), task.tokens.len()).map(Box::new)
-    };
-    let mut recordings: Vec<_> = tasks.iter().map(record).collect();
     for layer in layers {
         let spans = layer.spans.iter().zip(tasks).zip(&geometries).zip(roots.iter_mut().zip(&mut recordings));
         for (((span, task), geometry), (roots, recording)) in spans.filter(|(((_, task), _), _)| !task.is_cancelled()) {
-            let rows = &layer.rows[span.start * layer.cols..span.end * layer.cols];
-            let root = root_of_rows(rows, layer.cols);
-            if let Some(recording) = recording.as_mut().filter(|_| layer.layer <= usize::from(task.model.layers)) {
+            let root = layer.output.root(span);
+            let recording = recording.as_mut().filter(|_| layer.layer <= usize::from(task.model.layers));
+            if let (Some(recording), Some(rows)) = (recording, layer.output.rows(span)) {
                 recording.push(layer.layer, rows);
             }
             if let Some(place) = geometry.as_ref().and_then(|geometry| geometry.place(roots.len())) {
@@ -288,7 +290,7 @@ fn saturations(
     if of_all == 0 || batch.sequences.len() == 1 {
         return Ok(vec![of_all; batch.sequences.len()]);
     }
-    let alone =
-        |sequence| embed(executor, program, &Batch { sequences: vec![sequence] }, |_| ControlFlow::Continue(()));
+    let go_on = |_: Layer<'_>| ControlFlow::Continue(());
+    let alone = |sequence| embed(executor, program, &Batch { sequences: vec![sequence] }, Wanted::Root, go_on);
     batch.sequences.into_iter().map(alone).map(|run| run.map(|run| run.saturations)).collect()
 }

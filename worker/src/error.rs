@@ -42,8 +42,8 @@ pub enum WorkerError {
     Key(#[from] KeyFileError),
     /// The backend is not exact; the message says which element of which op.
     #[error("this backend is not exact and is not used: {0}")]
-    Diverges(#[from] Box<Divergence>),
-    /// The backend failed its self-measurement.
+    Diverges(Box<Divergence>),
+    /// The backend failed where it was tested, or its device is lost.
     #[error("the backend does not work: {0}")]
     Backend(#[from] BackendError),
     /// Another key answered, or no socket could be opened.

@@ -225,6 +225,14 @@ pub enum Event {
         /// Which element of which op, or what else.
         reason: String,
     },
+    /// The backend's device failed, and failed again where it was tested: it is lost. The worker gives back what runs, and
+    /// ends; what it signed before stands.
+    DeviceLost {
+        /// The backend.
+        backend: String,
+        /// What the device said.
+        reason: String,
+    },
     /// The worker takes back a run that it signed, because a test of this machine failed since.
     Retracted {
         /// Of which job.

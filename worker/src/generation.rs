@@ -66,8 +66,8 @@ impl Generations {
             loaded.drop_cancelled();
             match catch_unwind(AssertUnwindSafe(|| loaded.pass(keys))) {
                 Ok(Ok(())) => return true,
-                Ok(Err(error)) => loaded.fail(&error.to_string()),
-                Err(_) => loaded.fail("the backend panicked"),
+                Ok(Err(error)) => loaded.fail(&Failure::from(&error)),
+                Err(_) => loaded.fail(&Failure::panicked()),
             }
             false
         });
@@ -106,7 +106,7 @@ impl Generations {
         let load = || Generator::new(Arc::clone(package.program()), package.params(), &*self.backend, self.limits);
         let generator = match catch_unwind(AssertUnwindSafe(load)) {
             Ok(loaded) => loaded.map_err(failure_of)?,
-            Err(_) => return Err(Failure::new(FailureCode::Backend, "the backend panicked")),
+            Err(_) => return Err(Failure::panicked()),
         };
         self.loaded.push(Loaded { model: Arc::clone(model), generator, active: BTreeMap::new() });
         Ok(self.loaded.last_mut())
@@ -115,11 +115,13 @@ impl Generations {
 
 /// Whether a request is at fault, the device, or the memory that this worker was given.
 fn failure_of(refused: Refused) -> Failure {
-    let code = match &refused {
-        Refused::Backend(_) | Refused::PassMemory { .. } | Refused::CacheMemory { .. } => FailureCode::Backend,
-        _ => FailureCode::JobRefused,
-    };
-    Failure::new(code, refused.to_string())
+    match &refused {
+        Refused::Backend(error) => Failure::from(error),
+        Refused::PassMemory { .. } | Refused::CacheMemory { .. } => {
+            Failure::new(FailureCode::Backend, refused.to_string())
+        }
+        _ => Failure::new(FailureCode::JobRefused, refused.to_string()),
+    }
 }
 
 impl Loaded {
@@ -173,9 +175,9 @@ impl Loaded {
         Ok(())
     }
 
-    fn fail(&mut self, reason: &str) {
+    fn fail(&mut self, failure: &Failure) {
         for Active { task, .. } in std::mem::take(&mut self.active).into_values() {
-            task.say(Step::Failed(Failure::new(FailureCode::Backend, reason)));
+            task.say(Step::Failed(failure.clone()));
         }
     }
 }

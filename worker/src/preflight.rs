@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::{Backend, BackendError};
-use lockstep_kernels::conformance::{self, Case, Level, Summary};
+use lockstep_kernels::conformance::{self, Case, Difference, Level, Summary};
 use lockstep_kernels::value::{Params, Sequence};
 
 use crate::error::WorkerError;
@@ -34,7 +34,13 @@ fn suite(backend: &dyn Backend, events: &Events) -> Result<Summary, WorkerError>
             events.emit(Event::Checking { op, done: progress.done });
         }
     });
-    Ok(summary.map_err(Box::new)?)
+    summary.map_err(|found| match found.difference {
+        // It did not come to a wrong result, but to none.
+        Difference::Failed { error } => {
+            WorkerError::Backend(BackendError::Device(format!("op {}, case \"{}\": {error}", found.op, found.case)))
+        }
+        _ => WorkerError::Diverges(Box::new(found)),
+    })
 }
 
 /// Runs a made-up encoder layer of ordinary size a few times, and says how many multiply-accumulates a second it took

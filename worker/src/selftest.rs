@@ -2,9 +2,10 @@
 //!
 //! A worker tests itself from time to time, and before it plays a dispute about one of its runs: the packages in use are
 //! hashed again, and the backend gives the known answers once more. A damaged package is pulled again, and a run that was
-//! made from it is conceded where its dispute shows that. A backend that fails is used for nothing any more, not even to
-//! look again: the worker takes back every run that it signed since the last good test, before anybody finds it wrong, and
-//! ends.
+//! made from it is conceded where its dispute shows that. A backend that gives a wrong answer is used for nothing any more,
+//! not even to look again: the worker takes back every run that it signed since the last good test, before anybody finds it
+//! wrong, and ends. One that gives none, because its device is lost, is left too, but nothing is taken back for that. A device
+//! that fails in a job is tested at once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +83,9 @@ impl SelfTest {
                 state.good = began;
                 state.unproven.retain(|(_, at)| *at >= began);
                 self.events.emit(Event::SelfTested { damaged });
+            }
+            Err(error @ WorkerError::Backend(_)) => {
+                self.events.emit(Event::DeviceLost { backend: self.backend.name(), reason: error.to_string() });
             }
             Err(error) => self.events.emit(Event::SelfTestFailed { reason: error.to_string() }),
         }

@@ -354,10 +354,12 @@ impl Session {
     }
 
     /// The backend failed a test: takes back what may be wrong, gives back what runs, and waits until the coordinator has
-    /// heard, within reason. Returns why the worker ends.
+    /// heard, within reason. Returns why the worker ends. A device that is lost says so, and leaves nothing wrong behind.
     async fn take_back(&mut self, error: WorkerError) -> WorkerError {
         self.asked.keys().copied().collect::<Vec<_>>().iter().for_each(|dispute| self.stop_playing(dispute));
-        for (job, epoch) in self.shared.self_test.take_unproven() {
+        let is_lost = matches!(error, WorkerError::Backend(_));
+        let unproven = if is_lost { Vec::new() } else { self.shared.self_test.take_unproven() };
+        for (job, epoch) in unproven {
             self.shared.events.emit(Event::Retracted { job, epoch });
             self.say(ToCoordinator::Retract { job, epoch }).await;
         }
@@ -365,6 +367,10 @@ impl Session {
             self.running.remove(&key).into_iter().for_each(|task| task.abort());
             self.shared.forget(&key);
             self.give_back(key, Failure::new(FailureCode::Backend, error.to_string())).await;
+        }
+        if is_lost {
+            // So that nothing new comes.
+            self.say(ToCoordinator::Draining).await;
         }
         let heard = async {
             while let Ok(Some(message)) = self.inbox.next().await {
@@ -431,12 +437,16 @@ impl Session {
         }
         if let Err(failure) = result {
             self.shared.forget(&key);
+            if failure.is_of_device {
+                // Either it passes, or the worker leaves it.
+                self.test();
+            }
             self.give_back(key, failure).await;
         }
     }
 
     async fn give_back(&mut self, (job, epoch): Key, failure: Failure) {
-        let Failure { code, mut reason } = failure;
+        let Failure { code, mut reason, .. } = failure;
         reason.truncate(reason.floor_char_boundary(MAX_REASON_BYTES));
         self.shared.events.emit(Event::Failed { job, epoch, code, reason: reason.clone() });
         self.say(ToCoordinator::Failed { job, epoch, code, reason }).await;

@@ -96,7 +96,11 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     /// From the first check to the end. Returns when nothing computes any more.
     pub async fn run(self) -> Result<(), WorkerError> {
-        let Self { config, dir, heads, backend, events, mut stop } = self;
+        let Self { mut config, dir, heads, backend, events, mut stop } = self;
+        if let (Some(pipeline), Some(bytes)) = (&mut config.pipeline, backend.memory_bytes()) {
+            // Layers that do not fit the device are of no use.
+            pipeline.model_bytes = pipeline.model_bytes.min(bytes);
+        }
         let (checked, told) = (Arc::clone(&backend), events.clone());
         let macs_per_second = tokio::select! {
             checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
@@ -110,7 +114,7 @@ impl Supervisor {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             backend: name_of(&*backend),
             threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
-            memory_bytes: config.memory_bytes.unwrap_or_else(preflight::machine_memory),
+            memory_bytes: memory_bytes(&config, &*backend),
             macs_per_second,
             max_in_flight: config.max_in_flight.get(),
             models: Vec::new(),
@@ -167,6 +171,16 @@ impl Supervisor {
         shared.disputes.stop().await;
         blocking(move || shared.engine.stop()).await?;
         ended
+    }
+}
+
+/// What there is to compute in: the device's memory, or the machine's where it has none of its own.
+fn memory_bytes(config: &Config, backend: &dyn Backend) -> u64 {
+    let there = backend.memory_bytes().unwrap_or_else(preflight::machine_memory);
+    match config.memory_bytes {
+        Some(most) if there > 0 => most.min(there),
+        Some(most) => most,
+        None => there,
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::{Coordinator, Peer, RunStream, decoder_package, event, package};
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, Wrapper};
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::{Batch, Params};
 use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::ids::{LeaseEpoch, ModelId, Nonce, Place};
@@ -267,7 +267,15 @@ struct Slowed {
     is_slow: bool,
 }
 
-impl Executor for Slowed {
+impl Wrapper for Slowed {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         if self.is_slow {
             self.counts.passes.fetch_add(1, Ordering::SeqCst);
@@ -275,33 +283,5 @@ impl Executor for Slowed {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.inner.begin(batch)
-    }
-
-    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
-        self.inner.run_layer(layer)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Coordinator, Peer, event, job, package, within};
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::value::{Batch, Params, Value};
 use lockstep_model::package::Package;
 use lockstep_protocol::ids::{LeaseEpoch, ModelId, NodeId};
 use lockstep_protocol::job::Job;
@@ -434,7 +434,15 @@ struct Gated {
     rows: u64,
 }
 
-impl Executor for Gated {
+impl Wrapper for Gated {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         self.rows = batch.rows() as u64;
         self.inner.begin(batch)
@@ -464,25 +472,5 @@ impl Executor for Gated {
             rows[0] = rows[0].wrapping_add(1);
         }
         Ok(value)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }

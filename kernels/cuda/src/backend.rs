@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
-use lockstep_kernels::program::Program;
+use lockstep_kernels::budget::{Budget, Holding};
+use lockstep_kernels::program::{Param, Program};
 use lockstep_kernels::value::Params;
 
 use crate::device::Device;
@@ -41,7 +42,7 @@ impl Products {
     }
 
     /// The least compute capability that has it.
-    const fn capability(self) -> (u32, u32) {
+    pub(crate) const fn capability(self) -> (u32, u32) {
         match self {
             Self::Dp4a => (6, 1),
             Self::Mma => (8, 0),
@@ -77,6 +78,7 @@ pub struct Cuda {
     products: Products,
     /// The device once more, where it is a real one.
     driver: Option<Arc<Driver>>,
+    budget: Budget,
 }
 
 impl Cuda {
@@ -96,7 +98,15 @@ impl Cuda {
     /// [`BackendError::Unavailable`] where it lacks the products.
     pub fn on(device: Arc<dyn Device>, products: Option<Products>) -> Result<Self, BackendError> {
         let products = Products::choose(products, &*device)?;
-        Ok(Self { device, products, driver: None })
+        let budget = Budget::new(&device.name(), device.memory_bytes());
+        Ok(Self { device, products, driver: None, budget })
+    }
+
+    /// With no more memory for models than this, whatever the device has.
+    #[must_use]
+    pub fn within(self, bytes: u64) -> Self {
+        let bytes = self.budget.bytes().map_or(bytes, |there| there.min(bytes));
+        Self { budget: Budget::new(&self.device.name(), Some(bytes)), ..self }
     }
 
     /// What it runs on.
@@ -119,7 +129,15 @@ impl Backend for Cuda {
         format!("cuda/{} on {}", self.products.name(), self.device.name())
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.budget.bytes()
+    }
+
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
-        Ok(Box::new(DeviceExecutor::new(Arc::clone(&self.device), self.products, program, &*params)?))
+        program.validate()?;
+        let bytes = program.params.iter().filter_map(Param::bytes).fold(0, u64::saturating_add);
+        let taken = self.budget.take(bytes, "the weights of the model")?;
+        let executor = DeviceExecutor::new(Arc::clone(&self.device), self.products, program, &*params)?;
+        Ok(Box::new(Holding::new(executor, taken)))
     }
 }

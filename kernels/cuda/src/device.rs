@@ -74,6 +74,11 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// The device refused it.
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError>;
+
+    /// Bytes of its memory; none where it does not say, or has none of its own.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// Memory that is given back when it is dropped.

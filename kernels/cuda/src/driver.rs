@@ -8,6 +8,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use lockstep_kernels::backend::BackendError;
 
+use crate::backend::Products;
 use crate::device::{Device, DeviceError};
 use crate::params::TensorMap;
 use crate::plan::{Launch, MODULES, TensorBoxes};
@@ -22,6 +23,7 @@ pub struct Driver {
     name: String,
     capability: (u32, u32),
     processors: u32,
+    memory_bytes: u64,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -66,22 +68,7 @@ impl Driver {
     /// [`BackendError::Unavailable`] where there is no driver, an older one than this program's kernels need, or no such
     /// GPU; [`BackendError::Device`] where a call fails.
     pub fn open(ordinal: u32) -> Result<Self, BackendError> {
-        // SAFETY: looks for the library and does nothing else; the driver's library may be loaded.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable(
-                "NVIDIA's driver is not installed: its library (libcuda.so.1, on Windows nvcuda.dll) was not found"
-                    .into(),
-            ));
-        }
-        result::init()
-            .map_err(failed("cuInit"))
-            .map_err(|e| unavailable(format!("NVIDIA's driver does not start: {e}")))?;
-        let version = driver_version()?;
-        if version < OLDEST_DRIVER {
-            let (major, minor) = (version / 1_000, version % 1_000 / 10);
-            return Err(unavailable(format!("NVIDIA's driver is for CUDA {major}.{minor}; 12.4 or newer is needed")));
-        }
-        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+        let count = start()?;
         let number = i32::try_from(ordinal).ok().filter(|n| *n < count);
         let Some(number) = number else {
             return Err(unavailable(format!("there is no GPU {ordinal}; NVIDIA's driver has {count}, counted from 0")));
@@ -90,18 +77,11 @@ impl Driver {
     }
 
     fn on(ordinal: u32, number: i32) -> Result<Self, DeviceError> {
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as PROCESSORS,
-        };
-        let device = result::device::get(number).map_err(failed("cuDeviceGet"))?;
-        let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as PROCESSORS;
+        let (device, gpu) = about(ordinal, number)?;
         // SAFETY: the device is one that the driver gave.
-        let attribute = |which| unsafe { result::device::get_attribute(device, which) };
-        let major = attribute(MAJOR).map_err(failed("cuDeviceGetAttribute"))?;
-        let minor = attribute(MINOR).map_err(failed("cuDeviceGetAttribute"))?;
-        let processors = attribute(PROCESSORS).map_err(failed("cuDeviceGetAttribute"))?.unsigned_abs();
+        let processors = unsafe { result::device::get_attribute(device, PROCESSORS) };
+        let processors = processors.map_err(failed("cuDeviceGetAttribute"))?.unsigned_abs();
         // SAFETY: as above; it is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // SAFETY: the context was just retained.
@@ -117,10 +97,11 @@ impl Driver {
                 return Err(why);
             }
         };
-        let capability = (major.unsigned_abs(), minor.unsigned_abs());
+        let Gpu { name, capability, memory_bytes, .. } = gpu;
         let staging = Mutex::new(Staging { base: std::ptr::null_mut(), used: 0 });
         let kernels = Mutex::default();
-        let driver = Self { ordinal, name, capability, processors, device, context, stream, staging, kernels };
+        let driver =
+            Self { ordinal, name, capability, processors, memory_bytes, device, context, stream, staging, kernels };
         driver.keep_memory()?;
         // SAFETY: the context is current; the memory is freed when this is dropped.
         let base = unsafe { result::malloc_host(STAGING_BYTES, 0) }
@@ -201,6 +182,69 @@ impl Driver {
         }
         loaded.get(name).copied().ok_or_else(unknown)
     }
+}
+
+/// One of NVIDIA's GPUs, as the driver tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Its number, as in `cuda/0`.
+    pub number: u32,
+    /// Name.
+    pub name: String,
+    /// Compute capability, as in (9, 0).
+    pub capability: (u32, u32),
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Why it can't be used; none where it can.
+    pub reason: Option<String>,
+}
+
+/// All GPUs that NVIDIA's driver has.
+///
+/// # Errors
+/// [`BackendError::Unavailable`] where there is no driver, or an older one than this program's kernels need;
+/// [`BackendError::Device`] where a call fails.
+pub fn gpus() -> Result<Vec<Gpu>, BackendError> {
+    let count = start()?;
+    Ok((0..count).map(|number| about(number.unsigned_abs(), number).map(|(_, gpu)| gpu)).collect::<Result<_, _>>()?)
+}
+
+/// Loads the driver, and counts its GPUs.
+fn start() -> Result<i32, BackendError> {
+    // SAFETY: looks for the library and does nothing else; the driver's library may be loaded.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unavailable(
+            "NVIDIA's driver is not installed: its library (libcuda.so.1, on Windows nvcuda.dll) was not found".into(),
+        ));
+    }
+    result::init()
+        .map_err(failed("cuInit"))
+        .map_err(|e| unavailable(format!("NVIDIA's driver does not start: {e}")))?;
+    let version = driver_version()?;
+    if version < OLDEST_DRIVER {
+        let (major, minor) = (version / 1_000, version % 1_000 / 10);
+        return Err(unavailable(format!("NVIDIA's driver is for CUDA {major}.{minor}; 12.4 or newer is needed")));
+    }
+    Ok(result::device::get_count().map_err(failed("cuDeviceGetCount"))?)
+}
+
+fn about(ordinal: u32, number: i32) -> Result<(sys::CUdevice, Gpu), DeviceError> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    let device = result::device::get(number).map_err(failed("cuDeviceGet"))?;
+    let name = result::device::get_name(device).map_err(failed("cuDeviceGetName"))?;
+    // SAFETY: the device is one that the driver gave.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    let major = attribute(MAJOR).map_err(failed("cuDeviceGetAttribute"))?;
+    let minor = attribute(MINOR).map_err(failed("cuDeviceGetAttribute"))?;
+    // SAFETY: as above.
+    let memory = unsafe { result::device::total_mem(device) }.map_err(failed("cuDeviceTotalMem"))?;
+    let capability = (major.unsigned_abs(), minor.unsigned_abs());
+    let least = Products::Dp4a.capability();
+    let reason = (capability < least)
+        .then(|| format!("it has compute capability {major}.{minor}, and {}.{} is needed", least.0, least.1));
+    Ok((device, Gpu { number: ordinal, name, capability, memory_bytes: memory as u64, reason }))
 }
 
 fn driver_version() -> Result<i32, DeviceError> {
@@ -346,5 +390,9 @@ impl Device for Driver {
             result::launch_kernel(kernel, (x, y, z), (launch.threads, 1, 1), launch.shared, self.stream, arguments)
         }
         .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        Some(self.memory_bytes)
     }
 }

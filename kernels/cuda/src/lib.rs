@@ -22,3 +22,4 @@ pub mod vendor;
 pub mod yardstick;
 
 pub use backend::{Cuda, Products};
+pub use driver::{Gpu, gpus};

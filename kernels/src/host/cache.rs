@@ -67,8 +67,8 @@ impl PageShape {
     }
 }
 
-/// Where a kind of executor has its pages: keys and values, each `[kv_heads][BLOCK][dim]`. What lies beyond the length of
-/// the cache that holds a page has no meaning.
+/// Where a kind of executor has its pages, each with the keys and values of a softmax block, laid out as it likes. What lies
+/// beyond the length of the cache that holds a page has no meaning.
 pub trait PageStore {
     /// One page.
     type Page;
@@ -165,6 +165,11 @@ impl<S: PageStore> Caches<S> {
             }));
         }
         Self { store, shapes, before, caches: BTreeMap::new(), gauge: Arc::default() }
+    }
+
+    /// Where its pages are.
+    pub const fn store(&self) -> &S {
+        &self.store
     }
 
     /// The line of the first attention op of a layer, where it has one; those of others follow in their order.

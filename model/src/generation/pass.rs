@@ -12,6 +12,7 @@ use lockstep_protocol::trace::RowTree;
 use super::logprobs::Logits;
 use super::recorder::Recorder;
 use crate::embed::read_i32;
+use crate::output::{Output, Wanted};
 
 /// Layers that may wait to be hashed while the next ones run.
 const LAYERS_AHEAD: usize = 2;
@@ -56,26 +57,42 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Hashes its rows of one of its layers, counted from 0, of which `rows` holds those of the pass, and passes them on.
+    /// The number of each of its rows in the tensors that they are committed in.
+    pub fn numbers(&self) -> Range<u64> {
+        let first = self.trees.first().map_or(0, RowTree::rows);
+        first..first + self.span.len() as u64
+    }
+
+    /// Hashes its rows of one of its layers, counted from 0, of which `output` has those of the pass, and passes them on.
     /// Returns a root that is to be told.
-    pub fn push(&mut self, layer: usize, rows: &[i32], cols: usize) -> Option<Root> {
-        let rows = &rows[self.span.start * cols..self.span.end * cols];
-        if let Some(recorder) = &mut self.recorder {
+    pub fn push(&mut self, layer: usize, output: &Output) -> Option<Root> {
+        if let (Some(recorder), Some(rows)) = (&mut self.recorder, output.rows(&self.span)) {
             // It has all layers of a model, from 1 on.
             recorder.push(layer + 1, rows);
         }
-        let (tree, mut at) = (&mut self.trees[layer], 0);
+        let (tree, mut at) = (&mut self.trees[layer], self.span.start);
         let mut noted = Vec::with_capacity(self.cuts.len());
         for cut in &self.cuts {
-            tree.push_rows(&rows[at * cols..cut.rows * cols]);
-            at = cut.rows;
+            let end = self.span.start + cut.rows;
+            output.push_to(tree, at..end);
+            at = end;
             noted.push(Noted { root: cut.root.then(|| tree.root()), state: cut.state.then(|| tree.clone()) });
         }
-        tree.push_rows(&rows[at * cols..]);
+        output.push_to(tree, at..self.span.end);
         let told = noted.iter().find_map(|noted| noted.root).filter(|_| self.is_told);
         self.noted.push(noted);
         told
     }
+}
+
+/// What all parts together need of each layer.
+fn wanted(parts: &[Part]) -> Wanted {
+    if parts.iter().any(|part| part.recorder.is_some()) { Wanted::Rows } else { Wanted::Root }
+}
+
+/// The number of each row of the pass in the tensors that it is committed in.
+fn numbers(parts: &[Part]) -> Vec<u64> {
+    parts.iter().flat_map(Part::numbers).collect()
 }
 
 /// What a pass gives besides its parts.
@@ -127,12 +144,12 @@ fn run_and_hash(
     parts: &mut [Part],
     tell: &mut dyn FnMut(usize, u16, Root),
 ) -> Result<u64, BackendError> {
-    let mut saturations = 0;
+    let (wanted, numbers, mut saturations) = (wanted(parts), numbers(parts), 0);
     for layer in 1..program.layers.len() - 1 {
         saturations += executor.run_layer(layer)?.saturations;
-        let rows = read_i32(executor, program.layers[layer].output)?;
+        let output = Output::take(executor, program, layer, wanted, &numbers)?;
         for (index, part) in parts.iter_mut().enumerate() {
-            if let Some(root) = part.push(layer - 1, &rows, cols_of(program, layer)) {
+            if let Some(root) = part.push(layer - 1, &output) {
                 tell(index, layer as u16, root);
             }
         }
@@ -149,15 +166,16 @@ fn run_while_hashing(
 ) -> Result<u64, BackendError> {
     let (finished, layers) = sync_channel(LAYERS_AHEAD);
     let (told, roots) = channel();
+    let (wanted, numbers) = (wanted(parts), numbers(parts));
     std::thread::scope(|scope| {
-        let hasher = scope.spawn(move || hash(program, &layers, parts, &told));
+        let hasher = scope.spawn(move || hash(&layers, parts, &told));
         let mut saturations = 0;
         let mut ran = Ok(());
         for layer in 1..program.layers.len() - 1 {
             ran = executor.run_layer(layer).and_then(|report| {
                 saturations += report.saturations;
                 // The hasher ends early only by a panic, which is heard below.
-                let _ = finished.send((layer, read_i32(executor, program.layers[layer].output)?));
+                let _ = finished.send((layer, Output::take(executor, program, layer, wanted, &numbers)?));
                 Ok(())
             });
             roots.try_iter().for_each(|(part, layer, root)| tell(part, layer, root));
@@ -173,15 +191,10 @@ fn run_while_hashing(
     })
 }
 
-fn hash(
-    program: &Program,
-    layers: &Receiver<(usize, Vec<i32>)>,
-    parts: &mut [Part],
-    told: &Sender<(usize, u16, Root)>,
-) {
-    for (layer, rows) in layers {
+fn hash(layers: &Receiver<(usize, Output)>, parts: &mut [Part], told: &Sender<(usize, u16, Root)>) {
+    for (layer, output) in layers {
         for (index, part) in parts.iter_mut().enumerate() {
-            if let Some(root) = part.push(layer - 1, &rows, cols_of(program, layer)) {
+            if let Some(root) = part.push(layer - 1, &output) {
                 // Whoever runs the layers listens until this ends.
                 let _ = told.send((index, layer as u16, root));
             }

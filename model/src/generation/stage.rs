@@ -20,6 +20,7 @@ use super::pass::{Cut, Part, Passed};
 use super::task::Task;
 use super::{Event, Request, TaskId};
 use crate::embed::read_i32;
+use crate::output::{Output, Wanted};
 use crate::slice::Slice;
 
 /// Why a stage does not go on.
@@ -302,15 +303,13 @@ impl StageRun {
     ) -> Result<(u64, Vec<i32>), StageError> {
         let batch = Batch { sequences: vec![sequence] };
         executor.begin(&batch)?;
-        let cols = |layer: usize| self.model.tensor(self.model.layers[layer].output).cols as usize;
         let (first, last) = self.slice.layers().into_inner();
+        let numbers: Vec<u64> = part.iter().flat_map(|part| part.numbers()).collect();
         let mut trees = 0;
         if let Some(input) = self.slice.input() {
             executor.write(input, Value::I32(rows.to_vec()))?;
-            if first > 1 {
-                if let Some(part) = &mut part {
-                    part.push(trees, rows, cols(first - 1));
-                }
+            if let Some(part) = part.as_mut().filter(|_| first > 1) {
+                part.push(trees, &Output::of_rows(rows.to_vec(), self.received_cols()));
                 trees += 1;
             }
         }
@@ -318,19 +317,19 @@ impl StageRun {
         for layer in first..=last {
             let is_output = layer + 1 == self.model.layers.len();
             if is_output && self.model.is_decoder() && batch.points() == 0 {
-                output.clear();
                 break;
             }
             saturations += executor.run_layer(layer)?.saturations;
             // The embedding is not committed, and only the last layer here is handed over.
-            if layer > 0 || layer == last {
-                output = read_i32(executor, self.model.layers[layer].output)?;
-            }
-            if layer > 0 && !is_output {
-                if let Some(part) = &mut part {
-                    part.push(trees, &output, cols(layer));
-                }
+            let committed = part.as_mut().filter(|_| layer > 0 && !is_output);
+            if let Some(part) = committed {
+                let wanted = if layer == last || part.recorder.is_some() { Wanted::Rows } else { Wanted::Root };
+                let of_layer = Output::take(executor, &self.model, layer, wanted, &numbers)?;
+                part.push(trees, &of_layer);
                 trees += 1;
+                output = of_layer.into_rows().filter(|_| layer == last).unwrap_or_default();
+            } else if layer == last {
+                output = read_i32(executor, self.model.layers[layer].output)?;
             }
         }
         Ok((saturations, output))

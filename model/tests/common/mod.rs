@@ -15,6 +15,7 @@ use lockstep_kernels::value::Batch;
 use lockstep_model::ModelError;
 use lockstep_model::embed::{embed, to_real};
 use lockstep_model::import::{ImportReport, Options, import};
+use lockstep_model::output::Wanted;
 use lockstep_model::package::{Package, WeightMode};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -286,7 +287,7 @@ pub fn distance(a: &[f64], b: &[f64]) -> f64 {
 /// Runs a package over one sequence.
 pub fn run(package: &Package, backend: &dyn Backend, tokens: Vec<u32>) -> (Vec<f64>, u64) {
     let mut executor = backend.load(package.program().clone(), package.params()).unwrap();
-    let go_on = |_: lockstep_model::embed::LayerRows<'_>| std::ops::ControlFlow::Continue(());
-    let out = embed(&mut *executor, package.program(), &Batch::single(tokens), go_on).unwrap();
+    let go_on = |_: lockstep_model::embed::Layer<'_>| std::ops::ControlFlow::Continue(());
+    let out = embed(&mut *executor, package.program(), &Batch::single(tokens), Wanted::Root, go_on).unwrap();
     (to_real(&out.rows[0], package.manifest().output_frac), out.saturations)
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
-use lockstep_kernels::program::{Program, Rows, TensorId};
+use lockstep_kernels::program::{Program, Rows};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
+use lockstep_kernels::value::{Batch, ParamData, Params};
 
 /// Which element: of the codes or values, or of the exponents of block floating point rows.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +42,15 @@ struct Lying {
     at: Arc<[AtomicUsize; 4]>,
 }
 
-impl Executor for Lying {
+impl Wrapper for Lying {
+    fn inner(&self) -> &dyn Executor {
+        &self.host
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut self.host
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         if let [sequence] = &batch.sequences[..] {
             self.at[2].store(sequence.start, Ordering::Relaxed);
@@ -50,28 +58,11 @@ impl Executor for Lying {
         }
         self.host.begin(batch)
     }
+
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
         self.at[0].store(layer, Ordering::Relaxed);
         self.at[1].store(0, Ordering::Relaxed);
         self.host.run_layer(layer)
-    }
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.host.read(tensor)
-    }
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.host.write(tensor, value)
-    }
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.fork_cache(from, to, positions)
-    }
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.truncate_cache(id, positions)
-    }
-    fn drop_cache(&mut self, id: CacheId) {
-        self.host.drop_cache(id);
-    }
-    fn cache_bytes(&self) -> u64 {
-        self.host.cache_bytes()
     }
 }
 

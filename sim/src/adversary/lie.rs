@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::host::{
     AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
-use lockstep_kernels::program::{Program, Rows, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, ParamData, Params, Value};
+use lockstep_kernels::program::{Program, Rows};
+use lockstep_kernels::value::{Batch, ParamData, Params};
 
 /// What becomes of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,15 @@ struct LyingExecutor<K: HostOps> {
     at: Arc<Cursor>,
 }
 
-impl<K: HostOps> Executor for LyingExecutor<K> {
+impl<K: HostOps> Wrapper for LyingExecutor<K> {
+    fn inner(&self) -> &dyn Executor {
+        &self.host
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut self.host
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         let (position, point) = match &batch.sequences[..] {
             [sequence] => (sequence.start, sequence.points().start),
@@ -113,30 +121,6 @@ impl<K: HostOps> Executor for LyingExecutor<K> {
         self.at.layer.store(layer, Ordering::Relaxed);
         self.at.op.store(0, Ordering::Relaxed);
         self.host.run_layer(layer)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.host.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.host.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.host.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.host.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.host.cache_bytes()
     }
 }
 

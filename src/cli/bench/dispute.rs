@@ -43,7 +43,7 @@ pub struct DisputeArgs {
 /// Measures.
 pub fn run(args: &DisputeArgs, output: OutputArgs) -> Outcome {
     let threads = args.threads.unwrap_or_else(backend::all_threads);
-    let local = Local::open(&args.backend, threads)?;
+    let local = Local::open(&args.backend, threads, None)?;
     let package = Package::open_checked(&args.package, threads);
     let package =
         package.map_err(|e| anyhow::anyhow!("{}: {e}", args.package.display())).or_exit(Exit::Configuration)?;

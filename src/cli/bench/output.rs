@@ -86,7 +86,7 @@ impl DeviceArgs {
     /// # Errors
     /// As of [`backend::open`].
     pub fn open_local(&self) -> Result<backend::Local, Failure> {
-        backend::Local::open(&self.backend, self.threads())
+        backend::Local::open(&self.backend, self.threads(), None)
     }
 }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::Params;
 
 /// Another backend, until it is told to stop.
 pub(crate) struct Stopping {
@@ -18,6 +18,10 @@ impl Backend for Stopping {
         self.inner.name()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.inner.memory_bytes()
+    }
+
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
         Ok(Box::new(StoppingExecutor { inner: self.inner.load(program, params)?, stop: Arc::clone(&self.stop) }))
     }
@@ -28,9 +32,13 @@ struct StoppingExecutor {
     stop: Arc<AtomicBool>,
 }
 
-impl Executor for StoppingExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.inner.begin(batch)
+impl Wrapper for StoppingExecutor {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -38,29 +46,5 @@ impl Executor for StoppingExecutor {
             return Err(BackendError::Unavailable("the worker ends".into()));
         }
         self.inner.run_layer(layer)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }

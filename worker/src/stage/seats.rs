@@ -77,7 +77,8 @@ impl Seats {
         if loaded.len() >= WORKER_LOADED_MODELS {
             loaded.remove(0);
         }
-        let executor: Loaded = Arc::new(Mutex::new(caught(|| model.load(&*self.backend))?));
+        let executor: Loaded =
+            Arc::new(Mutex::new(caught(|| model.load(&*self.backend), |error| Failure::from(error))?));
         loaded.push((Arc::clone(model), Arc::clone(&executor)));
         Ok(executor)
     }
@@ -131,7 +132,13 @@ impl Seat {
         work: impl FnOnce(&mut StageRun, &mut dyn Executor) -> Result<T, StageError>,
     ) -> Result<T, Failure> {
         let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        caught(|| work(&mut self.run, &mut **executor))
+        caught(
+            || work(&mut self.run, &mut **executor),
+            |error| match error {
+                StageError::Backend(error) => Failure::from(error),
+                other => Failure::new(FailureCode::Backend, other.to_string()),
+            },
+        )
     }
 }
 
@@ -142,9 +149,9 @@ impl Drop for Seat {
 }
 
 /// Backends may fail in any way.
-fn caught<T, E: std::fmt::Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, Failure> {
+fn caught<T, E>(work: impl FnOnce() -> Result<T, E>, failed: impl FnOnce(&E) -> Failure) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(done) => done.map_err(|error| Failure::new(FailureCode::Backend, error.to_string())),
-        Err(_) => Err(Failure::new(FailureCode::Backend, "the backend panicked")),
+        Ok(done) => done.map_err(|error| failed(&error)),
+        Err(_) => Err(Failure::panicked()),
     }
 }

@@ -15,6 +15,7 @@ use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Batch, ParamData, Params};
 use lockstep_link::{Frames, send, server};
 use lockstep_model::embed::embed;
+use lockstep_model::output::Wanted;
 use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
 use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::commitment::RunCommitment;
@@ -120,9 +121,9 @@ pub fn job(model: ModelId, number: u8, tokens: usize) -> Job {
 pub fn expected(package: &Package, job: &Job) -> (Vec<Root>, Vec<i32>) {
     let mut executor = Reference.load(Arc::clone(package.program()), package.params()).unwrap();
     let mut roots = Vec::new();
-    let run = embed(&mut *executor, package.program(), &Batch::single(job.tokens.clone()), |layer| {
+    let run = embed(&mut *executor, package.program(), &Batch::single(job.tokens.clone()), Wanted::Rows, |layer| {
         if layer.layer > 0 {
-            roots.push(root_of_rows(layer.sequence(0), layer.cols));
+            roots.push(root_of_rows(layer.rows(0).unwrap(), layer.output.cols()));
         }
         std::ops::ControlFlow::Continue(())
     });

@@ -4,10 +4,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
-use lockstep_kernels::program::{Program, TensorId};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
+use lockstep_kernels::program::Program;
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::value::{Batch, Params};
 
 use crate::common::{LAYERS, POSITIONS};
 
@@ -62,7 +62,15 @@ struct Standing {
     sticks: bool,
 }
 
-impl Executor for Standing {
+impl Wrapper for Standing {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         self.sticks = self.is_model && batch.rows() == self.stuck.rows;
         self.inner.begin(batch)
@@ -77,29 +85,5 @@ impl Executor for Standing {
             self.stuck.state.layers.fetch_add(1, Ordering::SeqCst);
         }
         self.inner.run_layer(layer)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }

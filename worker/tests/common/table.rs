@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::reference::Reference;
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::value::{Params, Value};
 use lockstep_model::dispute::{LayerCase, Trace};
 use lockstep_model::package::Package;
 use lockstep_model::rerun::rerun;
@@ -58,9 +58,13 @@ struct Lying {
     output: Option<TensorId>,
 }
 
-impl Executor for Lying {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        self.inner.begin(batch)
+impl Wrapper for Lying {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
     }
 
     fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
@@ -73,30 +77,6 @@ impl Executor for Lying {
             self.inner.write(output, Value::I32(rows))?;
         }
         Ok(report)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }
 

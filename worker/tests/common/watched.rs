@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::{Program, TensorId};
-use lockstep_kernels::value::{Batch, CacheId, Params, Value};
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::{Batch, Params};
 
 /// A layer that has just run.
 pub struct Ran<'a> {
@@ -46,7 +46,15 @@ struct Watching {
     after: Arc<dyn Fn(Ran<'_>) + Send + Sync>,
 }
 
-impl Executor for Watching {
+impl Wrapper for Watching {
+    fn inner(&self) -> &dyn Executor {
+        &*self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.inner
+    }
+
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         self.batch = batch.clone();
         self.inner.begin(batch)
@@ -57,29 +65,5 @@ impl Executor for Watching {
         let Self { inner, program, batch, after } = self;
         after(Ran { program, batch, layer, executor: &mut **inner });
         Ok(report)
-    }
-
-    fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
-        self.inner.read(tensor)
-    }
-
-    fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
-        self.inner.write(tensor, value)
-    }
-
-    fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.fork_cache(from, to, positions)
-    }
-
-    fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
-        self.inner.truncate_cache(id, positions)
-    }
-
-    fn drop_cache(&mut self, id: CacheId) {
-        self.inner.drop_cache(id);
-    }
-
-    fn cache_bytes(&self) -> u64 {
-        self.inner.cache_bytes()
     }
 }
