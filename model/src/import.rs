@@ -13,7 +13,7 @@ use lockstep_protocol::ids::{Digest, ModelId};
 use crate::bounds;
 use crate::checkpoint::{BertConfig, Checkpoint, Config, DecoderConfig, Postprocessing, Weights};
 use crate::error::ModelError;
-use crate::lower::{Decoder, Lowered, MatrixSite, MemoryParams, ParamValues, RealMatrix, lower_bert};
+use crate::lower::{Decoder, Lowered, MatrixSite, MemoryParams, ParamValues, RealMatrix, Spill, lower_bert};
 use crate::package::{self, BlobInfo, Manifest, SPEC_VERSION, WeightMode};
 use crate::parallel;
 use crate::quantize::calibrate::{DECODER_TEXT, ENCODER_TEXT, Grams, each_layer, tokens};
@@ -58,8 +58,10 @@ pub struct ImportReport {
     pub unused: Vec<String>,
 }
 
-/// Reads a folder and writes a package. `backend` runs the calibration text of `w8`; every backend gives the same
-/// package.
+/// Reads a folder and writes a package. `backend` runs the calibration text; every backend gives the same package.
+///
+/// Of a decoder, memory holds one matrix in double precision, or one layer, at a time; beside `file` there is room needed
+/// for its parameters in 16 bits, and for those of `w8` once more, while it is written.
 ///
 /// # Errors
 /// What is wrong with the folder, what is not supported, a bound that can't be proven, and what the file system says.
@@ -75,7 +77,7 @@ pub fn import(
     let config = &checkpoint.config;
     let tokenizer = Tokenizer::from_json(&checkpoint.tokenizer, config.max_positions(), config.vocab_size())?;
     progress(Progress { stage: "lowering", done: 0, total: 1 });
-    let mut work = Work { checkpoint: &checkpoint, tokenizer, options, backend, progress };
+    let mut work = Work { checkpoint: &checkpoint, tokenizer, file, options, backend, progress };
     let lowered = match config {
         Config::Bert(config, postprocessing) => work.encoder(config, *postprocessing)?,
         Config::Decoder(config) => work.decoder(config)?,
@@ -143,10 +145,15 @@ pub(crate) fn calibration_digest(config: &Config, weights: WeightMode) -> Option
     Some(blake3::hash(text.as_bytes()).into())
 }
 
+/// Replaces the codes of a matrix.
+type SetCodes<'a> = dyn FnMut(&MatrixSite, ParamValues) -> Result<(), ModelError> + 'a;
+
 /// An import under way.
 struct Work<'a> {
     checkpoint: &'a Checkpoint,
     tokenizer: Tokenizer,
+    /// What is written in the end, and beside it what memory need not hold.
+    file: &'a Path,
     options: &'a Options,
     backend: &'a dyn Backend,
     progress: &'a mut dyn FnMut(Progress),
@@ -162,21 +169,19 @@ impl Work<'_> {
         let wide = lower(WeightMode::W16)?;
         let texts = tokens(ENCODER_TEXT, &self.tokenizer)?;
         let (program, sites) = (lowered.program.clone(), std::mem::take(&mut lowered.matrices));
-        let mut set = |site: &MatrixSite, codes| lowered.params[usize::from(site.codes.0)] = Arc::new(codes);
-        self.feed_back(
-            &program,
-            &sites,
-            (Arc::new(wide.program), Arc::new(MemoryParams(wide.params))),
-            &texts,
-            &mut set,
-        )?;
+        let mut set = |site: &MatrixSite, codes| {
+            lowered.params[usize::from(site.codes.0)] = Arc::new(codes);
+            Ok(())
+        };
+        self.feed_back(&program, &sites, (&wide.program, Arc::new(MemoryParams(wide.params))), &texts, &mut set)?;
         lowered.matrices = sites;
         Ok(lowered)
     }
 
     fn decoder(&mut self, config: &DecoderConfig) -> Result<Lowered, ModelError> {
         let bytes = self.tokenizer.token_bytes()?;
-        let lower = |weights| Decoder::lower(self.checkpoint, config, &bytes, weights, self.options.threads, None);
+        let spill = || Some(Spill::beside(self.file));
+        let lower = |weights| Decoder::lower(self.checkpoint, config, &bytes, weights, self.options.threads, spill());
         let texts = tokens(DECODER_TEXT, &self.tokenizer)?;
         let mut wide = lower(WeightMode::W16)?;
         let progress = &mut *self.progress;
@@ -189,9 +194,9 @@ impl Work<'_> {
         let mut narrow = lower(WeightMode::W8)?;
         narrow.set_residual(&wide.residual()[1..])?;
         let (program, sites) = (narrow.program(), narrow.matrices().to_vec());
-        let reference: (_, Arc<dyn Params>) = (Arc::new(wide.program()), Arc::new(wide.params()));
+        let reference = wide.program();
         let mut set = |site: &MatrixSite, codes| narrow.set_codes(site, codes);
-        self.feed_back(&program, &sites, reference, &texts, &mut set)?;
+        self.feed_back(&program, &sites, (&reference, Arc::new(wide.params())), &texts, &mut set)?;
         narrow.finish()
     }
 
@@ -200,9 +205,9 @@ impl Work<'_> {
         &mut self,
         program: &Program,
         sites: &[MatrixSite],
-        (wide, params): (Arc<Program>, Arc<dyn Params>),
+        (wide, params): (&Program, Arc<dyn Params>),
         texts: &[Vec<u32>],
-        set: &mut dyn FnMut(&MatrixSite, ParamValues),
+        set: &mut SetCodes<'_>,
     ) -> Result<(), ModelError> {
         let threads = self.options.threads;
         let rows: usize = texts.iter().map(Vec::len).sum();
@@ -211,11 +216,10 @@ impl Work<'_> {
             layers.entry(site.layer).or_default().push(site);
         }
         let (mut grams, mut seen, total) = (Grams::default(), 0, wide.layers.len() as u64);
-        let reference = Arc::clone(&wide);
-        each_layer(&wide, params, texts, self.backend, &mut |layer, spans, executor| {
+        each_layer(wide, &params, texts, self.backend, &mut |layer, spans, executor| {
             let Some(sites) = layers.get(&layer) else { return Ok(()) };
             if seen == 0 {
-                grams = Grams::new(&reference, sites.iter().map(|s| s.input));
+                grams = Grams::new(wide, sites.iter().map(|s| s.input));
             }
             grams.add(spans, executor, threads)?;
             seen += spans.last().map_or(0, |s| s.end);
@@ -236,7 +240,7 @@ fn round(
     sites: &[&MatrixSite],
     grams: &Grams,
     threads: NonZeroUsize,
-    set: &mut dyn FnMut(&MatrixSite, ParamValues),
+    set: &mut SetCodes<'_>,
 ) -> Result<(), ModelError> {
     for (input, gram) in &grams.0 {
         let feedback = Feedback::new(gram);
@@ -247,7 +251,7 @@ fn round(
             let declared = program.param(site.codes);
             let shape = [declared.rows, declared.cols];
             let matrix = RealMatrix::read(weights, &site.tensor, shape, site.factor, Width::W8, threads)?;
-            set(site, ParamValues::I8(feedback.round(&matrix.values, &matrix.scales, threads)));
+            set(site, ParamValues::I8(feedback.round(&matrix.values, &matrix.scales, threads)))?;
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_kernels::backend::Backend;
+use lockstep_kernels::value::Params;
 
 use crate::error::ModelError;
 use crate::lower::Decoder;
@@ -71,10 +72,11 @@ fn peaks(
     backend: &dyn Backend,
     done: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<u32>, ModelError> {
-    let (program, params) = (Arc::new(decoder.program()), Arc::new(decoder.params()));
+    let program = decoder.program();
+    let params: Arc<dyn Params> = Arc::new(decoder.params());
     program.validate()?;
     let mut peaks = vec![0; decoder.residual().len() - 1];
-    each_layer(&program, params, texts, backend, &mut |layer, _, executor| {
+    each_layer(&program, &params, texts, backend, &mut |layer, _, executor| {
         if let Some(largest) = layer.checked_sub(1).and_then(|l| peaks.get_mut(l)) {
             *largest = peak(&decoder.stream(layer), executor)?.max(*largest);
         }

@@ -20,7 +20,9 @@ use crate::{backend, progress};
     after_help = "Supported: decoders of the Llama family (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,\n\
     Qwen3ForCausalLM), also from GGUF files in F32, F16, BF16 or Q8_0; and BERT-style encoders (BertModel) with mean or\n\
     first-token pooling.\n\
-    The package, and so the model id, is the same on every machine and at every thread count."
+    The package, and so the model id, is the same on every machine and at every thread count.\n\
+    Of a decoder, memory holds one matrix or one layer at a time. Meanwhile its weights lie in files without a name beside\n\
+    FILE: in 16 bits, and for w8 in 8 bits too."
 )]
 pub struct ImportArgs {
     /// Folder with config.json, model.safetensors and tokenizer.json, or a GGUF file.

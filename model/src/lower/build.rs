@@ -3,9 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use lockstep_kernels::program::{
-    DType, Layer, Norm, Op, Param, ParamId, Rows, ScaledRows, Tensor, TensorId, TensorKind,
-};
+use lockstep_kernels::program::{Layer, Norm, Op, Param, ParamId, Rows, ScaledRows, Tensor, TensorId, TensorKind};
 
 use super::formats::NormRow;
 use super::matrix::RealMatrix;
@@ -39,17 +37,23 @@ impl Builder {
 
     /// Declares a parameter of `rows` equal rows.
     pub fn param(&mut self, name: String, rows: u32, values: ParamValues) -> Result<ParamId, ModelError> {
-        let (dtype, data) = (dtype(&values), values.data());
+        let (dtype, data) = (values.dtype(), values.data());
         let id = u16::try_from(self.params.len())
             .map_err(|_| ModelError::Unsupported("a model with more than 65,535 parameters".into()))?;
         let cols = data.len() as u32 / rows.max(1);
         self.params.push(Param { name, dtype, rows, cols });
+        let kept = self.keep(values)?;
+        self.values.push(kept);
+        Ok(ParamId(id))
+    }
+
+    /// Values where they are to lie: in memory or in a file.
+    pub fn keep(&self, values: ParamValues) -> Result<Arc<ParamValues>, ModelError> {
         let kept = match &self.spill {
-            Some(spill) => spill.keep(values, dtype)?,
+            Some(spill) => spill.keep(values)?,
             None => values,
         };
-        self.values.push(Arc::new(kept));
-        Ok(ParamId(id))
+        Ok(Arc::new(kept))
     }
 
     /// A matrix with nearest codes. `frac_in` and `frac_out` are the fractional bits of what goes in (0 for a table)
@@ -145,16 +149,6 @@ pub fn fixed(tensor: &str, index: usize, value: f64, frac: i32) -> Result<i32, M
     i32::try_from(code).map_err(|_| {
         ModelError::tensor(tensor, format!("element {index} ({value:e}) does not fit {frac} fractional bits"))
     })
-}
-
-fn dtype(values: &ParamValues) -> DType {
-    match values {
-        ParamValues::I8(_) => DType::I8,
-        ParamValues::I16(_) => DType::I16,
-        ParamValues::U16(_) => DType::U16,
-        ParamValues::I32(_) => DType::I32,
-        ParamValues::Spilled(spilled) => spilled.dtype(),
-    }
 }
 
 /// Width of a matrix's codes in a mode, where nothing says otherwise.

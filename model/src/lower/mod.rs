@@ -9,7 +9,7 @@ mod spill;
 
 use std::sync::Arc;
 
-use lockstep_kernels::program::{ParamId, Program, TensorId};
+use lockstep_kernels::program::{DType, ParamId, Program, TensorId};
 use lockstep_kernels::value::{ParamData, Params};
 
 pub use bert::lower_bert;
@@ -43,6 +43,17 @@ impl ParamValues {
             Self::U16(v) => ParamData::U16(v),
             Self::I32(v) => ParamData::I32(v),
             Self::Spilled(spilled) => spilled.data(),
+        }
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::I8(_) => DType::I8,
+            Self::I16(_) => DType::I16,
+            Self::U16(_) => DType::U16,
+            Self::I32(_) => DType::I32,
+            Self::Spilled(spilled) => spilled.dtype(),
         }
     }
 

@@ -38,8 +38,11 @@ impl Spill {
     }
 
     /// The same values, out of memory if they are large.
-    pub fn keep(&self, values: ParamValues, dtype: DType) -> Result<ParamValues, ModelError> {
-        let bytes = values.bytes();
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn keep(&self, values: ParamValues) -> Result<ParamValues, ModelError> {
+        let (dtype, bytes) = (values.dtype(), values.bytes());
         if bytes.len() < LEAST_BYTES {
             return Ok(values);
         }

@@ -12,6 +12,7 @@ use lockstep_kernels::value::{Batch, Params, Value};
 
 use super::Gram;
 use crate::error::ModelError;
+use crate::slice::Slice;
 use crate::tokenizer::{Tokenizer, TooLong};
 
 /// The pinned text of encoders; its digest is in every `w8` manifest of one.
@@ -52,29 +53,34 @@ pub fn tokens(file: &str, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>, ModelE
 pub type Visit<'a> = dyn FnMut(usize, &[Range<usize>], &mut dyn Executor) -> Result<(), ModelError> + 'a;
 
 /// Runs all layers but the last over all texts, layer by layer, so that what is collected for one layer can be used up
-/// before the next.
+/// before the next, and no more than one layer is loaded; the embedding is loaded with the layer after it.
 ///
 /// # Errors
 /// What the backend and the visitor say.
 pub fn each_layer(
-    program: &Arc<Program>,
-    params: Arc<dyn Params>,
+    program: &Program,
+    params: &Arc<dyn Params>,
     texts: &[Vec<u32>],
     backend: &dyn Backend,
     visit: &mut Visit<'_>,
 ) -> Result<(), ModelError> {
-    let mut executor = backend.load(Arc::clone(program), params)?;
     let groups: Vec<Batch> = grouped(texts).into_iter().map(|group| Batch::of(group.to_vec())).collect();
     let mut outputs: Vec<Option<Value>> = vec![None; groups.len()];
-    for (l, layer) in program.layers.split_last().map_or(&[][..], |(_, rest)| rest).iter().enumerate() {
-        for (batch, output) in groups.iter().zip(&mut outputs) {
-            executor.begin(batch)?;
-            if let Some(input) = output.take() {
-                executor.write(program.layers[l - 1].output, input)?;
+    let last = program.layers.len().saturating_sub(1);
+    for first in (0..last).filter(|layer| *layer != 1) {
+        let held = if first == 0 { 0..=1 } else { first..=first };
+        let slice = Slice::of(program, held.clone()).expect("a program has layers after its embedding");
+        let mut executor = slice.load(backend, Arc::clone(params))?;
+        for l in held.filter(|l| *l < last) {
+            for (batch, output) in groups.iter().zip(&mut outputs) {
+                executor.begin(batch)?;
+                if let Some(input) = output.take() {
+                    executor.write(program.layers[l - 1].output, input)?;
+                }
+                executor.run_layer(l)?;
+                visit(l, &batch.spans(), &mut *executor)?;
+                *output = Some(executor.read(program.layers[l].output)?);
             }
-            executor.run_layer(l)?;
-            visit(l, &batch.spans(), &mut *executor)?;
-            *output = Some(executor.read(layer.output)?);
         }
     }
     Ok(())

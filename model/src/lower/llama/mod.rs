@@ -180,8 +180,12 @@ impl Decoder {
     }
 
     /// Replaces the codes of a matrix.
-    pub fn set_codes(&mut self, site: &MatrixSite, codes: ParamValues) {
-        self.builder.values[usize::from(site.codes.0)] = Arc::new(codes);
+    ///
+    /// # Errors
+    /// What the file system says, where they go to a file.
+    pub fn set_codes(&mut self, site: &MatrixSite, codes: ParamValues) -> Result<(), ModelError> {
+        self.builder.values[usize::from(site.codes.0)] = self.builder.keep(codes)?;
+        Ok(())
     }
 
     /// The tensors whose magnitudes the format of a layer must hold.
