@@ -7,26 +7,30 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use lockstep_link::keyfile;
 use lockstep_model::package::Package;
-use lockstep_model::rerun::{Rerun, rerun};
+use lockstep_model::rerun::{Rerun, rerun_job};
+use lockstep_protocol::dispute::Claim;
+use lockstep_protocol::generation::words_of;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::LeaseEpoch;
+use lockstep_protocol::job::JobKind;
 use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
-use lockstep_protocol::receipt::{Receipt, Run, SignedReceipt, WorkerReceipt};
-use serde_json::json;
+use lockstep_protocol::receipt::{Receipt, Run, WorkerReceipt};
+use serde_json::{Value, json};
 
 use crate::cli::client::Address;
 use crate::cli::files;
-use crate::exit::{Exit, OrExit, Outcome};
+use crate::exit::{Exit, Failure, OrExit, Outcome};
 use crate::secret::Secret;
 use crate::{backend, paths};
 
 /// Arguments of `lockstep challenge`.
 #[derive(Args)]
 #[command(
-    after_help = "The job is run again here. Where the receipt holds there is nothing to challenge, and that is said. Where \
-    it does not, the run that was made here is signed with the key of a worker, and the coordinator opens a dispute between \
-    the two: within a day after the job's end, for a stake of that worker's credits, which is lost with the dispute. The \
-    worker plays it: keep `lockstep worker` connected with the same --data-dir. `lockstep dispute show` tells how it stands."
+    after_help = "The job is run again here; a generation by one prefill as far as its words are right. Where every root is \
+    right there is nothing to challenge, and that is said. Where one is not, the run that was made here is signed with the \
+    key of a worker, and the coordinator opens a dispute between the two: within a day after the job's end, for a stake of \
+    that worker's credits, which is lost with the dispute. The worker plays it: keep `lockstep worker` connected with the \
+    same --data-dir. `lockstep dispute show` tells how it stands."
 )]
 pub struct ChallengeArgs {
     /// Receipt in JSON, or - for standard input.
@@ -58,35 +62,35 @@ pub fn run(args: &ChallengeArgs) -> Outcome {
     let text = files::text(&args.receipt, MAX_RECEIPT_JSON_BYTES)?;
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     receipt.check().or_exit(Exit::Refuted)?;
-    if receipt.job.kind.generation().is_some() {
-        // A wrong account of its own would cost the challenger its stake.
-        let error = anyhow!(
-            "this command makes runs of embeddings only: check a generation with `lockstep verify`, and challenge it through \
-             POST /v1/challenges"
-        );
-        return Err(error).or_exit(Exit::Configuration);
-    }
-    let again = run_again(args, &receipt)?;
-    let signed = &receipt.worker.receipt;
-    let Some(index) = signed.roots.iter().zip(&again.roots).position(|(theirs, ours)| theirs != ours) else {
+    let keys = keys(args.data_dir.as_deref()).or_exit(Exit::Configuration)?;
+    let (theirs, ours) = (claim_of(&receipt), run_again(args, &receipt, &keys)?);
+    let Some(point) = theirs.first_difference(&ours) else {
         report(args, "the receipt holds: every root is what the model gives; there is nothing to challenge", None);
         return Ok(());
     };
-    let keys = keys(args.data_dir.as_deref()).or_exit(Exit::Configuration)?;
-    let claim = claim(&receipt, again, &keys)?;
-    let body = json!({ "job": receipt.job.id(), "receipt": claim, "run": signed.digest() });
-    let answer = args.address.post("challenges", Some(&args.access_token), &body)?;
+    let answer = args.address.post("challenges", Some(&args.access_token), &body(&receipt, &ours))?;
     let dispute = answer["dispute"].as_str().context("the coordinator names no dispute")?;
-    let layers = usize::from(signed.layers) + 1;
-    report(
-        args,
-        &format!("the receipt is wrong from layer {} on; dispute {dispute}", index % layers + 1),
-        Some(dispute),
-    );
+    let told = format!("the receipt is wrong from {} on; dispute {dispute}", place(&receipt, [&theirs, &ours], point));
+    report(args, &told, Some(dispute));
     Ok(())
 }
 
-fn run_again(args: &ChallengeArgs, receipt: &Receipt) -> Result<Rerun, crate::exit::Failure> {
+/// Where the runs part. Of an earlier point than the last one the receipt has no roots, but a digest of them.
+fn place(receipt: &Receipt, [theirs, ours]: [&Claim; 2], point: usize) -> String {
+    let roots = theirs.roots_at(point).zip(ours.roots_at(point));
+    let layer = roots.and_then(|(theirs, ours)| theirs.iter().zip(ours).position(|(a, b)| a != b));
+    let layer = layer.map(|layer| format!("layer {}", layer + 1));
+    let word = matches!(receipt.job.kind, JobKind::Generation(_)).then(|| format!("word {}", point + 1));
+    [layer, word].into_iter().flatten().collect::<Vec<_>>().join(" of ")
+}
+
+/// What the worker of a receipt stands for.
+fn claim_of(receipt: &Receipt) -> Claim {
+    Claim { words: receipt.words(), ..receipt.worker.clone().into() }
+}
+
+/// The run that is made here, as the claim of the challenger.
+fn run_again(args: &ChallengeArgs, receipt: &Receipt, keys: &Keypair) -> Result<Claim, Failure> {
     let threads = args.threads.unwrap_or_else(backend::all_threads);
     let opened = Package::open_checked(&args.package, threads);
     let package = opened.with_context(|| args.package.display().to_string()).or_exit(Exit::Configuration)?;
@@ -95,7 +99,8 @@ fn run_again(args: &ChallengeArgs, receipt: &Receipt) -> Result<Rerun, crate::ex
         return Err(error).or_exit(Exit::Configuration);
     }
     let backend = backend::open(&args.backend, threads)?;
-    rerun(&package, &*backend, &receipt.job.tokens).or_exit(Exit::Failed)
+    let again = rerun_job(&package, &*backend, &receipt.job, &receipt.words()).or_exit(Exit::Failed)?;
+    claim(receipt, &package, again, keys).or_exit(Exit::Failed)
 }
 
 /// The key of the worker in the folder, which has to be there.
@@ -111,19 +116,45 @@ fn keys(data_dir: Option<&Path>) -> anyhow::Result<Keypair> {
     Ok(keyfile::load_or_create(&file)?)
 }
 
-/// The run that was made here, as the challenger's.
-fn claim(receipt: &Receipt, again: Rerun, keys: &Keypair) -> anyhow::Result<SignedReceipt> {
-    let theirs = &receipt.worker.receipt;
+/// A whole run of the job as a claim, with its roots where it differs from the receipt.
+fn claim(receipt: &Receipt, package: &Package, again: Rerun, keys: &Keypair) -> anyhow::Result<Claim> {
+    let Rerun { roots, output, saturations, work_units } = again;
+    let streamed = package.program().layers.len() - 1;
+    // A generation has a word for each point, and after them the log-probabilities that were asked for.
+    let count = match receipt.job.kind {
+        JobKind::Embedding => output.len(),
+        JobKind::Generation(_) => roots.len() / streamed,
+    };
+    let (output, logprobs) = output.split_at_checked(count).context("the run has fewer words than points")?;
+    let words = match receipt.job.kind {
+        JobKind::Embedding => Vec::new(),
+        JobKind::Generation(_) => words_of(output),
+    };
     let run = Run {
         epoch: LeaseEpoch::CHALLENGE,
-        layers: theirs.layers,
-        roots: again.roots,
-        words: Vec::new(),
-        output_count: u32::try_from(again.output.len())?,
-        work_units: theirs.work_units,
-        saturations: again.saturations,
+        layers: u16::try_from(streamed - 1)?,
+        roots: roots.clone(),
+        words: words.clone(),
+        output_count: u32::try_from(count)?,
+        work_units,
+        saturations,
     };
-    Ok(WorkerReceipt::of_run(&receipt.job.header(), run, keys.id())?.sign(keys))
+    let signed = WorkerReceipt::of_run(&receipt.job.header(), run, keys.id())?.with_logprobs(logprobs).sign(keys);
+    let mut ours = Claim { words, ..signed.into() };
+    let differs = claim_of(receipt).first_difference(&ours);
+    // The roots of the last point are in the receipt.
+    if let Some(point) = differs.filter(|point| *point < ours.points().len()) {
+        ours.at = roots.chunks(streamed).nth(point).unwrap_or_default().to_vec();
+    }
+    Ok(ours)
+}
+
+/// What the coordinator is asked.
+fn body(receipt: &Receipt, ours: &Claim) -> Value {
+    let challenged = receipt.worker.receipt.digest();
+    json!({
+        "job": receipt.job.id(), "run": challenged, "receipt": ours.receipt(), "words": ours.words, "at": ours.at,
+    })
 }
 
 fn report(args: &ChallengeArgs, told: &str, dispute: Option<&str>) {

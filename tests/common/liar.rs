@@ -16,14 +16,14 @@ use tokio::runtime::Runtime;
 /// The layer that is lied about.
 pub const LAYER: usize = 3;
 
-/// Layers of all-MiniLM-L6-v2, with embedding and output.
+/// Layers of all-MiniLM-L6-v2 and of the shipped model, with embedding and output.
 const MODEL_LAYERS: usize = 8;
 
 /// One number of the product with the feed-forward matrix, as in the demo.
 pub const LIE: Lie =
     Lie { layer: LAYER, op: 10, target: Target::Element { row: 2, col: 700 }, change: Change::Xor(1 << 20) };
 
-/// A worker that tells [`LIE`].
+/// A worker that tells a lie.
 pub struct Liar {
     pub key: NodeId,
     gate: Gate,
@@ -35,10 +35,15 @@ impl Liar {
     /// Joins a coordinator at `KEY@HOST:PORT`. It runs the layer that it lies about once, for its first job, and then not
     /// before it is let go: so it can be held between that run and its first move in a dispute.
     pub fn join(address: &str, data: &Path) -> Self {
+        Self::telling(LIE, address, data)
+    }
+
+    /// The same with another lie about [`LAYER`] of a model with as many layers.
+    pub fn telling(lie: Lie, address: &str, data: &Path) -> Self {
         let (coordinator, address) = address.split_once('@').expect("KEY@HOST:PORT");
         let threads = NonZeroUsize::MIN;
         let cpu = Cpu::new(None, threads.get()).expect("a processor");
-        let lying = LyingBackend::new(cpu.name(), cpu.kernels().clone(), &[LIE]);
+        let lying = LyingBackend::new(cpu.name(), cpu.kernels().clone(), &[lie]);
         let gate = Gate::default();
         let backend = Arc::new(Held { lying: Arc::new(lying), gate: gate.clone() });
         let config = Config::new(coordinator.parse().expect("a key"), address.into(), data.into(), threads);
