@@ -1,12 +1,15 @@
 """Small random decoders of odd shapes as Hugging Face folders, each with the logits of the float model beside it.
 
-    python scripts/decoder_reference.py OUT [--transformers]
+    python scripts/decoder_reference.py OUT
 
-The float model is written here from the papers, in float64 (needs numpy and safetensors). With --transformers it is
-compared with the transformers library in float32 (needs scripts/requirements-torch.txt), so that what the tests compare
-with is what everybody else runs.
+The float model is written here from the papers, in float64 (needs numpy and safetensors), and held to what the
+transformers library gave in float32 for the same weights and texts (model/tests/families.json, made by
+scripts/families.py): so what the tests compare with is what everybody else runs.
+
+Weights follow from a model's name alone, by integer arithmetic and correctly rounded operations, on every machine.
 """
 
+import hashlib
 import json
 import math
 import sys
@@ -15,15 +18,18 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+FIXTURE = Path(__file__).parent / "../model/tests/families.json"
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM"}
+# Standard deviation of the logits: the float model foresees its texts as well as if it were a trained one.
+SPREAD = 2.0
 
 
-def case(family, hidden, heads, kv, head_dim, inner, layers, vocab, positions, length, **more):
+def case(family, head_dim, heads, kv, hidden, inner, layers, vocab, length, positions=None, **more):
     config = dict(
         architectures=[FAMILIES[family]], model_type=family, hidden_size=hidden, num_attention_heads=heads,
         num_key_value_heads=kv, head_dim=head_dim, intermediate_size=inner, num_hidden_layers=layers,
-        vocab_size=vocab, max_position_embeddings=positions, rms_norm_eps=1e-5, hidden_act="silu",
+        vocab_size=vocab, max_position_embeddings=positions or length, rms_norm_eps=1e-5, hidden_act="silu",
         tie_word_embeddings=False, rope_theta=10000.0, bos_token_id=None, eos_token_id=3)
     test = {"length": length, "dtype": more.pop("dtype", "f32"), "shards": more.pop("shards", 1),
             "spike": more.pop("spike", 0.0), "key_bias": more.pop("key_bias", 0.3)}
@@ -31,37 +37,80 @@ def case(family, hidden, heads, kv, head_dim, inner, layers, vocab, positions, l
     return config, test
 
 
+def linear(factor):
+    return {"rope_type": "linear", "factor": factor}
+
+
+def llama3(factor, original):
+    return {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": original}
+
+
+def yarn(factor, original, **more):
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **more}
+
+
+# Every family with every head size, and with 1, 3 and 8 query heads for each key head; so has every head size.
 CASES = {
-    "llama-biased": case("llama", 72, 3, 3, 24, 200, 3, 301, 96, 96, attention_bias=True, mlp_bias=True),
-    "mistral-wide-heads": case("mistral", 160, 6, 2, 64, 352, 2, 517, 300, 300, sliding_window=300, shards=3,
-                               dtype="bf16"),
-    "qwen2-one-key-head": case("qwen2", 208, 8, 1, 80, 416, 2, 333, 257, 257, tie_word_embeddings=True,
-                               use_sliding_window=False, sliding_window=4, key_bias=40.0),
-    "qwen3-yarn": case("qwen3", 96, 4, 2, 128, 256, 2, 999, 1500, 1400, tie_word_embeddings=True, dtype="bf16",
-                       rope_theta=1000000.0,
-                       rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 375}),
-    "llama3-scaling": case("llama", 128, 4, 4, 64, 320, 2, 700, 2048, 1300, dtype="f16", rope_theta=500000.0,
-                           rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                                         "high_freq_factor": 4.0, "original_max_position_embeddings": 256}),
-    "llama-linear-spike": case("llama", 96, 4, 4, 24, 256, 3, 260, 128, 128, spike=3000.0,
-                               rope_scaling={"type": "linear", "factor": 2.0}),
+    "llama-24-8": case("llama", 24, 8, 1, 72, 200, 3, 307, 389, attention_bias=True, mlp_bias=True),
+    "llama-64-1": case("llama", 64, 3, 3, 128, 320, 2, 701, 1201, 2048, dtype="f16", rope_theta=500000.0,
+                       rope_scaling=llama3(8.0, 256)),
+    "llama-80-3": case("llama", 80, 6, 2, 176, 408, 2, 523, 401, tie_word_embeddings=True, shards=2,
+                       rope_scaling={"type": "linear", "factor": 2.0}),
+    "llama-128-8": case("llama", 128, 8, 1, 120, 296, 4, 263, 1153, 1500, dtype="bf16", rope_scaling=yarn(4.0, 375)),
+    "mistral-24-1": case("mistral", 24, 5, 5, 88, 232, 3, 409, 1087, rope_theta=1000000.0, sliding_window=None),
+    "mistral-64-3": case("mistral", 64, 6, 2, 160, 352, 2, 517, 331, sliding_window=331, shards=3, dtype="bf16"),
+    "mistral-80-8": case("mistral", 80, 16, 2, 144, 376, 2, 811, 397, 512, tie_word_embeddings=True, sliding_window=None,
+                         rope_scaling=yarn(8.0, 64, beta_fast=24.0, beta_slow=2.0)),
+    "mistral-128-1": case("mistral", 128, 2, 2, 136, 280, 3, 1013, 1031, dtype="f16", sliding_window=4096),
+    "qwen2-24-3": case("qwen2", 24, 9, 3, 104, 264, 3, 607, 1103, tie_word_embeddings=True, dtype="bf16",
+                       rope_theta=1000000.0, use_sliding_window=False, sliding_window=4),
+    "qwen2-64-8": case("qwen2", 64, 8, 1, 112, 304, 2, 431, 353, 512, rope_scaling=yarn(4.0, 128)),
+    "qwen2-80-1": case("qwen2", 80, 3, 3, 208, 416, 2, 337, 1051, key_bias=40.0, dtype="f16"),
+    "qwen2-128-3": case("qwen2", 128, 3, 1, 152, 336, 2, 907, 379, rope_scaling=linear(3.0), shards=2),
+    "qwen3-24-1": case("qwen3", 24, 4, 4, 80, 216, 3, 293, 367, attention_bias=True),
+    "qwen3-64-3": case("qwen3", 64, 6, 2, 96, 256, 2, 1999, 1129, tie_word_embeddings=True, rope_theta=1000000.0),
+    "qwen3-80-8": case("qwen3", 80, 8, 1, 168, 392, 2, 773, 383, dtype="bf16", rope_scaling=llama3(4.0, 96)),
+    "qwen3-128-3": case("qwen3", 128, 6, 2, 96, 256, 2, 997, 1409, 1500, tie_word_embeddings=True, dtype="bf16",
+                        rope_theta=1000000.0, rope_scaling=yarn(4.0, 375)),
+    "spike": case("llama", 24, 4, 4, 96, 256, 3, 271, 311, spike=3000.0),
 }
 
 
-def weights(config, test, seed):
-    rng = np.random.default_rng(seed)
+class Draws:
+    """Numbers of a model by its name; the words of PCG64 are the same on every machine, which numpy's normals are not."""
+
+    def __init__(self, name):
+        self.words = np.random.PCG64(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little"))
+
+    def normal(self, deviation, shape):
+        """Nearly normal: the sum of eight 16-bit uniforms, at most 4.9 deviations from 0."""
+        count = math.prod(shape)
+        parts = self.words.random_raw(2 * count).view(np.uint16).reshape(count, 8)
+        sums = parts.astype(np.int64).sum(1) - 4 * 65535
+        unit = math.sqrt(8 * (65536.0**2 - 1) / 12)
+        return (sums * (deviation / unit)).reshape(shape)
+
+    def uniform(self):
+        """In [0, 1)."""
+        return float(self.words.random_raw() >> 11) * 2.0**-53
+
+
+def weights(name, config, test):
+    draws = Draws(name)
     d, inner = config["hidden_size"], config["intermediate_size"]
     q, k = (config[n] * config["head_dim"] for n in ("num_attention_heads", "num_key_value_heads"))
     qkv_bias = config["model_type"] == "qwen2" or config.get("attention_bias", False)
-    out = {"model.embed_tokens.weight": rng.normal(0, 0.6, (config["vocab_size"], d))}
+    tied = config["tie_word_embeddings"]
+    out = {"model.embed_tokens.weight": draws.normal(SPREAD / math.sqrt(d) if tied else 0.6, (config["vocab_size"], d))}
 
     def linear(name, rows, cols, gain, bias, bias_gain=0.3):
-        out[name + ".weight"] = rng.normal(0, gain / math.sqrt(cols), (rows, cols))
+        out[name + ".weight"] = draws.normal(gain / math.sqrt(cols), (rows, cols))
         if bias:
-            out[name + ".bias"] = rng.normal(0, bias_gain, rows)
+            out[name + ".bias"] = draws.normal(bias_gain, (rows,))
 
     def norm(name, width):
-        out[name + ".weight"] = 1 + rng.normal(0, 0.25, width)
+        out[name + ".weight"] = 1 + draws.normal(0.25, (width,))
 
     for l in range(config["num_hidden_layers"]):
         p = f"model.layers.{l}."
@@ -82,9 +131,17 @@ def weights(config, test, seed):
         for name in [n for n in out if "layernorm" in n and ".0." not in n]:
             out[name][7] *= 0.02
     norm("model.norm", d)
-    if not config["tie_word_embeddings"]:
-        linear("lm_head", config["vocab_size"], d, 2.5, False)
+    if not tied:
+        linear("lm_head", config["vocab_size"], d, SPREAD, False)
     return {name: narrow(w.astype(np.float32), test["dtype"]) for name, w in out.items()}
+
+
+def digest(tensors):
+    """SHA-256 of all tensors in float32, by name."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode() + b"\0" + tensors[name].astype("<f4").tobytes())
+    return sha.hexdigest()
 
 
 def narrow(w, dtype):
@@ -170,7 +227,7 @@ def frequencies(config):
     if kind == "yarn":
         at = lambda beta: dim * math.log(s["original_max_position_embeddings"] / (beta * 2 * math.pi)) / (
             2 * math.log(theta))
-        low, high = max(math.floor(at(32)), 0), min(math.ceil(at(1)), dim - 1)
+        low, high = max(math.floor(at(s.get("beta_fast", 32))), 0), min(math.ceil(at(s.get("beta_slow", 1))), dim - 1)
         ramp = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
         return f / s["factor"] * ramp + f * (1 - ramp), 0.1 * math.log(s["factor"]) + 1
     return f, 1.0
@@ -215,34 +272,69 @@ def logits(config, tensors, tokens):
     return linear(norm(x, "model.norm"), head)
 
 
-def check_with_transformers(folder, tokens, ours):
-    import torch
-    from transformers import AutoModelForCausalLM
+def softmax(row):
+    e = np.exp(row - row.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.no_grad():
-        theirs = model(torch.tensor([tokens])).logits[0].double().numpy()
-    error, spread = np.abs(theirs - ours).max(), ours.std()
-    print(f"{folder.name}: at most {error:.2e} from transformers; logits have a deviation of {spread:.2f}")
-    assert error < 2e-3 * spread, folder.name
+
+def summary(tensors, tokens, found):
+    """What the fixture holds of a float model: which, on which text, and what it says. Of the logits, some
+    positions and columns; of the text, the mean -ln p of each token but the first, and the mean entropy at those positions."""
+    found = np.asarray(found, dtype=np.float64)
+    p = softmax(found[:-1])
+    log = np.log(p)
+    positions, columns = picked(*found.shape)
+    return {
+        "weights": digest(tensors),
+        "text": [int(t) for t in tokens],
+        "top": [int(t) for t in found.argmax(-1)],
+        "mean_nll": float(-log[np.arange(len(log)), tokens[1:]].mean()),
+        "mean_entropy": float(-(p * log).sum(-1).mean()),
+        "deviation": float(found.std()),
+        "positions": positions,
+        "columns": columns,
+        "logits": [[round(float(x), 5) for x in found[t, columns]] for t in positions],
+    }
+
+
+def picked(length, vocab):
+    """Positions at both ends and at the boundaries of attention's blocks, and some columns."""
+    positions = [t for t in (0, 1, 255, 256, 700, 1023, 1024, length - 1) if t < length]
+    return positions, [0, 1, 2, vocab // 3, vocab // 2, vocab - 2, vocab - 1]
+
+
+def hold(name, ours, theirs):
+    """That the float64 model here and transformers in float32 are one, up to float32."""
+    assert ours["weights"] == theirs["weights"], f"{name}: other weights than when the fixture was made"
+    assert ours["text"] == theirs["text"], name
+    error = np.abs(np.array(ours["logits"]) - np.array(theirs["logits"])).max() / ours["deviation"]
+    tops = sum(a != b for a, b in zip(ours["top"], theirs["top"]))
+    means = max(abs(ours[key] - theirs[key]) for key in ("mean_nll", "mean_entropy"))
+    print(f"{name}: logits at most {error:.1e} deviations from transformers, means {means:.1e} nats, {tops} other top tokens")
+    assert error < 2e-3 and means < 5e-5 and tops <= 1, name
+
+
+def write(out, name):
+    """Writes the folder of a model. Returns it and the tensors."""
+    config, test = CASES[name]
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = weights(name, config, test)
+    save(folder, tensors, test)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer(config["vocab_size"])))
+    return folder, tensors
 
 
 def main():
-    out = Path(sys.argv[1])
-    for seed, (name, (config, test)) in enumerate(CASES.items()):
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = weights(config, test, seed)
-        save(folder, tensors, test)
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer(config["vocab_size"])))
-        rng = np.random.default_rng(seed + 100)
-        tokens = [int(t) for t in rng.integers(0, config["vocab_size"], test["length"])]
-        found = logits(config, tensors, tokens)
-        (folder / "tokens.json").write_text(json.dumps(tokens))
+    out, fixture = Path(sys.argv[1]), json.loads(FIXTURE.read_text())
+    assert list(fixture) == list(CASES)
+    for name, theirs in fixture.items():
+        folder, tensors = write(out, name)
+        tokens = np.array(theirs["text"])
+        found = logits(CASES[name][0], tensors, tokens)
+        hold(name, summary(tensors, tokens, found), theirs)
         (folder / "logits.f32").write_bytes(found.astype("<f4").tobytes())
-        if "--transformers" in sys.argv:
-            check_with_transformers(folder, tokens, found)
 
 
 if __name__ == "__main__":

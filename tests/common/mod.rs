@@ -105,6 +105,11 @@ pub fn second_judge() -> Option<Command> {
     python("second_implementation/judge.py")
 }
 
+/// The perplexity of a float model, or `None` with a loud line.
+pub fn float_perplexity() -> Option<Command> {
+    python("perplexity.py")
+}
+
 /// The test of the official OpenAI client, or `None` with a loud line.
 pub fn openai_client() -> Option<Command> {
     python("../tests/openai_client.py")
