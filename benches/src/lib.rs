@@ -9,6 +9,7 @@ pub mod model;
 pub mod net;
 pub mod ops;
 pub mod perplexity;
+mod processor;
 pub mod report;
 pub mod roofline;
 mod rows;

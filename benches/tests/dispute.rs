@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use lockstep_benches::dispute::{Workload, measure};
+use lockstep_benches::dispute::{Workload, measure, rate};
 use lockstep_kernels::program::OP_NAMES;
 use lockstep_kernels::reference::Reference;
 use lockstep_protocol::dispute::VerdictKind;
@@ -20,6 +21,8 @@ fn a_liar_about_any_op_loses_at_that_very_op() {
         let mut last = 0;
         let disputes = measure(&workload, &Reference, &liar, &mut |done| last = done).unwrap();
         assert_eq!((disputes.len(), last), (workload.disputes(), workload.disputes()));
+        let refereed = rate(package, &disputes, 2, Duration::ZERO).unwrap();
+        assert!(refereed.disputes == 2 && refereed.per_second() > 0.0, "one on each thread: {refereed:?}");
         for dispute in disputes {
             assert!(dispute.claimant_loses && dispute.kind == VerdictKind::Proven, "{dispute:?}");
             assert!(dispute.ended().starts_with(&format!("{}.", dispute.op)), "{dispute:?}");

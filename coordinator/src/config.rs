@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
-    DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
-    DEFAULT_TOKENS_PER_MINUTE, HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+    DEFAULT_GRANT_CREDITS, DEFAULT_GRANTS_PER_HOUR, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS,
+    DEFAULT_PENDING_CONNECTIONS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND, DEFAULT_TOKENS_PER_MINUTE,
+    HELLO_MS, HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS, MAX_WORKERS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 
@@ -115,6 +116,44 @@ impl ClientCaps {
     }
 }
 
+/// What workers may take of a coordinator before they have done anything for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerCaps {
+    /// Most workers that get their first credits in an hour, without which they get no job.
+    pub grants_per_hour: u32,
+    /// Most connections from one address that have not said hello, 1 to 16,384. Many workers behind one address come at
+    /// once when a coordinator starts; who finds no place tries again.
+    pub pending_per_address: usize,
+    /// How long a connection may take until it has said hello: 1 to 60 seconds.
+    pub hello: Duration,
+}
+
+impl Default for WorkerCaps {
+    fn default() -> Self {
+        Self {
+            grants_per_hour: DEFAULT_GRANTS_PER_HOUR,
+            pending_per_address: DEFAULT_PENDING_CONNECTIONS,
+            hello: Duration::from_millis(HELLO_MS),
+        }
+    }
+}
+
+impl WorkerCaps {
+    fn check(&self) -> Result<(), StartError> {
+        let longest = Duration::from_millis(MAX_HELLO_MS);
+        if (1..=MAX_WORKERS).contains(&self.pending_per_address)
+            && (Duration::from_secs(1)..=longest).contains(&self.hello)
+        {
+            return Ok(());
+        }
+        let message = format!(
+            "what workers may take is out of range: 1 to {MAX_WORKERS} new connections of an address, 1 to {} seconds for a hello",
+            longest.as_secs()
+        );
+        Err(StartError::Config(message))
+    }
+}
+
 /// What a coordinator is told at its start.
 #[derive(Clone)]
 pub struct Config {
@@ -134,6 +173,8 @@ pub struct Config {
     pub api_keys: Vec<ApiKey>,
     /// What one client may ask for.
     pub caps: ClientCaps,
+    /// What workers may take before they have done anything.
+    pub workers: WorkerCaps,
     /// Credits that a worker gets when it joins for the first time, for its bonds.
     pub grant: u64,
     /// Of 1,000 audited jobs that ended well, how many are run again under another name, to see whether workers answer
@@ -157,6 +198,7 @@ impl Config {
             audit: AuditPolicy { per_mille: 100, auditors: 1, hold: false, distinct_operators: false, lockstep: false },
             api_keys: Vec::new(),
             caps: ClientCaps::default(),
+            workers: WorkerCaps::default(),
             grant: DEFAULT_GRANT_CREDITS,
             planted_per_mille: 0,
             http_wait: Duration::from_millis(HTTP_WAIT_MS),
@@ -176,7 +218,8 @@ impl Config {
         if self.planted_per_mille > 1_000 {
             return Err(StartError::Config("planted jobs are 0 to 1000 of 1000".into()));
         }
-        self.caps.check()
+        self.caps.check()?;
+        self.workers.check()
     }
 }
 
@@ -191,6 +234,7 @@ impl std::fmt::Debug for Config {
             .field("audit", &self.audit)
             .field("api_keys", &self.api_keys.len())
             .field("caps", &self.caps)
+            .field("workers", &self.workers)
             .field("grant", &self.grant)
             .field("planted_per_mille", &self.planted_per_mille)
             .field("http_wait", &self.http_wait)

@@ -30,7 +30,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Allow, ApiKey, ClientCaps, Config};
+pub use config::{Allow, ApiKey, ClientCaps, Config, WorkerCaps};
 pub use error::{ShutdownError, StartError};
 pub use events::Event;
 pub use http::conversation_text;

@@ -82,6 +82,7 @@ impl Coordinator {
             models: Arc::clone(&models),
             clock,
             grant: config.grant,
+            grants_per_hour: config.workers.grants_per_hour,
             planted_per_mille: config.planted_per_mille,
         };
         let running = engine::start(parts, restored)?;
@@ -100,7 +101,8 @@ impl Coordinator {
             stopping: http_stopped.clone(),
             started,
         });
-        let sessions = Sessions::new(engine.clone(), Arc::clone(&models), Arc::clone(&store), config.allow);
+        let sessions =
+            Sessions::new(engine.clone(), Arc::clone(&models), Arc::clone(&store), (config.allow, config.workers));
         Ok(Handle {
             node,
             quic,

@@ -1,6 +1,6 @@
 //! Endpoints and their transport limits.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,13 +10,26 @@ use lockstep_protocol::limits::{
     CONNECTION_WINDOW_BYTES, HEARTBEAT_MS, MAX_INCOMING_BYTES, MAX_STREAMS, SILENCE_MS, STREAM_WINDOW_BYTES,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 
 use crate::{LinkError, tls};
 
+/// What the socket of all workers may hold that was not read yet. Systems give less where they have a limit
+/// (`net.core.rmem_max` on Linux): ten thousand workers send some thousand packets a second, each of which counts for
+/// several hundred bytes.
+const SERVER_BUFFER_BYTES: usize = 8 << 20;
+
 /// TLS wants a name; both sides are known by key, so it means nothing.
 const SERVER_NAME: &str = "lockstep";
+
+/// How long a client's connection may be silent before the transport sends something by itself.
+const KEEP_ALIVE_MS: u64 = SILENCE_MS / 3;
+const _: () = assert!(HEARTBEAT_MS < KEEP_ALIVE_MS);
 
 /// Why a side closes a connection: the code that goes with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +57,13 @@ pub fn close(connection: &Connection, code: Close, reason: &str) {
 /// # Errors
 /// [`LinkError::Bind`], [`LinkError::Tls`].
 pub fn server(bind: SocketAddr, keys: &Keypair) -> Result<Endpoint, LinkError> {
-    Endpoint::server(server_config(keys)?, bind).map_err(|source| LinkError::Bind { address: bind, source })
+    let config = server_config(keys)?;
+    let bound = UdpSocket::bind(bind).and_then(|socket| {
+        // A system may give less, or nothing more than usual: then packets are lost while the machine is busy, and sent again.
+        let _ = SockRef::from(&socket).set_recv_buffer_size(SERVER_BUFFER_BYTES);
+        Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+    });
+    bound.map_err(|source| LinkError::Bind { address: bind, source })
 }
 
 fn server_config(keys: &Keypair) -> Result<ServerConfig, LinkError> {
@@ -88,6 +107,20 @@ impl Client {
         })
     }
 
+    /// Takes a socket for connections to such an address, if there is none yet. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`LinkError::Bind`].
+    pub fn bind(&mut self, target: SocketAddr) -> Result<(), LinkError> {
+        self.endpoint(target).map(drop)
+    }
+
+    /// A client with another key, on the socket of this one where that has one.
+    #[must_use]
+    pub fn beside(&self, keys: &Keypair) -> Self {
+        Self { keys: keys.clone(), coordinator: self.coordinator, endpoint: self.endpoint.clone() }
+    }
+
     /// Waits until closed connections have said good-bye.
     pub async fn wait_idle(&self) {
         if let Some(endpoint) = &self.endpoint {
@@ -128,7 +161,8 @@ pub(crate) fn client_config(tls: rustls::ClientConfig) -> Result<ClientConfig, L
     let crypto = QuicClientConfig::try_from(tls).map_err(|e| LinkError::Tls(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
     let mut transport = transport(0);
-    transport.keep_alive_interval(Some(Duration::from_millis(HEARTBEAT_MS)));
+    // A worker's heartbeats come more often: while it sends them, nothing else has to.
+    transport.keep_alive_interval(Some(Duration::from_millis(KEEP_ALIVE_MS)));
     config.transport_config(Arc::new(transport));
     Ok(config)
 }

@@ -1,12 +1,14 @@
 //! The protocol's messages over QUIC streams.
 
-use lockstep_protocol::limits::STREAM_READ_BYTES;
+use bytes::Bytes;
+use lockstep_protocol::limits::STREAM_READ_PIECES;
 use lockstep_protocol::messages::{FrameDecoder, Message, to_frame};
 use quinn::{RecvStream, SendStream};
 
 use crate::LinkError;
 
-/// Reads the messages of a stream. It holds at most one frame, whose cap is the message type's, and one read.
+/// Reads the messages of a stream. It holds at most one frame, whose cap is the message type's, and one read of at most
+/// [`STREAM_READ_PIECES`].
 #[derive(Debug)]
 pub struct Frames<M> {
     stream: RecvStream,
@@ -30,11 +32,20 @@ impl<M: Message> Frames<M> {
             if let Some(message) = self.decoder.next()? {
                 return Ok(Some(message));
             }
-            match self.stream.read_chunk(STREAM_READ_BYTES, true).await? {
-                Some(chunk) => self.decoder.feed(&chunk.bytes),
+            let mut pieces = [const { Bytes::new() }; STREAM_READ_PIECES];
+            match self.stream.read_chunks(&mut pieces).await? {
+                Some(count) => pieces[..count].iter().for_each(|piece| self.decoder.feed(piece)),
                 None => return self.decoder.finish().map(|()| None).map_err(LinkError::from),
             }
         }
+    }
+
+    /// The next message, where all of it has been read; `None` where [`Frames::next`] might have to wait for it.
+    ///
+    /// # Errors
+    /// [`LinkError::Frame`]. There is no way on after it.
+    pub fn at_hand(&mut self) -> Result<Option<M>, LinkError> {
+        Ok(self.decoder.next()?)
     }
 
     /// Tells the other side that the rest of the stream is of no use.

@@ -103,7 +103,10 @@ pub fn from_bytes<T: Canonical>(bytes: &[u8]) -> Result<T, DecodeError> {
     if reader.left() != 0 {
         return Err(DecodeError::TrailingBytes { left: reader.left() });
     }
-    if to_bytes(&value) != bytes {
+    // Most often as many bytes as were read, and never taken from a length in them.
+    let mut again = Writer { bytes: Vec::with_capacity(bytes.len()) };
+    value.encode(&mut again);
+    if again.into_bytes() != bytes {
         return Err(DecodeError::NotCanonical);
     }
     Ok(value)

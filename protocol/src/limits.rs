@@ -157,8 +157,8 @@ pub const MAX_HELD_MODELS: usize = 1_024;
 pub const MAX_KEY_FILE_BYTES: u64 = 128;
 /// Most connected workers of one coordinator.
 pub const MAX_WORKERS: usize = 16_384;
-/// Most connections from one address that have not said hello yet.
-pub const MAX_PENDING_CONNECTIONS: usize = 256;
+/// Most connections from one address that have not said hello yet, where the operator says nothing else.
+pub const DEFAULT_PENDING_CONNECTIONS: usize = 256;
 /// Most concurrent streams that a worker may open towards its coordinator, each direction kind.
 pub const MAX_STREAMS: u32 = 256;
 /// Most concurrent package streams that one worker is served.
@@ -169,8 +169,10 @@ pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// What a client may send before its connection is taken: a handshake's worth.
 pub const MAX_INCOMING_BYTES: u64 = 64 << 10;
-/// Most bytes taken from a stream at a time.
-pub const STREAM_READ_BYTES: usize = 64 << 10;
+/// Pieces taken from a stream at a time: what came in as many packets.
+pub const STREAM_READ_PIECES: usize = 32;
+/// Most roots and words of a run of which the engine is told at once.
+pub const MAX_STREAMED_TOGETHER: usize = 256;
 /// Messages that may wait for a worker that does not read. A lease takes at most an assignment and its end, so a worker
 /// that is honest and alive never comes near it.
 pub const MAX_OUTBOX_MESSAGES: usize = 4 * MAX_IN_FLIGHT as usize;
@@ -201,8 +203,10 @@ pub const MAX_MACS_PER_MS: u64 = 1_000_000_000_000_000;
 pub const HEARTBEAT_MS: u64 = 2_000;
 /// A worker that was silent for so long has left.
 pub const SILENCE_MS: u64 = 10_000;
-/// A new connection says hello within this time.
+/// A new connection says hello within this time, where the operator says nothing else.
 pub const HELLO_MS: u64 = 5_000;
+/// The longest time that an operator may give it.
+pub const MAX_HELLO_MS: u64 = 60_000;
 /// The shortest lease.
 pub const LEASE_MIN_MS: u64 = 30_000;
 /// The longest lease.
@@ -257,8 +261,9 @@ pub const FAULTY_MS: u64 = 10 * 60 * 1_000;
 pub const RETRACT_JOBS: u32 = 1_000;
 /// Credits that a new worker gets where the operator says nothing else: the bonds of some hundred leases of large jobs.
 pub const DEFAULT_GRANT_CREDITS: u64 = 1_000_000_000_000;
-/// Most new workers that get their first credits in an hour: keys cost nothing, and every account is kept for ever.
-pub const MAX_GRANTS_PER_HOUR: u32 = 1_024;
+/// Most new workers that get their first credits in an hour, where the operator says nothing else: keys cost nothing, and
+/// every account is kept for ever.
+pub const DEFAULT_GRANTS_PER_HOUR: u32 = 1_024;
 /// Most accounts that a coordinator opens by itself; they all fit into one export of the ledger.
 pub const MAX_GRANTED_ACCOUNTS: usize = MAX_LEDGER_LINES / 2;
 /// How often it is looked for somebody who could make a missing audit.
@@ -429,6 +434,8 @@ pub const MAX_LOG_PROOF_JSON_BYTES: usize = 32 << 20;
 pub const LOG_HEAD_MS: u64 = 1_000;
 /// A worker is asked to cosign a head of the log at most so often.
 pub const COSIGN_MS: u64 = 5_000;
+/// The pause between two workers that are asked to cosign: many are asked less often.
+pub const COSIGN_SPREAD_MS: u64 = 5;
 /// How long a client waits for a head that covers what it asked for.
 pub const LOG_HEAD_WAIT_MS: u64 = 5_000;
 

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use lockstep_coordinator::{Allow, ApiKey, ClientCaps, Config, Coordinator};
+use lockstep_coordinator::{Allow, ApiKey, ClientCaps, Config, Coordinator, WorkerCaps};
 use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
-    DEFAULT_GRANT_CREDITS, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND,
-    DEFAULT_TOKENS_PER_MINUTE, MAX_GENERATED_TOKENS, MAX_REQUEST_INPUTS,
+    DEFAULT_GRANT_CREDITS, DEFAULT_GRANTS_PER_HOUR, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS,
+    DEFAULT_PENDING_CONNECTIONS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND, DEFAULT_TOKENS_PER_MINUTE,
+    HELLO_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
@@ -83,6 +85,17 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_GRANT_CREDITS", value_name = "N", help = format!("Credits that a worker gets when it \
         joins for the first time, for its bonds [default: {DEFAULT_GRANT_CREDITS}]"))]
     grant_credits: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_WORKER_GRANTS_PER_HOUR", value_name = "N", help = format!("Most workers that get these \
+        credits in an hour; the others wait. Where every key may join, it keeps somebody with many keys from filling the \
+        ledger [default: {DEFAULT_GRANTS_PER_HOUR}]"))]
+    worker_grants_per_hour: Option<u32>,
+    #[arg(long, env = "LOCKSTEP_WORKER_CONNECTIONS_PER_ADDRESS", value_name = "N", help = format!("Most connections from \
+        one address that have not said hello; more for many workers behind one address [default: \
+        {DEFAULT_PENDING_CONNECTIONS}]"))]
+    worker_connections_per_address: Option<usize>,
+    #[arg(long, env = "LOCKSTEP_WORKER_HELLO_SECONDS", value_name = "N", help = format!("Seconds that a new connection of \
+        a worker may take until it has said hello, up to {} [default: {}]", MAX_HELLO_MS / 1_000, HELLO_MS / 1_000))]
+    worker_hello_seconds: Option<u64>,
     #[arg(long, env = "LOCKSTEP_CLIENT_REQUESTS_PER_SECOND", value_name = "N", help = format!("Requests for work that a \
         client may go on sending each second; a client is an API key, or an address where there are no keys; 0 counts \
         nothing [default: {DEFAULT_REQUESTS_PER_SECOND}]"))]
@@ -158,6 +171,9 @@ impl Options {
             audit_beside: self.audit_beside.or(file.audit_beside),
             planted_probability: self.planted_probability.or(file.planted_probability),
             grant_credits: self.grant_credits.or(file.grant_credits),
+            worker_grants_per_hour: self.worker_grants_per_hour.or(file.worker_grants_per_hour),
+            worker_connections_per_address: self.worker_connections_per_address.or(file.worker_connections_per_address),
+            worker_hello_seconds: self.worker_hello_seconds.or(file.worker_hello_seconds),
             client_requests_per_second: self.client_requests_per_second.or(file.client_requests_per_second),
             client_request_burst: self.client_request_burst.or(file.client_request_burst),
             client_tokens_per_minute: self.client_tokens_per_minute.or(file.client_tokens_per_minute),
@@ -212,6 +228,11 @@ impl Options {
             max_choices: self.max_choices.unwrap_or(DEFAULT_MAX_CHOICES),
         };
         config.grant = self.grant_credits.unwrap_or(DEFAULT_GRANT_CREDITS);
+        config.workers = WorkerCaps {
+            grants_per_hour: self.worker_grants_per_hour.unwrap_or(DEFAULT_GRANTS_PER_HOUR),
+            pending_per_address: self.worker_connections_per_address.unwrap_or(DEFAULT_PENDING_CONNECTIONS),
+            hello: self.worker_hello_seconds.map_or(Duration::from_millis(HELLO_MS), Duration::from_secs),
+        };
         config.api_keys = api_keys.iter().map(|key| ApiKey::from_secret(key.expose())).collect();
         Ok(config)
     }

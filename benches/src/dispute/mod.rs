@@ -1,7 +1,7 @@
 //! What disputes cost: one lie about each kind of op, played to its verdict with the real players and the real referee.
 //!
 //! - `honest`: the run that both sides share up to the lie. `lies`: which numbers are altered. `claims`: what both sides
-//!   signed. `play`: the game, and who spends how long.
+//!   signed. `play`: the game, and who spends how long. `many`: how many a second.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,11 +18,13 @@ use lockstep_sim::adversary::Lie;
 use self::claims::Keys;
 use self::honest::Honest;
 use self::lies::Lied;
-use self::play::{Party, Played};
+pub use self::many::{Rate, rate};
+use self::play::{Game, Party, Played};
 
 mod claims;
 mod honest;
 mod lies;
+mod many;
 mod play;
 
 /// A backend that tells a lie.
@@ -78,7 +80,7 @@ impl Seconds {
 }
 
 /// One dispute.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Measured {
     /// The kind of op that was lied about.
     pub op: &'static str,
@@ -106,6 +108,8 @@ pub struct Measured {
     pub step: Option<String>,
     /// The element of it, by its index in the padded tensor.
     pub element: Option<u64>,
+    /// To referee it again.
+    game: Game,
 }
 
 impl Measured {
@@ -171,8 +175,9 @@ fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]:
     ];
     let referee_case = case()?;
     let played = play::play(&terms, truth.job, &keys, &referee_case, &mut parties)?;
-    let referee_seconds = play::referee_seconds(&terms, &keys, case, &played)?;
-    let Played { verdict, rounds, bytes, .. } = played;
+    let Played { inputs, verdict, rounds, bytes } = played;
+    let game = Game { terms: terms.clone(), place, coordinator: keys.coordinator.clone(), inputs };
+    let referee_seconds = play::referee_seconds(&game, case)?;
     let step = verdict.chunk.zip(verdict.step).and_then(|(chunk, step)| {
         let plan = referee_case.plan(chunk);
         plan.steps().get(usize::from(step)).map(|step| step.name(package.program()))
@@ -193,5 +198,6 @@ fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]:
         kind: verdict.kind,
         step,
         element: verdict.element,
+        game,
     })
 }

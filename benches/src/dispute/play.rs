@@ -8,10 +8,11 @@ use lockstep_model::dispute::{LayerCase, Trace};
 use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::dispute::{Action, Input, Output, Player, Recompute, Referee, Side, SignedMove, Terms, Verdict};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::Millis;
+use lockstep_protocol::ids::{Millis, Place};
 use lockstep_protocol::job::Job;
 
 use super::claims::Keys;
+use crate::processor::thread_seconds;
 
 /// A side with its own run of the disputed layer.
 pub(super) struct Party {
@@ -43,7 +44,7 @@ impl Party {
 /// What happened before the referee.
 pub(super) struct Played {
     /// What the referee was told, in order.
-    inputs: Vec<Input>,
+    pub inputs: Vec<Input>,
     pub verdict: Verdict,
     pub rounds: u16,
     /// Bytes of all signed moves.
@@ -89,38 +90,48 @@ fn evaluate(case: &LayerCase, recompute: &Recompute) -> i64 {
     case.evaluate(recompute.chunk, recompute.step, recompute.element, &data)
 }
 
-/// Passes of which the median counts.
-const PASSES: usize = 51;
+/// A dispute that was played: with it a referee can be put to work again.
+#[derive(Clone, Debug)]
+pub(super) struct Game {
+    pub terms: Terms,
+    pub place: Place,
+    pub coordinator: Keypair,
+    /// What the referee was told, in order.
+    pub inputs: Vec<Input>,
+}
 
-/// What the referee computes for a dispute, in seconds of this thread's processor time: the median over passes. It opens the
-/// dispute, checks every move and opening, computes the element, and signs its transcript; nothing is read or written.
-pub(super) fn referee_seconds(
-    terms: &Terms,
-    keys: &Keys,
-    case: impl Fn() -> Result<LayerCase>,
-    played: &Played,
-) -> Result<f64> {
-    let mut samples = Vec::with_capacity(PASSES);
-    for _ in 0..PASSES {
-        // A new case each time: it keeps the plan of the disputed row.
-        let (case, terms, inputs) = (case()?, terms.clone(), played.inputs.clone());
-        let start = thread_time();
-        let (mut referee, _) = Referee::open(terms, NOW, keys.coordinator.clone(), &case)?;
-        for input in inputs {
-            let out = referee.handle(NOW, input, &case);
-            for action in &out.actions {
-                if let Action::Recompute(recompute) = action {
-                    std::hint::black_box(evaluate(&case, recompute));
+impl Game {
+    /// All that the referee computes for it: it opens the dispute, checks every move and opening, computes the element, and
+    /// signs its transcript; nothing is read or written. A case is used once: it keeps the plan of the disputed row.
+    pub fn referee(self, case: &LayerCase) -> Result<Option<Verdict>> {
+        let (mut referee, _) = Referee::open(self.terms, NOW, self.coordinator, case)?;
+        let mut verdict = None;
+        for input in self.inputs {
+            for action in referee.handle(NOW, input, case).actions {
+                match action {
+                    Action::Recompute(recompute) => {
+                        std::hint::black_box(evaluate(case, &recompute));
+                    }
+                    Action::Ended(ended) => verdict = Some(ended),
+                    _ => {}
                 }
             }
         }
-        samples.push(thread_time().saturating_sub(start).as_secs_f64());
+        Ok(verdict)
     }
-    Ok(crate::samples::median(samples.into_iter()))
 }
 
-/// Processor time of this thread: what others do on the machine meanwhile is not the referee's.
-fn thread_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+/// Passes of which the median counts.
+const PASSES: usize = 51;
+
+/// What the referee computes for a dispute, in seconds of this thread's processor time: the median over passes.
+pub(super) fn referee_seconds(game: &Game, case: impl Fn() -> Result<LayerCase>) -> Result<f64> {
+    let mut samples = Vec::with_capacity(PASSES);
+    for _ in 0..PASSES {
+        let (case, game) = (case()?, game.clone());
+        let start = thread_seconds();
+        game.referee(&case)?;
+        samples.push(thread_seconds() - start);
+    }
+    Ok(crate::samples::median(samples.into_iter()))
 }

@@ -137,7 +137,11 @@ fn copies(spec: &Spec, roof: &Roof) -> Result<usize> {
     Ok(for_clock.max(for_cold).clamp(2, most) as usize)
 }
 
-fn once(case: &OpCase, executor: &mut dyn Executor) -> Result<f64> {
+/// Runs all copies of a case once, on an executor of its program; returns the seconds that they took together.
+///
+/// # Errors
+/// The backend fails.
+pub fn once(case: &OpCase, executor: &mut dyn Executor) -> Result<f64> {
     executor.begin(&case.batch)?;
     if let Some(input) = &case.input {
         executor.run_layer(0)?;

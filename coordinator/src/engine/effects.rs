@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::{DisputeId, JobId, NodeId, Nonce, Root};
+use lockstep_protocol::ids::{DisputeId, JobId, LeaseEpoch, NodeId, Nonce, Root};
 use lockstep_protocol::ledger::Posting;
-use lockstep_protocol::machine::{Action, DrawSubject, JobFailure, Output, Record, SubmitError};
+use lockstep_protocol::machine::{Action, CommittedRoot, DrawSubject, JobFailure, Output, Record, SubmitError};
 use lockstep_protocol::messages::{JobResult, RefusalCode};
 use lockstep_protocol::receipt::{Receipt, same_result};
 
@@ -44,6 +44,8 @@ pub(super) enum Effect {
     Posted(Vec<Posting>),
     /// Tell whoever watches a job its next word.
     Word(JobId, u32, Word),
+    /// Show whoever watches the roots that a worker streamed.
+    Committed((NodeId, JobId, LeaseEpoch), Vec<CommittedRoot>),
     /// Tell whoever watches.
     Emit(Event),
 }
@@ -158,8 +160,8 @@ impl Engine {
                 // No honest worker sends what is rejected.
                 self.close(&node, step);
             }
-            Action::Committed { node, job, epoch, place, root, differs } => {
-                step.effects.push(Effect::Emit(Event::Committed { job, epoch, node, place, root, differs }));
+            Action::Committed { node, job, epoch, roots } => {
+                step.effects.push(Effect::Committed((node, job, epoch), roots));
             }
             Action::Reveal { node, job, epoch } => self.send(&node, Down::Reveal(job, epoch), step),
             Action::NeedLockstepDraw { job, nonce } => {

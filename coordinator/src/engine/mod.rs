@@ -168,6 +168,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Credits that a worker gets when it joins for the first time.
     pub grant: u64,
+    /// Most workers that get them in an hour.
+    pub grants_per_hour: u32,
     /// Of 1,000 audited jobs, how many are planted again.
     pub planted_per_mille: u16,
 }
@@ -220,7 +222,8 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
     let events = broadcast::Sender::new(MAX_EVENT_LAG);
     let handle = EngineHandle::new(inputs, events.clone());
     let stop = Arc::new(Notify::new());
-    let config = machine::Config { coordinator: parts.keys.id(), grant: parts.grant };
+    let config =
+        machine::Config { coordinator: parts.keys.id(), grant: parts.grant, grants_per_hour: parts.grants_per_hour };
     let mut engine = Engine {
         jobs: live_jobs(&restored),
         machine: Machine::restore(config, restored.records, restored.last_epoch, restored.ledger)?,

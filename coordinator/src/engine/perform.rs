@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lockstep_protocol::ids::{JobId, Root};
-use lockstep_protocol::machine::JobSpec;
+use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId, Root};
+use lockstep_protocol::machine::{CommittedRoot, JobSpec};
 use lockstep_protocol::receipt::Receipt;
 
 use super::effects::Effect;
@@ -47,6 +47,7 @@ impl Engine {
             Effect::Opened(dispute) => self.disputes.is_kept(&dispute),
             Effect::Amended(job) => self.amended_is_kept(job),
             Effect::Posted(postings) => postings.into_iter().for_each(|posting| self.books.take(posting)),
+            Effect::Committed(assignment, roots) => self.show_roots(assignment, &roots),
             Effect::Emit(event) => self.emit(event),
         }
     }
@@ -93,6 +94,16 @@ impl Engine {
                 self.due.extend(planted.map(|spec| Due::Plant(Box::new(spec))));
             }
             Err(error) => tracing::error!(%error, "no job is planted: the system gives no random numbers"),
+        }
+    }
+
+    /// Shows roots one by one. There are far too many of them to do that for nobody.
+    fn show_roots(&self, (node, job, epoch): (NodeId, JobId, LeaseEpoch), roots: &[CommittedRoot]) {
+        if self.events.receiver_count() == 0 && !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        for CommittedRoot { place, root, differs } in roots.iter().copied() {
+            self.emit(Event::Committed { job, epoch, node, place, root, differs });
         }
     }
 

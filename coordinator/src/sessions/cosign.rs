@@ -4,27 +4,37 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_protocol::limits::COSIGN_MS;
+use lockstep_protocol::limits::{COSIGN_MS, COSIGN_SPREAD_MS};
 use lockstep_protocol::log::Cosignature;
 
 use super::session::{End, Session};
 use crate::engine::{Down, Peer};
 use crate::store::{Commit, Store, StoreError, Write};
 
-/// Asks the worker about each new head, at most every [`COSIGN_MS`]. Never ends by itself but with the coordinator.
+/// Asks the worker about each new head, at most every [`COSIGN_MS`], and less often where there are many workers: a
+/// coordinator that shows two histories needs some of them, whichever they are. Never ends by itself but with the
+/// coordinator.
 pub(super) async fn ask(session: &Session, peer: &Arc<Peer>) -> End {
     let mut asked = None;
     loop {
-        tokio::time::sleep(Duration::from_millis(COSIGN_MS)).await;
+        let workers = session.sessions.connected() as u64;
+        tokio::time::sleep(Duration::from_millis(COSIGN_MS.max(workers * COSIGN_SPREAD_MS))).await;
+        let size = session.sessions.store.head_size();
+        if asked.replace(size) == Some(size) {
+            continue;
+        }
         let node = session.node;
         let question = read(session, move |store| store.next_cosign(&node)).await;
         match question {
-            Ok(Some(question)) if asked != Some(question.head.head.size) => {
+            Ok(Some(question)) => {
                 asked = Some(question.head.head.size);
                 peer.send(Down::Cosign(Box::new(question)));
             }
-            Ok(_) => {}
-            Err(Some(error)) => tracing::warn!(%error, "heads of the log can't be read to be cosigned"),
+            Ok(None) => {}
+            Err(Some(error)) => {
+                asked = None;
+                tracing::warn!(%error, "heads of the log can't be read to be cosigned");
+            }
             Err(None) => return End::Shutdown,
         }
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use lockstep_link::{Frames, LinkError};
 use lockstep_protocol::ids::{JobId, LeaseEpoch};
-use lockstep_protocol::limits::{MAX_POINTS, MAX_RUN_ROOTS};
-use lockstep_protocol::machine::Input;
+use lockstep_protocol::limits::{MAX_POINTS, MAX_RUN_ROOTS, MAX_STREAMED_TOGETHER};
+use lockstep_protocol::machine::{Input, Streamed};
 use lockstep_protocol::messages::{FailureCode, JobMessage};
 use quinn::{Connection, RecvStream};
 use tokio::task::JoinSet;
@@ -70,31 +70,30 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
 
 /// Roots, a commitment to them, and when the worker is told to reveal it, the result. How many roots there are and
 /// where, and who is told when, the machine knows.
-async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
+async fn run(session: &Session, frames: Frames<JobMessage>, job: JobId, epoch: LeaseEpoch) -> Result<(), End> {
     let node = session.node;
-    for _ in 0..MAX_RUN_ROOTS + 3 * MAX_POINTS + 3 {
-        let message = match frames.next().await {
-            Ok(message) => message,
-            Err(LinkError::Frame(error)) => return Err(End::Protocol(error.to_string())),
-            Err(_) => None,
-        };
+    let mut stream = JobStream { frames, ahead: None, left: MAX_RUN_ROOTS + 3 * MAX_POINTS + 3 };
+    loop {
+        let message = stream.next().await?;
         if !session.is_live(job, epoch) {
-            frames.stop();
+            stream.frames.stop();
             return Ok(());
         }
         match message {
             Some(JobMessage::Layer { place, root }) => {
-                session.tell(Input::LayerRoot { node, job, epoch, place, root }).await?;
+                let said = stream.together(Streamed::Root(place, root))?;
+                session.tell(Input::Streamed { node, job, epoch, said }).await?;
             }
             Some(JobMessage::Token { word, logprobs }) => {
-                session.tell(Input::Token { node, job, epoch, word, logprobs }).await?;
+                let said = stream.together(Streamed::Word(word, logprobs))?;
+                session.tell(Input::Streamed { node, job, epoch, said }).await?;
             }
             Some(JobMessage::Received(signed) | JobMessage::HandedOver(signed)) => {
                 session.tell(Input::HandedOver { node, job, epoch, signed }).await?;
             }
             Some(JobMessage::Proof(proof)) => {
                 session.tell(Input::Proof { node, job, epoch, proof }).await?;
-                frames.stop();
+                stream.frames.stop();
                 return Ok(());
             }
             Some(JobMessage::Ended { saturations }) => {
@@ -102,7 +101,7 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             }
             Some(JobMessage::Segment(signed)) => {
                 session.tell(Input::Segment { node, job, epoch, signed: Box::new(signed) }).await?;
-                frames.stop();
+                stream.frames.stop();
                 return Ok(());
             }
             Some(JobMessage::Commit { commitment }) => {
@@ -110,7 +109,7 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             }
             Some(JobMessage::Result { result, salt }) => {
                 session.tell(Input::Completed { node, job, epoch, result, salt }).await?;
-                frames.stop();
+                stream.frames.stop();
                 return Ok(());
             }
             Some(JobMessage::Move(_) | JobMessage::Partial(_)) => {
@@ -120,5 +119,50 @@ async fn run(session: &Session, mut frames: Frames<JobMessage>, job: JobId, epoc
             None => return session.tell(Input::Failed { node, job, epoch, code: FailureCode::Internal }).await,
         }
     }
-    Err(End::Protocol("a job stream has more roots than any job".to_owned()))
+}
+
+/// A job stream after its beginning.
+struct JobStream {
+    frames: Frames<JobMessage>,
+    /// A message that was read to see whether it belongs to those before it.
+    ahead: Option<JobMessage>,
+    /// How many messages may still come.
+    left: usize,
+}
+
+impl JobStream {
+    /// The next message; `None` at the end, and where the stream broke.
+    async fn next(&mut self) -> Result<Option<JobMessage>, End> {
+        let message = match self.ahead.take() {
+            Some(message) => Ok(Some(message)),
+            None => self.frames.next().await,
+        };
+        self.left = self.left.checked_sub(1).ok_or_else(too_many)?;
+        match message {
+            Ok(message) => Ok(message),
+            Err(LinkError::Frame(error)) => Err(End::Protocol(error.to_string())),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What is streamed of a run, with what has come right behind it: the engine is not woken for each root.
+    fn together(&mut self, first: Streamed) -> Result<Vec<Streamed>, End> {
+        let mut said = vec![first];
+        while said.len() < MAX_STREAMED_TOGETHER {
+            match self.frames.at_hand()? {
+                Some(JobMessage::Layer { place, root }) => said.push(Streamed::Root(place, root)),
+                Some(JobMessage::Token { word, logprobs }) => said.push(Streamed::Word(word, logprobs)),
+                other => {
+                    self.ahead = other;
+                    break;
+                }
+            }
+        }
+        self.left = self.left.checked_sub(said.len() - 1).ok_or_else(too_many)?;
+        Ok(said)
+    }
+}
+
+fn too_many() -> End {
+    End::Protocol("a job stream has more roots than any job".to_owned())
 }

@@ -15,12 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lockstep_protocol::limits::{GOODBYE_MS, MAX_PENDING_CONNECTIONS, MAX_WORKERS, OPENINGS_PER_CORE};
+use lockstep_protocol::limits::{GOODBYE_MS, MAX_WORKERS, OPENINGS_PER_CORE};
 use quinn::{Endpoint, Incoming, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::config::Allow;
+use crate::config::{Allow, WorkerCaps};
 use crate::engine::EngineHandle;
 use crate::models::Models;
 use crate::store::SharedStore;
@@ -32,6 +32,7 @@ pub struct Sessions {
     models: Arc<Models>,
     store: SharedStore,
     allow: Allow,
+    caps: WorkerCaps,
     last_session: AtomicU64,
     /// Connections at a time.
     connections: Arc<Semaphore>,
@@ -43,15 +44,21 @@ pub struct Sessions {
 
 impl Sessions {
     /// Sessions that feed this engine and serve these models to these workers.
-    pub fn new(engine: EngineHandle, models: Arc<Models>, store: SharedStore, allow: Allow) -> Arc<Self> {
+    pub fn new(
+        engine: EngineHandle,
+        models: Arc<Models>,
+        store: SharedStore,
+        (allow, caps): (Allow, WorkerCaps),
+    ) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             engine,
             models,
             store,
             allow,
+            caps,
             last_session: AtomicU64::new(0),
-            connections: Arc::new(Semaphore::new(MAX_WORKERS + MAX_PENDING_CONNECTIONS)),
+            connections: Arc::new(Semaphore::new(MAX_WORKERS + caps.pending_per_address)),
             pending: Mutex::new(BTreeMap::new()),
             openings: Arc::new(Semaphore::new(OPENINGS_PER_CORE * cores)),
         })
@@ -109,7 +116,12 @@ impl Sessions {
     }
 
     fn is_crowded(&self) -> bool {
-        self.pending().values().sum::<usize>() > MAX_PENDING_CONNECTIONS / 2
+        self.pending().values().sum::<usize>() > self.caps.pending_per_address / 2
+    }
+
+    /// How many connections there are.
+    fn connected(&self) -> usize {
+        MAX_WORKERS + self.caps.pending_per_address - self.connections.available_permits()
     }
 
     fn next_session(&self) -> u64 {
@@ -129,7 +141,7 @@ impl Entry {
     fn new(sessions: &Arc<Sessions>, address: IpAddr, permit: OwnedSemaphorePermit) -> Option<Self> {
         let mut pending = sessions.pending();
         let count = pending.entry(address).or_default();
-        if *count >= MAX_PENDING_CONNECTIONS {
+        if *count >= sessions.caps.pending_per_address {
             return None;
         }
         *count += 1;

@@ -9,8 +9,8 @@ use lockstep_link::{Close, Frames, LinkError, close, peer_id, send};
 use lockstep_protocol::dispute::SignedMove;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
 use lockstep_protocol::limits::{
-    CONTROL_BURST_MESSAGES, CONTROL_MESSAGES_PER_SECOND, HEARTBEAT_MS, HELLO_MS, LAST_WORD_MS, MAX_HELD_MODELS,
-    MOVE_BURST, MOVES_PER_SECOND, STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
+    CONTROL_BURST_MESSAGES, CONTROL_MESSAGES_PER_SECOND, HEARTBEAT_MS, LAST_WORD_MS, MAX_HELD_MODELS, MOVE_BURST,
+    MOVES_PER_SECOND, STRAY_BURST_STREAMS, STRAY_STREAMS_PER_SECOND,
 };
 use lockstep_protocol::machine::{Capabilities, Input};
 use lockstep_protocol::messages::{Hello, Offer, PROTOCOL_VERSION, RefusalCode, ToCoordinator, ToWorker, Welcome};
@@ -136,7 +136,7 @@ struct Greeted {
 /// Serves one connection.
 pub(super) async fn serve(sessions: Arc<Sessions>, incoming: Incoming, entry: Entry) {
     let address = incoming.remote_address();
-    let greeted = match tokio::time::timeout(Duration::from_millis(HELLO_MS), greet(incoming)).await {
+    let greeted = match tokio::time::timeout(sessions.caps.hello, greet(incoming)).await {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(end)) => return tracing::debug!(%address, ?end, "a connection ended before it said hello"),
         // Dropping it closes the connection.

@@ -57,6 +57,11 @@ impl Log {
         Ok(Self { keys: keys.clone(), secret, tree, head })
     }
 
+    /// How many entries the newest head covers.
+    pub fn head_size(&self) -> u64 {
+        self.head.head.size
+    }
+
     /// Appends an entry.
     pub fn append(&mut self, connection: &Connection, entry: &Entry) -> Result<(), StoreError> {
         let index = self.tree.size();

@@ -55,6 +55,8 @@ use crate::engine::Books;
 
 /// The store's file in the data directory.
 pub const STORE_FILE: &str = "coordinator.db";
+/// Memory for pages of the store, in KiB.
+const STORE_CACHE_KIB: i64 = 32 << 10;
 /// The file whose lock keeps a second coordinator out of the directory.
 const LOCK_FILE: &str = "coordinator.lock";
 /// Keys of `meta`, each with 8 bytes, little-endian.
@@ -230,6 +232,8 @@ impl Store {
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", STORE_CHECKPOINT_PAGES)?;
+        // In KiB, where negative: room for a transaction of many runs.
+        connection.pragma_update(None, "cache_size", -STORE_CACHE_KIB)?;
         schema::migrate(&mut connection, now_ms)?;
         let restored = restore(&connection)?;
         let log = open_log(&mut connection, keys)?;
@@ -302,6 +306,11 @@ impl Store {
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many entries the log's newest head covers, without a look at the disk.
+    pub fn head_size(&self) -> u64 {
+        self.writer.head_size()
     }
 
     /// Whether the last transaction was written.
@@ -519,7 +528,8 @@ fn records(connection: &Connection) -> Result<Vec<Record>, StoreError> {
     let rows = query.query_map((), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
     rows.map(|row| {
         let (seq, bytes) = row?;
-        from_bytes(&bytes).map_err(|error| StoreError::Record { seq, error })
+        let record = from_bytes(&bytes).map_err(|error| StoreError::Record { seq, error })?;
+        runs::whole(connection, record)
     })
     .collect()
 }

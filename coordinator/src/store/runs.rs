@@ -51,14 +51,40 @@ pub(super) fn put(connection: &Connection, record: &Record) -> Result<(), StoreE
     Ok(())
 }
 
+/// The bytes of a record as they are kept until its job ends: without the roots that [`put`] has kept already.
+pub(super) fn record_bytes(record: &Record) -> Vec<u8> {
+    match record {
+        Record::Ran { job, result, before, salt, operator } if !before.is_empty() => {
+            let (result, operator) = (result.clone(), operator.clone());
+            to_bytes(&Record::Ran { job: *job, result, before: Vec::new(), salt: *salt, operator })
+        }
+        other => to_bytes(other),
+    }
+}
+
+/// A record with the roots that [`record_bytes`] left out.
+pub(super) fn whole(connection: &Connection, mut record: Record) -> Result<Record, StoreError> {
+    if let Record::Ran { job, result, before, .. } = &mut record
+        && before.is_empty()
+        && let Some(kept) = get(connection, job, &result.receipt.receipt.digest())?
+    {
+        *before = kept.before;
+    }
+    Ok(record)
+}
+
 /// A job has ended well: its runs are kept until nobody can challenge them any more, and those of others go whose time is
 /// over. A window that is kept open by challenges is at most twice as long.
 pub(super) fn ended(connection: &Connection, job: &JobId, at: Millis) -> Result<(), StoreError> {
     let time = |at: u64| i64::try_from(at).unwrap_or(i64::MAX);
-    connection.prepare_cached("UPDATE runs SET ended_ms = ?2 WHERE job = ?1")?.execute((job.as_bytes(), time(at.0)))?;
     connection
-        .prepare_cached("DELETE FROM runs WHERE ended_ms < ?1")?
-        .execute([time(at.0.saturating_sub(2 * CHALLENGE_WINDOW_MS))])?;
+        .prepare_cached("INSERT OR REPLACE INTO run_ends SELECT DISTINCT job, ?2 FROM runs WHERE job = ?1")?
+        .execute((job.as_bytes(), time(at.0)))?;
+    let over = [time(at.0.saturating_sub(2 * CHALLENGE_WINDOW_MS))];
+    connection
+        .prepare_cached("DELETE FROM runs WHERE job IN (SELECT job FROM run_ends WHERE ended_ms < ?1)")?
+        .execute(over)?;
+    connection.prepare_cached("DELETE FROM run_ends WHERE ended_ms < ?1")?.execute(over)?;
     Ok(())
 }
 

@@ -12,7 +12,8 @@ const APPLICATION_ID: i32 = 0x4c4b_5354;
 const FIRST_VERSION: usize = 5;
 
 /// One step each, in order. A step that was released is never changed; a new one is appended.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     -- Records of unfinished jobs, in the order in which the machine made them. Without a job: kept for ever.
     CREATE TABLE records (seq INTEGER PRIMARY KEY, job BLOB, bytes BLOB NOT NULL);
@@ -90,7 +91,27 @@ const MIGRATIONS: &[&str] = &["
     );
     -- The ledger: every posting in order. The accounts are what comes of them.
     CREATE TABLE postings (seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, bytes BLOB NOT NULL);
-"];
+",
+    "
+    -- The bytes of a run are many: a table that is ordered by its rows reads them to find its place, and one with a
+    -- column that changes writes them again.
+    ALTER TABLE runs RENAME TO runs_before;
+    DROP INDEX runs_by_end;
+    CREATE TABLE runs (
+        seq INTEGER PRIMARY KEY,
+        job BLOB NOT NULL,
+        receipt BLOB NOT NULL,
+        bytes BLOB NOT NULL,
+        UNIQUE (job, receipt)
+    );
+    -- When the jobs ended of which runs are kept.
+    CREATE TABLE run_ends (job BLOB PRIMARY KEY, ended_ms INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX run_ends_by_time ON run_ends (ended_ms);
+    INSERT INTO runs (job, receipt, bytes) SELECT job, receipt, bytes FROM runs_before;
+    INSERT INTO run_ends SELECT job, max(ended_ms) FROM runs_before WHERE ended_ms IS NOT NULL GROUP BY job;
+    DROP TABLE runs_before;
+",
+];
 
 /// The version that this program writes.
 pub const SCHEMA_VERSION: usize = FIRST_VERSION + MIGRATIONS.len() - 1;

@@ -3,9 +3,13 @@
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use lockstep_protocol::ids::NodeId;
-use lockstep_protocol::ids::{Place, VerdictKind};
-use lockstep_protocol::machine::JobFailure;
+use lockstep_protocol::generation::{Generation, word_root};
+use lockstep_protocol::ids::{NodeId, Place, Root, Salt, VerdictKind};
+use lockstep_protocol::job::{Job, JobKind};
+use lockstep_protocol::limits::CHALLENGE_WINDOW_MS;
+use lockstep_protocol::machine::{JobFailure, JobSpec};
+use lockstep_protocol::messages::JobResult;
+use lockstep_protocol::receipt::{Run, WorkerReceipt};
 
 use super::*;
 use crate::testing::spec;
@@ -222,4 +226,59 @@ fn nobody_else_reads_the_store() {
 fn what_a_message_says_is_not_said_again_by_its_source() {
     let error = io("open", Path::new("x"), std::io::Error::other("because"));
     assert!(error.to_string().contains("because") && std::error::Error::source(&error).is_none());
+}
+
+/// A generation that was run: two points of one layer and the word.
+fn ran() -> (JobSpec, Record, Digest) {
+    let mut spec = spec(7);
+    let job = Job { kind: JobKind::Generation(Box::new(Generation::greedy(2))), ..(*spec.job).clone() };
+    (spec.job, spec.layers, spec.output_count) = (Arc::new(job), 1, 2);
+    let words = vec![5, 3 << 24 | 6];
+    let layer = Root::from_bytes([9; 32]);
+    let roots: Vec<Root> = words.iter().flat_map(|word| [layer, word_root(*word)]).collect();
+    let (output, before) = (words.iter().map(|word| word.cast_signed()).collect(), roots[..2].to_vec());
+    let run = Run { epoch: LeaseEpoch(1), layers: 1, roots, words, output_count: 2, work_units: 100, saturations: 0 };
+    let receipt = WorkerReceipt::of_run(&spec.job.header(), run, keys().id()).unwrap().sign(&keys());
+    let digest = receipt.receipt.digest();
+    let result = Box::new(JobResult { receipt, output });
+    let (job, salt) = (spec.job.id(), Salt::from_bytes([1; 32]));
+    (spec, Record::Ran { job, result, before, salt, operator: None }, digest)
+}
+
+#[test]
+fn runs_are_there_with_all_their_roots_until_nobody_can_challenge_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spec, record, digest) = ran();
+    let Record::Ran { job, result, before, .. } = record.clone() else { unreachable!("made above") };
+    let (store, _) = open(dir.path());
+    commit(&store, vec![Write::Record(Record::Submitted(spec.clone())), Write::Record(record.clone())]);
+    drop(store);
+    let (store, restored) = open(dir.path());
+    assert_eq!(restored.records, [Record::Submitted(spec), record]);
+    let done = |job, at| vec![Write::Done { job, receipt: String::new(), at: Millis(at) }];
+    commit(&store, done(job, 10));
+    let kept = Some(KeptRun { output: result.output, before });
+    assert_eq!(store.run(&job, &digest).unwrap(), kept);
+    drop(store);
+
+    // As the version before had them.
+    let connection = Connection::open(dir.path().join(STORE_FILE)).unwrap();
+    let back = "ALTER TABLE runs RENAME TO later;
+        CREATE TABLE runs (job BLOB NOT NULL, receipt BLOB NOT NULL, ended_ms INTEGER, bytes BLOB NOT NULL,
+            PRIMARY KEY (job, receipt)) WITHOUT ROWID;
+        CREATE INDEX runs_by_end ON runs (ended_ms);
+        INSERT INTO runs SELECT job, receipt, (SELECT ended_ms FROM run_ends WHERE run_ends.job = later.job), bytes
+            FROM later;
+        DROP TABLE later;
+        DROP TABLE run_ends;
+        DELETE FROM migrations WHERE version = 6;
+        PRAGMA user_version = 5;";
+    connection.execute_batch(back).unwrap();
+    drop(connection);
+    let (store, _) = open(dir.path());
+    assert_eq!(store.run(&job, &digest).unwrap(), kept);
+    commit(&store, done(submitted(1).job(), 10 + 2 * CHALLENGE_WINDOW_MS));
+    assert_eq!(store.run(&job, &digest).unwrap(), kept, "not over yet");
+    commit(&store, done(submitted(2).job(), 11 + 2 * CHALLENGE_WINDOW_MS));
+    assert_eq!(store.run(&job, &digest).unwrap(), None);
 }

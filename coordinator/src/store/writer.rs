@@ -1,12 +1,11 @@
 //! The one thread that writes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lockstep_protocol::canonical::to_bytes;
 use lockstep_protocol::ids::{Digest, JobId, LeaseEpoch, Millis, ModelId};
 use lockstep_protocol::ledger::Posting;
 use lockstep_protocol::limits::{STORE_BATCH, STORE_QUEUE, STORE_RETRY_MS};
@@ -149,12 +148,18 @@ struct State {
     healthy: AtomicBool,
     /// Whether the store is being closed, so that what can't be written is given up.
     closing: AtomicBool,
+    /// The size of the newest head of the log that is written.
+    head: AtomicU64,
 }
 
 impl Writer {
     pub fn start(connection: Connection, log: Log) -> Result<Self, StoreError> {
         let (queue, commits) = sync_channel(STORE_QUEUE);
-        let state = Arc::new(State { healthy: AtomicBool::new(true), closing: AtomicBool::new(false) });
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(true),
+            closing: AtomicBool::new(false),
+            head: AtomicU64::new(log.head_size()),
+        });
         let shared = Arc::clone(&state);
         let thread = std::thread::Builder::new()
             .name("lockstep-store".into())
@@ -169,6 +174,10 @@ impl Writer {
 
     pub fn close(&self) {
         self.state.closing.store(true, Ordering::Relaxed);
+    }
+
+    pub fn head_size(&self) -> u64 {
+        self.state.head.load(Ordering::Relaxed)
     }
 
     pub fn is_healthy(&self) -> bool {
@@ -215,6 +224,7 @@ fn run(mut connection: Connection, mut log: Log, commits: &Receiver<Commit>, sta
             std::thread::sleep(Duration::from_millis(STORE_RETRY_MS));
         }
         state.healthy.store(true, Ordering::Relaxed);
+        state.head.store(log.head_size(), Ordering::Relaxed);
         for commit in batch {
             (commit.then)();
         }
@@ -253,7 +263,7 @@ fn apply(connection: &Connection, change: &Write) -> Result<(), StoreError> {
             let job = (!record.outlives_job()).then(|| job.as_bytes().as_slice());
             connection
                 .prepare_cached("INSERT INTO records (job, bytes) VALUES (?1, ?2)")?
-                .execute((job, to_bytes(record)))?;
+                .execute((job, runs::record_bytes(record)))?;
             runs::put(connection, record)?;
         }
         Write::Done { job, receipt, at } => {

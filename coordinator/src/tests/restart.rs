@@ -145,7 +145,7 @@ async fn whatever_was_acknowledged_is_in_every_later_crash() {
             let ended = matches!(store.job(job).unwrap(), Some(Stored::Done(_)));
             assert!(ended != unfinished.contains(job), "job {job} is lost, or half ended");
         }
-        let of = machine::Config { coordinator: world.handle.node_id(), grant: 0 };
+        let of = machine::Config { coordinator: world.handle.node_id(), grant: 0, grants_per_hour: 0 };
         Machine::restore(of, restored.records, restored.last_epoch, restored.ledger).unwrap();
     }
     world.handle.shutdown().await.unwrap();

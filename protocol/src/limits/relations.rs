@@ -95,7 +95,7 @@ const _: () = {
     assert!(MAX_CONTROL_DOWN_BYTES <= STREAM_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
     assert!(MAX_IN_FLIGHT + MAX_PACKAGE_STREAMS < MAX_STREAMS);
-    assert!(STREAM_READ_BYTES <= STREAM_WINDOW_BYTES as usize);
+    assert!(STREAM_READ_PIECES * (1 << 16) <= STREAM_WINDOW_BYTES as usize);
     assert!(MAX_INCOMING_BYTES <= CONNECTION_WINDOW_BYTES as u64);
     // An honest worker is never cut off: it may be sent, and may answer and open, twice what it can hold.
     assert!(MAX_OUTBOX_MESSAGES >= 2 * MAX_IN_FLIGHT as usize);
@@ -105,7 +105,8 @@ const _: () = {
     // Silence is judged only after several heartbeats were missed, and never after the lease.
     assert!(3 * HEARTBEAT_MS < SILENCE_MS);
     assert!(SILENCE_MS < LEASE_MIN_MS);
-    assert!(HELLO_MS <= SILENCE_MS);
+    assert!(HELLO_MS <= SILENCE_MS && HELLO_MS <= MAX_HELLO_MS);
+    assert!(DEFAULT_PENDING_CONNECTIONS <= MAX_WORKERS);
     // A pause that counts as the workers' is short against what they are given.
     assert!(TICK_MS < STALL_MS && STALL_MS + 3 * HEARTBEAT_MS < SILENCE_MS);
     assert!(BEGIN_MS <= LEASE_PULL_MS && PAUSE_MAX_MS < JOB_PATIENCE_MS);
@@ -126,6 +127,8 @@ const _: () = {
     assert!(STORE_BATCH <= STORE_QUEUE);
     // The engine takes its inputs in batches, and all its commits find room in the store's queue.
     assert!(STORE_BATCH <= MAX_ENGINE_INPUTS);
+    // What waits for the engine of all runs takes less than 64 MiB: a root with its place takes 48 bytes.
+    assert!(MAX_ENGINE_INPUTS * MAX_STREAMED_TOGETHER * 48 < 64 << 20);
     assert!(MAX_PENDING_COMMITS < STORE_QUEUE);
     // A checkpoint of the largest size is a program that a job may be about, in a manifest that is let in.
     assert!(MAX_CHECKPOINT_LAYERS as usize <= MAX_LAYERS);

@@ -7,7 +7,7 @@
 use super::{Action, Machine, Output};
 use crate::ids::{JobId, LeaseEpoch, NodeId};
 use crate::ledger::{Award, Ledger, Posting, Purpose, deterrent, price_of_work};
-use crate::limits::{MAX_GRANTED_ACCOUNTS, MAX_GRANTS_PER_HOUR};
+use crate::limits::MAX_GRANTED_ACCOUNTS;
 use crate::machine::disputes::dispute_work;
 use crate::machine::entry::Entry;
 use crate::machine::standing::Run;
@@ -67,7 +67,7 @@ impl Machine {
         if self.grants.0 != hour {
             self.grants = (hour, 0);
         }
-        if self.grants.1 < MAX_GRANTS_PER_HOUR {
+        if self.grants.1 < self.config.grants_per_hour {
             self.grants.1 += 1;
             self.post(Posting::Issue { to: node, amount }, out);
         }

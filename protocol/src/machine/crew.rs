@@ -228,19 +228,19 @@ impl Machine {
         })
     }
 
-    /// A root of a pipeline: kept until those before it are there. False where the lease is no pipeline's.
+    /// A root of a pipeline: kept until those before it are there. Says whether the run goes on.
     pub(super) fn stage_root(
         &mut self,
         assignment: (NodeId, JobId, LeaseEpoch),
         place: Place,
         root: Root,
         out: &mut Output,
-    ) {
+    ) -> bool {
         let (node, job, epoch) = assignment;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
         let geometry = entry.geometry;
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
-        let Some(at) = lease.crew.iter().position(|member| member.node == node) else { return };
+        let Some(at) = lease.crew.iter().position(|member| member.node == node) else { return false };
         let is_last = at + 1 == lease.crew.len();
         let member = &mut lease.crew[at];
         let (point, layer) = member.progress();
@@ -252,45 +252,47 @@ impl Machine {
                 && member.handed.back().is_some_and(|signed| signed.hand_over.root == root);
         if expected != Some(place) || !is_received || !is_handed_over || member.saturations.is_some() {
             self.reject(assignment, RejectReason::OutOfOrder { found: place }, out);
-            return;
+            return false;
         }
         member.roots.push_back(root);
         member.streamed += 1;
-        self.extend(job, epoch);
-        self.merge(job, epoch, out);
+        self.merge(job, epoch, out)
     }
 
-    /// A word of a pipeline, of its last worker.
+    /// A word of a pipeline, of its last worker. Says whether the run goes on.
     pub(super) fn stage_word(
         &mut self,
         assignment: (NodeId, JobId, LeaseEpoch),
         word: (u32, Vec<i32>),
         out: &mut Output,
-    ) {
+    ) -> bool {
         let (_, job, epoch) = assignment;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
         let is_generation = entry.header.kind != JobKind::Embedding;
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
         let is_lead = lease.node == assignment.0;
         let told = lease.words.len();
-        let Some(lead) = lease.crew.last_mut() else { return };
+        let Some(lead) = lease.crew.last_mut() else { return false };
         let (point, layer) = lead.progress();
         let is_due = is_generation && layer == lead.last - lead.first && told + lead.words.len() == point;
         if !is_lead || !is_due {
             self.reject(assignment, RejectReason::WordOutOfOrder, out);
-            return;
+            return false;
         }
         lead.words.push_back(word);
+        true
     }
 
-    /// Takes the roots into the run whose turn has come.
-    fn merge(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
+    /// Takes the roots into the run whose turn has come. Says whether the run goes on.
+    fn merge(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) -> bool {
         loop {
-            let Some(entry) = self.jobs.get_mut(&job) else { return };
+            let Some(entry) = self.jobs.get_mut(&job) else { return false };
             let geometry = entry.geometry;
-            let Some(lease) = entry.leases.get_mut(&epoch) else { return };
+            let Some(lease) = entry.leases.get_mut(&epoch) else { return false };
             let Some(place) = geometry.place(lease.roots.len()) else { break };
-            let Some(at) = lease.crew.iter().position(|m| (m.first..=m.last).contains(&place.layer)) else { return };
+            let Some(at) = lease.crew.iter().position(|m| (m.first..=m.last).contains(&place.layer)) else {
+                return false;
+            };
             let member = &mut lease.crew[at];
             let node = member.node;
             let Some(root) = member.roots.pop_front() else { break };
@@ -300,19 +302,21 @@ impl Machine {
                 let received = member.received.pop_front().expect("it came before the root");
                 let own = lease.crew[at - 1].handed.pop_front().expect("it came before the root below");
                 if own.hand_over != received.hand_over {
-                    return self.handed_over_otherwise((node, job, epoch), own, received, out);
+                    self.handed_over_otherwise((node, job, epoch), own, received, out);
+                    return false;
                 }
             }
             if let Some(word) = word
                 && !self.take_word((node, job, epoch), word, out)
             {
-                return;
+                return false;
             }
             if !self.take_root((node, job, epoch), place, root, out) {
-                return;
+                return false;
             }
         }
         self.countersign(job, epoch, out);
+        true
     }
 
     /// A worker of a pipeline has streamed all its roots.

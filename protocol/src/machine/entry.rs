@@ -458,8 +458,7 @@ impl Entry {
 
     /// Checks that a root under a lease is for the place that is next, and of the output layer of a generation that it is
     /// that of the word before it.
-    pub fn check_root(&self, epoch: LeaseEpoch, place: Place, root: &Root) -> Result<(), RejectReason> {
-        let lease = &self.leases[&epoch];
+    pub fn check_root(&self, lease: &Lease, place: Place, root: &Root) -> Result<(), RejectReason> {
         let (points, layers) = self.streamed(lease);
         let goes_on = self.header.kind == JobKind::Embedding || layers > 0 || !self.has_ended(lease);
         if !goes_on || self.geometry.place(lease.roots.len()) != Some(place) {

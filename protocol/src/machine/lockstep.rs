@@ -49,7 +49,7 @@ impl Entry {
     }
 
     /// A live lease beside this one that has another root at `index` of the stream, where the job is run in lockstep.
-    fn opponent_of(&self, epoch: LeaseEpoch, index: usize, root: &Root) -> Option<LeaseEpoch> {
+    pub(super) fn opponent_of(&self, epoch: LeaseEpoch, index: usize, root: &Root) -> Option<LeaseEpoch> {
         let is_on = self.stage == Stage::Auditing && self.draw.is_some_and(|draw| draw.lockstep) && self.halt.is_none();
         let differs = |roots: &[Root]| roots.get(index).is_some_and(|other| other != root);
         let mut others = self.leases.iter().filter(|(other, _)| is_on && **other != epoch);
@@ -58,20 +58,10 @@ impl Entry {
 }
 
 impl Machine {
-    /// Stops a job that is run in lockstep where a root differs that was just taken.
-    pub(super) fn compare_streams(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) {
+    /// Stops a job that is run in lockstep: two leases, the older one first, differ at `index` of the stream.
+    pub(super) fn diverge(&mut self, job: JobId, epochs: [LeaseEpoch; 2], index: usize, out: &mut Output) {
         let entry = &self.jobs[&job];
-        let Some((index, root)) = entry.leases.get(&epoch).and_then(|lease| {
-            let index = lease.roots.len().checked_sub(1)?;
-            Some((index, lease.roots[index]))
-        }) else {
-            return;
-        };
-        let Some(other) = entry.opponent_of(epoch, index, &root) else {
-            return;
-        };
         let place = entry.geometry.place(index).expect("the root was taken for a place of the job");
-        let epochs = [epoch.min(other), epoch.max(other)];
         let bystanders: Vec<_> = entry.leases.keys().filter(|lease| !epochs.contains(lease)).copied().collect();
         for bystander in bystanders {
             self.cancel_lease(job, bystander, out);

@@ -83,6 +83,7 @@ mod rows;
 mod runs;
 mod schedule;
 mod standing;
+mod stream;
 pub mod table;
 mod types;
 mod work;
@@ -104,6 +105,7 @@ use self::faults::Fault;
 pub use self::reasons::{RejectReason, SubmitError};
 pub use self::record::{JobFailure, Record};
 use self::schedule::Timer;
+pub use self::stream::{CommittedRoot, Streamed};
 use self::table::Stage;
 pub use self::types::{Action, Input, JobSpec, Outcome, Output};
 pub use self::work::Work;
@@ -123,6 +125,8 @@ pub struct Config {
     pub coordinator: NodeId,
     /// Credits that a worker gets when it joins for the first time.
     pub grant: u64,
+    /// Most workers that get them in an hour; the others get theirs later.
+    pub grants_per_hour: u32,
 }
 
 /// The job machine. See the [module](self) for the order of calls.
@@ -355,9 +359,7 @@ impl Machine {
             Input::Draining { node } => self.workers.update(&node, |worker| worker.draining = true),
             Input::Submit(spec) => self.submit(spec, out),
             Input::Began { node, job, epoch } => self.began(node, job, epoch, out),
-            Input::LayerRoot { node, job, epoch, place, root } => {
-                self.layer_root((node, job, epoch), place, root, out);
-            }
+            Input::Streamed { node, job, epoch, said } => self.streamed((node, job, epoch), said, out),
             Input::Committed { node, job, epoch, commitment } => {
                 self.committed((node, job, epoch), commitment, out);
             }
@@ -366,7 +368,6 @@ impl Machine {
             }
             Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
-            Input::Token { node, job, epoch, word, logprobs } => self.token((node, job, epoch), (word, logprobs), out),
             Input::HandedOver { node, job, epoch, signed } => self.handed_over((node, job, epoch), *signed, out),
             Input::Proof { node, job, epoch, proof } => self.proof((node, job, epoch), *proof, out),
             Input::StageEnded { node, job, epoch, saturations } => {

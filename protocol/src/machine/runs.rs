@@ -3,14 +3,14 @@
 use super::{Action, Input, Machine, Output, Record, RejectReason};
 use crate::commitment::RunCommitment;
 use crate::generation::Generation;
-use crate::ids::{JobId, LeaseEpoch, NodeId, Place, Root, Salt};
+use crate::ids::{JobId, LeaseEpoch, NodeId, Salt};
 use crate::job::JobKind;
 use crate::limits::{MEASURED_PROMPT_TOKENS, PAUSE_MIN_MS};
 use crate::machine::entry::Lease;
 use crate::messages::{FailureCode, JobResult};
 
 /// Who speaks about which assignment.
-type Assignment = (NodeId, JobId, LeaseEpoch);
+pub(super) type Assignment = (NodeId, JobId, LeaseEpoch);
 
 impl Machine {
     /// The live lease of an assignment. Where there is none the worker is told so: it was given up,
@@ -36,46 +36,8 @@ impl Machine {
         }
     }
 
-    pub(super) fn layer_root(&mut self, assignment: Assignment, place: Place, root: Root, out: &mut Output) {
-        let (_, job, epoch) = assignment;
-        if self.lease(assignment, out).is_none() {
-            return;
-        }
-        if self.jobs[&job].is_halted(epoch) {
-            // It was on its way when the worker was told to halt.
-            return;
-        }
-        if self.jobs[&job].leases[&epoch].crew.is_empty() {
-            self.take_root(assignment, place, root, out);
-        } else {
-            self.stage_root(assignment, place, root, out);
-        }
-    }
-
-    /// Takes the next root into a run. Says whether it goes on: not where the root breaks the rules, or stops it.
-    pub(super) fn take_root(&mut self, assignment: Assignment, place: Place, root: Root, out: &mut Output) -> bool {
-        let (node, job, epoch) = assignment;
-        let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        if let Err(reason) = entry.check_root(epoch, place, &root) {
-            self.reject(assignment, reason, out);
-            return false;
-        }
-        let index = entry.leases[&epoch].roots.len();
-        let differs = entry.differs_at(index, &root);
-        let lease = entry.leases.get_mut(&epoch).expect("it is live");
-        lease.roots.push(root);
-        let word = lease.words.last().copied().filter(|_| place.layer == entry.geometry.streamed_layers());
-        self.extend(job, epoch);
-        out.actions.push(Action::Committed { node, job, epoch, place, root, differs });
-        self.compare_streams(job, epoch, out);
-        if let Some(word) = word {
-            self.point_ended(assignment, word, out);
-        }
-        true
-    }
-
     /// A point of a generation is complete: its word goes to the client, and a long prompt says how fast the worker is.
-    fn point_ended(&mut self, (node, job, epoch): Assignment, word: u32, out: &mut Output) {
+    pub(super) fn point_ended(&mut self, (node, job, epoch): Assignment, word: u32, out: &mut Output) {
         let (now, entry) = (self.now, self.jobs.get_mut(&job).expect("its lease is live"));
         let Some(lease) = entry.leases.get(&epoch).filter(|_| !entry.is_halted(epoch)) else {
             return;
@@ -93,18 +55,6 @@ impl Machine {
         let logprobs = lease.logprobs[lease.logprobs.len() - asked..].to_vec();
         if entry.tell(index, word) {
             out.actions.push(Action::Token { job, index: index as u32, word, logprobs });
-        }
-    }
-
-    pub(super) fn token(&mut self, assignment: Assignment, word: (u32, Vec<i32>), out: &mut Output) {
-        let (_, job, epoch) = assignment;
-        if self.lease(assignment, out).is_none() || self.jobs[&job].is_halted(epoch) {
-            return;
-        }
-        if self.jobs[&job].leases[&epoch].crew.is_empty() {
-            self.take_word(assignment, word, out);
-        } else {
-            self.stage_word(assignment, word, out);
         }
     }
 

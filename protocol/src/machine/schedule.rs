@@ -64,9 +64,12 @@ impl Machine {
         let tried = MAX_STUCK_JOBS_TRIED / 2;
         let oldest = self.open.iter().take(tried);
         let candidates: Vec<_> = oldest.chain(self.open.range(cursor..).take(tried)).copied().collect();
-        if let Some((job, placement)) = candidates.iter().find_map(|(_, job)| Some((*job, self.place(*job)?))) {
-            self.assign(job, placement, out);
-            return true;
+        for (_, job) in &candidates {
+            self.workers.look_for(&self.jobs[job].header.model);
+            if let Some(placement) = self.place(*job) {
+                self.assign(*job, placement, out);
+                return true;
+            }
         }
         let next = candidates.last().map_or(0, |(order, _)| order + 1);
         let is_end = self.open.last().is_none_or(|(last, _)| *last < next);

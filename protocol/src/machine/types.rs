@@ -15,6 +15,7 @@ use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::challenges::{Challenge, ChallengeError};
 use crate::machine::reasons::{RejectReason, SubmitError};
 use crate::machine::record::{JobFailure, Record};
+use crate::machine::stream::{CommittedRoot, Streamed};
 use crate::machine::work::Work;
 use crate::machine::workers::Capabilities;
 use crate::messages::{FailureCode, JobResult, RefusalCode, Stage};
@@ -107,31 +108,16 @@ pub enum Input {
         /// Which assignment.
         epoch: LeaseEpoch,
     },
-    /// A worker streamed a root.
-    LayerRoot {
+    /// A worker streamed some more of a run.
+    Streamed {
         /// Which worker.
         node: NodeId,
         /// Which job.
         job: JobId,
         /// Which assignment.
         epoch: LeaseEpoch,
-        /// Where.
-        place: Place,
-        /// The root.
-        root: Root,
-    },
-    /// A worker streamed the word of a point: directly before the root of the output layer there.
-    Token {
-        /// Which worker.
-        node: NodeId,
-        /// Which job.
-        job: JobId,
-        /// Which assignment.
-        epoch: LeaseEpoch,
-        /// The word.
-        word: u32,
-        /// The log-probabilities that the job asks for there.
-        logprobs: Vec<i32>,
+        /// What, in order.
+        said: Vec<Streamed>,
     },
     /// A worker of a pipeline says what it signed itself of the rows that it handed over, or passes on what the one before it
     /// signed.
@@ -372,7 +358,7 @@ pub enum Action {
         /// Why.
         reason: RejectReason,
     },
-    /// A root was taken into a live run (to show; nothing has to be done).
+    /// Roots were taken into a live run (to show; nothing has to be done).
     Committed {
         /// Which worker.
         node: NodeId,
@@ -380,12 +366,8 @@ pub enum Action {
         job: JobId,
         /// Which assignment.
         epoch: LeaseEpoch,
-        /// Where.
-        place: Place,
-        /// The root.
-        root: Root,
-        /// Whether an earlier run of the job has another root there.
-        differs: bool,
+        /// Which, in stream order.
+        roots: Vec<CommittedRoot>,
     },
     /// Compute [`super::audit_draw`] over head and nonce, and feed [`Input::Drawn`].
     NeedDraw {

@@ -13,6 +13,9 @@ use crate::machine::audit::AuditDraw;
 use crate::machine::types::JobSpec;
 use crate::messages::Hello;
 
+/// Models by which workers are kept in order: more than a coordinator serves at a time.
+const MAX_MODELS_LOOKED_FOR: usize = 64;
+
 /// A new measurement counts for one part in so many.
 const SPEED_WEIGHT: u64 = 4;
 
@@ -197,18 +200,45 @@ impl Worker {
         self.offer.as_ref().map_or(0, |(bytes, _)| *bytes)
     }
 
-    fn free_key(&self, node: NodeId) -> Option<(usize, Reverse<u64>, NodeId)> {
+    fn free_key(&self, node: NodeId) -> Option<Key> {
         self.is_free().then_some((self.leases.len(), Reverse(self.speed), node))
     }
 }
+
+/// Leases, speed, name.
+type Key = (usize, Reverse<u64>, NodeId);
 
 /// All connected workers, with those that have a free place in order: least busy first, then fastest.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workers {
     all: BTreeMap<NodeId, Worker>,
-    free: BTreeSet<(usize, Reverse<u64>, NodeId)>,
+    orders: Orders,
     /// Of workers that left after failures, so that to come again is no pardon.
     conducts: BTreeMap<NodeId, Conduct>,
+}
+
+/// Workers with a free place, in the order in which they are asked.
+#[derive(Clone, Debug, Default)]
+struct Orders {
+    free: BTreeSet<Key>,
+    /// Of them those that hold a model, for models that were looked for.
+    holders: BTreeMap<ModelId, BTreeSet<Key>>,
+}
+
+impl Orders {
+    /// Moves a worker from one key to another.
+    fn file(&mut self, before: Option<Key>, after: Option<Key>, worker: &Worker) {
+        if let Some(key) = &before {
+            self.free.remove(key);
+        }
+        self.free.extend(after);
+        for (model, holders) in &mut self.holders {
+            if let Some(key) = &before {
+                holders.remove(key);
+            }
+            holders.extend(after.filter(|_| worker.models.contains(model)));
+        }
+    }
 }
 
 impl Workers {
@@ -217,7 +247,7 @@ impl Workers {
     }
 
     pub fn has_free(&self) -> bool {
-        !self.free.is_empty()
+        !self.orders.free.is_empty()
     }
 
     pub fn get(&self, node: &NodeId) -> Option<&Worker> {
@@ -230,15 +260,13 @@ impl Workers {
 
     pub fn insert(&mut self, node: NodeId, mut worker: Worker) {
         worker.conduct = self.conducts.remove(&node).unwrap_or_default();
-        self.free.extend(worker.free_key(node));
+        self.orders.file(None, worker.free_key(node), &worker);
         self.all.insert(node, worker);
     }
 
     pub fn remove(&mut self, node: &NodeId) -> Option<Worker> {
         let worker = self.all.remove(node)?;
-        if let Some(key) = worker.free_key(*node) {
-            self.free.remove(&key);
-        }
+        self.orders.file(worker.free_key(*node), None, &worker);
         if worker.conduct.failures > 0 {
             if self.conducts.len() >= MAX_WORKERS {
                 self.conducts.pop_first();
@@ -253,35 +281,54 @@ impl Workers {
         let Some(worker) = self.all.get_mut(node) else {
             return;
         };
-        let before = worker.free_key(*node);
+        let (before, models) = (worker.free_key(*node), worker.models.len());
         change(worker);
         let after = worker.free_key(*node);
-        if before != after {
-            if let Some(key) = before {
-                self.free.remove(&key);
-            }
-            self.free.extend(after);
+        // No change takes one model and gives another.
+        if before != after || models != worker.models.len() {
+            self.orders.file(before, after, worker);
         }
     }
 
-    /// The worker for a first run: among those with a free place and not `barred`, one that holds the
-    /// model before one that has to fetch it, then the least busy, then the fastest.
-    pub fn pick(&self, model: &ModelId, barred: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
-        let mut without_model = None;
-        for (_, _, node) in self.free.iter().filter(|(_, _, node)| !barred(node)) {
-            if self.all.get(node).is_some_and(|worker| worker.models.contains(model)) {
-                return Some(*node);
-            }
-            without_model.get_or_insert(*node);
+    /// Whether all orders have whom they must have and nobody else.
+    #[cfg(test)]
+    pub fn are_in_order(&self) -> bool {
+        let keys = |of: &dyn Fn(&Worker) -> bool| {
+            let those = self.all.iter().filter(|(_, worker)| of(worker));
+            those.filter_map(|(node, worker)| worker.free_key(*node)).collect::<BTreeSet<_>>()
+        };
+        let mut holders = self.orders.holders.iter();
+        let hold = holders.all(|(model, holders)| *holders == keys(&|worker| worker.models.contains(model)));
+        hold && self.orders.free == keys(&|_| true)
+    }
+
+    /// Sees to it that workers are found by a model that they hold. What they announce may be anything: only models that are
+    /// looked for are kept in order.
+    pub fn look_for(&mut self, model: &ModelId) {
+        let holders = &mut self.orders.holders;
+        if holders.contains_key(model) {
+            return;
         }
-        without_model
+        if holders.len() >= MAX_MODELS_LOOKED_FOR {
+            holders.pop_first();
+        }
+        let holds = self.all.iter().filter(|(_, worker)| worker.models.contains(model));
+        holders.insert(*model, holds.filter_map(|(node, worker)| worker.free_key(*node)).collect());
+    }
+
+    /// The worker for a first run: among those with a free place and not `barred`, one that holds the
+    /// model before one that has to fetch it, then the least busy, then the fastest. The model was looked for.
+    pub fn pick(&self, model: &ModelId, barred: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
+        let holders = self.orders.holders.get(model).into_iter().flatten();
+        holders.chain(&self.orders.free).map(|(_, _, node)| *node).find(|node| !barred(node))
     }
 
     /// The worker for an audit: as for a first run, but by the draw's rank and not by speed, so that
     /// nobody makes itself the likely auditor by being fast or idle.
     pub fn pick_auditor(&self, model: &ModelId, draw: &AuditDraw, barred: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
         let lacks = |node: &NodeId| !self.all.get(node).is_some_and(|w| w.models.contains(model));
-        self.free
+        self.orders
+            .free
             .iter()
             .map(|(_, _, node)| *node)
             .filter(|node| !barred(node))

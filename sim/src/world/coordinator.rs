@@ -12,6 +12,7 @@ use lockstep_protocol::dispute::{
 };
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, JobId, Millis, NodeId};
+use lockstep_protocol::limits::DEFAULT_GRANTS_PER_HOUR;
 use lockstep_protocol::machine::{Action, Config, DrawSecret, Input, Machine, Output, audit_draw, lockstep_draw};
 
 use super::Broken;
@@ -94,7 +95,7 @@ impl Coordinator {
     /// # Errors
     /// The store is not what the machines wrote.
     pub fn start(keys: Keypair, store: &Store, jobs: Rc<Jobs>, now: Millis) -> Result<(Self, Step), Broken> {
-        let config = Config { coordinator: keys.id(), grant: GRANT };
+        let config = Config { coordinator: keys.id(), grant: GRANT, grants_per_hour: DEFAULT_GRANTS_PER_HOUR };
         let (records, ledger) = (store.records()?, store.ledger()?);
         let machine = Machine::restore(config, records, store.last_epoch(), ledger)
             .map_err(|error| Broken::new(format!("the job machine does not start again: {error}")))?;

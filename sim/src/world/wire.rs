@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lockstep_model::package::Package;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, NodeId};
-use lockstep_protocol::machine::{Capabilities, Input};
+use lockstep_protocol::machine::{Capabilities, Input, Streamed};
 use lockstep_protocol::messages::{Ask, FailureCode};
 
 use super::cast::Role;
@@ -183,15 +183,7 @@ impl World {
         }
         let is_streaming = matches!(up, Up::Stream(..));
         let tasks = match up {
-            Up::Stream(job, epoch, said) => {
-                let input = |said| match said {
-                    Said::Began => Input::Began { node, job, epoch },
-                    Said::Root(place, root) => Input::LayerRoot { node, job, epoch, place, root },
-                    Said::Word(word) => Input::Token { node, job, epoch, word, logprobs: Vec::new() },
-                    Said::Committed(commitment) => Input::Committed { node, job, epoch, commitment },
-                };
-                said.into_iter().map(input).map(Task::Machine).collect()
-            }
+            Up::Stream(job, epoch, said) => heard((node, job, epoch), said),
             Up::Failed(job, epoch) => {
                 vec![Task::Machine(Input::Failed { node, job, epoch, code: FailureCode::Backend })]
             }
@@ -253,4 +245,28 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A piece of a run as a coordinator's session passes it on: roots and words together, as far as they have come.
+fn heard((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Vec<Said>) -> Vec<Task> {
+    let mut inputs: Vec<Input> = Vec::new();
+    for said in said {
+        let more = match said {
+            Said::Root(place, root) => Streamed::Root(place, root),
+            Said::Word(word) => Streamed::Word(word, Vec::new()),
+            Said::Began => {
+                inputs.push(Input::Began { node, job, epoch });
+                continue;
+            }
+            Said::Committed(commitment) => {
+                inputs.push(Input::Committed { node, job, epoch, commitment });
+                continue;
+            }
+        };
+        match inputs.last_mut() {
+            Some(Input::Streamed { said, .. }) => said.push(more),
+            _ => inputs.push(Input::Streamed { node, job, epoch, said: vec![more] }),
+        }
+    }
+    inputs.into_iter().map(Task::Machine).collect()
 }

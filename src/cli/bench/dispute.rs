@@ -1,10 +1,12 @@
 //! `lockstep bench dispute`
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
-use lockstep_benches::dispute::{Measured, Seconds, Workload, measure};
+use lockstep_benches::dispute::{Measured, Rate, Seconds, Workload, measure, rate};
 use lockstep_benches::report::{Figure, Report, Row};
 use lockstep_benches::watch::Watch;
 use lockstep_model::package::Package;
@@ -38,6 +40,9 @@ pub struct DisputeArgs {
     /// Threads of a player [default: all].
     #[arg(long)]
     threads: Option<NonZeroUsize>,
+    /// Milliseconds in which all disputes are refereed again and again, on one thread and on all.
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    rate_ms: u64,
 }
 
 /// Measures.
@@ -58,8 +63,12 @@ pub fn run(args: &DisputeArgs, output: OutputArgs) -> Outcome {
     let about = format!("{} on {backend}, {threads} threads, {} positions", package.manifest().name, args.positions);
     let mut report = Report::new("dispute", about);
     report.rows = disputes.iter().map(|d| row(d).disturbed(disturbed.clone())).collect();
-    report.summary = Some(most_of(&disputes));
-    report.json_summary = Some(summary(args, &backend, threads, &package, &disputes));
+    let counts = BTreeSet::from([1, threads.get()]);
+    let budget = Duration::from_millis(args.rate_ms);
+    let rates = counts.into_iter().map(|threads| rate(&package, &disputes, threads, budget));
+    let rates: Vec<Rate> = rates.collect::<anyhow::Result<_>>()?;
+    report.summary = Some(format!("{}; {}", most_of(&disputes), rates_of(&rates)));
+    report.json_summary = Some(summary(args, &backend, threads, &package, (&disputes, &rates)));
     stamp(&mut report, &package, &backend, threads);
     output.print(&report);
     if lost == disputes.len() {
@@ -91,6 +100,14 @@ fn most_of(disputes: &[Measured]) -> String {
     )
 }
 
+fn rates_of(rates: &[Rate]) -> String {
+    let each = rates.iter().map(|rate| {
+        let (disputes, core, threads) = (rate.per_second(), rate.per_core(), rate.threads);
+        format!("{disputes:.0} disputes/s on {threads} threads ({core:.0} a second of processor time)")
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
 /// The largest of each figure.
 struct Most {
     rounds: u16,
@@ -110,7 +127,19 @@ impl Most {
     }
 }
 
-fn summary(args: &DisputeArgs, backend: &str, threads: NonZeroUsize, package: &Package, all: &[Measured]) -> Value {
+fn summary(
+    args: &DisputeArgs,
+    backend: &str,
+    threads: NonZeroUsize,
+    package: &Package,
+    (all, rates): (&[Measured], &[Rate]),
+) -> Value {
+    let rate = |rate: &Rate| {
+        json!({
+            "threads": rate.threads, "disputes": rate.disputes, "disputes_per_second": rate.per_second(),
+            "disputes_per_core_second": rate.per_core(),
+        })
+    };
     let dispute = |d: &Measured| {
         let seconds = d.slower();
         let Seconds { layer, game } = seconds;
@@ -127,6 +156,6 @@ fn summary(args: &DisputeArgs, backend: &str, threads: NonZeroUsize, package: &P
         "disputes": all.iter().map(dispute).collect::<Vec<_>>(),
         "count": all.len(), "claimant_loses": all.iter().filter(|d| d.claimant_loses).count(),
         "rounds_max": most.rounds, "referee_bytes_max": most.bytes, "referee_micros_max": 1e6 * most.referee_seconds,
-        "player_seconds_max": most.player_seconds,
+        "player_seconds_max": most.player_seconds, "rates": rates.iter().map(rate).collect::<Vec<_>>(),
     })
 }

@@ -51,6 +51,9 @@ enum What {
     Model(model::ModelArgs),
     /// What a coordinator bears: commitment records, idle workers, handshakes.
     Net(net::NetArgs),
+    /// The workers of a coordinator that is measured.
+    #[command(hide = true)]
+    NetWorkers(net::WorkersArgs),
     /// Every op by itself: time, bandwidth, rate, and the share of this machine's ceilings.
     Ops(ops::OpsArgs),
 }
@@ -69,6 +72,7 @@ pub fn run(args: &BenchArgs) -> Outcome {
         Some(What::Embed(args)) => embed::run(args, output),
         Some(What::Model(args)) => model::run(args, output),
         Some(What::Net(args)) => net::run(args, output),
+        Some(What::NetWorkers(args)) => net::run_workers(args),
         Some(What::Ops(args)) => ops::run(args, output),
         None => Err(anyhow::anyhow!("say what to measure: see lockstep bench --help")).or_exit(Exit::Configuration),
     }

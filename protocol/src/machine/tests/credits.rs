@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ledger::{Award, Purpose, price_of_work};
-use crate::limits::{MAX_GRANTED_ACCOUNTS, MAX_GRANTS_PER_HOUR};
+use crate::limits::{DEFAULT_GRANTS_PER_HOUR, MAX_GRANTED_ACCOUNTS};
 use crate::machine::credits::bond;
 use crate::machine::disputes::dispute_work;
 
@@ -164,14 +164,14 @@ fn visit(shell: &mut Shell, number: usize) -> NodeId {
 #[test]
 fn so_many_new_keys_get_credits_in_an_hour_and_the_next_in_the_next_hour() {
     let mut shell = Shell::new();
-    for number in 0..MAX_GRANTS_PER_HOUR as usize {
+    for number in 0..DEFAULT_GRANTS_PER_HOUR as usize {
         let node = visit(&mut shell, number);
         shell.feed(Input::WorkerLeft { node });
     }
-    let late = visit(&mut shell, MAX_GRANTS_PER_HOUR as usize);
+    let late = visit(&mut shell, DEFAULT_GRANTS_PER_HOUR as usize);
     assert_eq!(shell.machine.ledger().account(&late), None, "no account before a grant");
     shell.feed(Input::Heartbeat { node: late });
-    assert_eq!(shell.machine.ledger().account_count(), MAX_GRANTS_PER_HOUR as usize);
+    assert_eq!(shell.machine.ledger().account_count(), DEFAULT_GRANTS_PER_HOUR as usize);
     for _ in 0..60 * 60 {
         shell.wait(1_000);
         shell.feed(Input::Heartbeat { node: late });

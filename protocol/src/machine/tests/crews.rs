@@ -105,9 +105,9 @@ impl Member {
             }
             if place.layer == geometry.streamed_layers() && !words.is_empty() {
                 let index = (place.point - geometry.first_point()) as usize;
-                self.inputs.push_back(Input::Token { node, job, epoch, word: words[index], logprobs: Vec::new() });
+                self.inputs.push_back(Input::word((node, job, epoch), words[index]));
             }
-            self.inputs.push_back(Input::LayerRoot { node, job, epoch, place, root: *root });
+            self.inputs.push_back(Input::root((node, job, epoch), place, *root));
         }
         self.inputs.push_back(Input::StageEnded { node, job, epoch, saturations: SATURATED });
     }
@@ -257,7 +257,7 @@ fn only_the_lead_draws_words() {
     shell.feed(Input::Submit(spec_of(1, NEVER)));
     let first = crew_of(&shell).remove(0);
     let (node, job, epoch) = (first.node, first.job.id(), first.epoch);
-    shell.feed(Input::Token { node, job, epoch, word: WORDS[0], logprobs: Vec::new() });
+    shell.feed(Input::word((node, job, epoch), WORDS[0]));
     assert_eq!(rejected(&shell), [(node, RejectReason::WordOutOfOrder)]);
 }
 

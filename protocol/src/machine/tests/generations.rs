@@ -51,15 +51,9 @@ pub(super) fn stream_some(shell: &mut Shell, index: usize, words: &[u32], roots:
     for (at, root) in roots.iter().enumerate().skip(from) {
         let place = geometry.place(at).unwrap();
         if place.layer == geometry.streamed_layers() {
-            shell.feed(Input::Token {
-                node,
-                job: id,
-                epoch,
-                word: words[at / usize::from(place.layer)],
-                logprobs: vec![],
-            });
+            shell.feed(Input::word((node, id, epoch), words[at / usize::from(place.layer)]));
         }
-        shell.feed(Input::LayerRoot { node, job: id, epoch, place, root: *root });
+        shell.feed(Input::root((node, id, epoch), place, *root));
     }
     shell.actions[before..].to_vec()
 }
@@ -141,7 +135,7 @@ fn a_run_ends_where_it_has_to_and_nowhere_else() {
         stream_some(&mut shell, 0, words, &roots[..streamed], 0);
         let actions = if name == "long" {
             // The last word that is allowed does not end the run.
-            shell.feed(Input::Token { node, job: id, epoch, word: 8, logprobs: vec![] })
+            shell.feed(Input::word((node, id, epoch), 8))
         } else {
             let commitment = RunCommitment::from_bytes([1; 32]);
             shell.feed(Input::Committed { node, job: id, epoch, commitment })
@@ -155,7 +149,7 @@ fn a_run_ends_where_it_has_to_and_nowhere_else() {
     let roots = roots_of_words(id, &WORDS);
     stream_some(&mut shell, 0, &WORDS, &roots, 0);
     let place = geometry(&text(1)).place(roots.len()).unwrap();
-    let actions = shell.feed(Input::LayerRoot { node, job: id, epoch, place, root: root(1) });
+    let actions = shell.feed(Input::root((node, id, epoch), place, root(1)));
     assert_eq!(rejections(&actions), [RejectReason::OutOfOrder { found: place }], "it went on after a stop");
 }
 
@@ -170,9 +164,9 @@ fn a_word_comes_directly_before_its_root_and_only_there() {
         inputs(node, epoch).into_iter().for_each(|input| drop(shell.feed(input)));
         rejections(&shell.actions[before..])
     };
-    let token = |node, epoch, word| Input::Token { node, job: id, epoch, word, logprobs: vec![] };
+    let token = |node, epoch, word| Input::word((node, id, epoch), word);
     let last = geometry(&text(1)).place(3).unwrap();
-    let output = |node, epoch, root| Input::LayerRoot { node, job: id, epoch, place: last, root };
+    let output = |node, epoch, root| Input::root((node, id, epoch), last, root);
     assert_eq!(rejected(2, &|node, epoch| vec![token(node, epoch, 5)]), [RejectReason::WordOutOfOrder]);
     let twice = rejected(3, &|node, epoch| vec![token(node, epoch, 5), token(node, epoch, 5)]);
     assert_eq!(twice, [RejectReason::WordOutOfOrder]);
@@ -187,7 +181,7 @@ fn a_word_comes_directly_before_its_root_and_only_there() {
     shell.feed(joined(1, 1));
     shell.feed(Input::Submit(spec(1, NEVER)));
     let (node, epoch, job) = shell.assigned[0].clone();
-    let actions = shell.feed(Input::Token { node, job: job.id(), epoch, word: 5, logprobs: vec![] });
+    let actions = shell.feed(Input::word((node, job.id(), epoch), 5));
     assert_eq!(rejections(&actions), [RejectReason::WordOutOfOrder]);
 }
 

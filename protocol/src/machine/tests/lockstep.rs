@@ -24,7 +24,7 @@ fn stream(shell: &mut Shell, index: usize, roots: &[Root]) -> Vec<Action> {
     let (node, epoch, job) = shell.assigned[index].clone();
     let before = shell.actions.len();
     for (place, root) in geometry(&job).places().zip(roots) {
-        shell.feed(Input::LayerRoot { node, job: job.id(), epoch, place, root: *root });
+        shell.feed(Input::root((node, job.id(), epoch), place, *root));
     }
     shell.actions[before..].to_vec()
 }

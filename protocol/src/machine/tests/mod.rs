@@ -13,6 +13,7 @@ mod lockstep;
 mod random;
 mod rows;
 mod scripted;
+mod streams;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::commitment::{Geometry, RunCommitment};
 use crate::dispute::{Partial, Reason, Terms, Verdict};
 use crate::ids::{Digest, Place, Root, VerdictKind};
 use crate::ledger::Posting;
+use crate::limits::DEFAULT_GRANTS_PER_HOUR;
 use crate::testing::{LAYERS, OUTPUT, WORK, job, keys, right_roots, root, run_with, salt};
 
 /// A policy that audits every job with so many auditors.
@@ -34,7 +36,7 @@ const NEVER: AuditPolicy =
 const GRANT: u64 = 1_000_000_000;
 
 fn config() -> Config {
-    Config { coordinator: keys(100).id(), grant: GRANT }
+    Config { coordinator: keys(100).id(), grant: GRANT, grants_per_hour: DEFAULT_GRANTS_PER_HOUR }
 }
 
 fn spec(number: u8, policy: AuditPolicy) -> JobSpec {
@@ -220,7 +222,7 @@ impl Shell {
         self.streamed.insert((id, epoch), (number, roots.clone()));
         self.feed(Input::Began { node, job: id, epoch });
         for (place, root) in geometry(&job).places().zip(&roots) {
-            self.feed(Input::LayerRoot { node, job: id, epoch, place, root: *root });
+            self.feed(Input::root((node, id, epoch), place, *root));
         }
         let head = geometry(&job).head(id, epoch, &roots).unwrap();
         let (commitment, salt) = (RunCommitment::of(id, epoch, node, &salt(number), &head), salt(number));

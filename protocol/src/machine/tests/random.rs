@@ -134,7 +134,7 @@ impl World {
                     let (node, epoch, job) = self.shell.assigned.remove(index);
                     let (place, root) = (geometry(&job).place(0).unwrap(), right_roots(job.id())[0]);
                     let job = job.id();
-                    self.shell.feed(Input::LayerRoot { node, job, epoch, place, root });
+                    self.shell.feed(Input::root((node, job, epoch), place, root));
                 }
             }
             Step::Wait(milliseconds) => {
@@ -200,6 +200,7 @@ impl World {
         self.check_records();
         self.check_actions();
         let machine = &self.shell.machine;
+        assert!(machine.workers.are_in_order());
         for worker in machine.workers() {
             assert!(!self.quarantined.contains(&worker.node), "a quarantined worker is connected");
             assert!(worker.in_flight <= worker.max_in_flight);

@@ -84,7 +84,9 @@ fn a_wrong_auditor_is_found_and_the_answer_stands() {
         action,
         Action::Quarantine { node, place, .. } if *node == auditor && place.layer == 2
     )));
-    assert!(has(&actions, |action| matches!(action, Action::Committed { differs: true, .. })));
+    let differs =
+        |action: &Action| matches!(action, Action::Committed { roots, .. } if roots.iter().any(|root| root.differs));
+    assert!(has(&actions, differs));
     // The audit that was wanted is still wanted.
     shell.feed(joined(3, 1));
     shell.run_right(0);
@@ -280,7 +282,7 @@ fn roots_out_of_order_or_not_as_signed_are_rejected() {
     shell.feed(Input::Submit(spec(1, NEVER)));
     let (node, epoch, assigned) = shell.assigned[0].clone();
     let (id, place) = (assigned.id(), geometry(&assigned).place(1).unwrap());
-    let out_of_order = Input::LayerRoot { node, job: id, epoch, place, root: root(1) };
+    let out_of_order = Input::root((node, id, epoch), place, root(1));
     let reason = RejectReason::OutOfOrder { found: place };
     assert!(shell.feed(out_of_order).contains(&Action::Rejected { node, job: id, epoch, reason }));
     // Nothing was streamed under the next lease, so its result does not count.
