@@ -1,10 +1,11 @@
 //! A model that is too large for one worker, over several processes: the same bytes as on one machine, a worker that is
-//! killed, a coordinator that is killed, and a worker that lies about one of its layers.
+//! killed, a coordinator that is killed, a worker that lies about one of its layers, and one that lies about what it hands over.
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +16,17 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wr
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, Rows, TensorId};
 use lockstep_kernels::value::{Params, Value as Tensor};
+use lockstep_link::{Client, Frames, send};
 use lockstep_model::package::Package;
 use lockstep_model::slice::Slice;
+use lockstep_protocol::hand_over::HandOver;
+use lockstep_protocol::identity::Keypair;
+use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};
+use lockstep_protocol::job::Job;
+use lockstep_protocol::messages::{
+    Hello, JobMessage, Offer, PROTOCOL_VERSION, Stage, StageMessage, ToCoordinator, ToWorker,
+};
+use lockstep_protocol::trace::root_of_rows;
 use lockstep_worker::{Config, Pipeline, Worker};
 use serde_json::{Value, json};
 
@@ -311,6 +321,100 @@ fn a_worker_that_lies_about_its_layer_is_the_one_that_is_convicted() {
     liar.abort();
     // It was put out, which is no news here.
     let _ = runtime.block_on(liar.wait());
+}
+
+/// A worker of a pipeline that computes nothing: it gets the first layers, and hands rows over of which it signs another root than
+/// they have. It ends when the coordinator ends its session.
+async fn hands_over_wrong(keys: Keypair, coordinator: (NodeId, SocketAddr), model_bytes: u64) {
+    let sent = "the other side is there";
+    let mut client = Client::new(&keys, coordinator.0);
+    let connection = client.connect(coordinator.1).await.expect(sent);
+    let (mut up, down) = connection.open_bi().await.expect(sent);
+    let (software, backend) = ("none".to_owned(), "none".to_owned());
+    let offer = Some(Offer { model_bytes, port: 9 });
+    let (protocol, threads, memory_bytes, macs_per_second, max_in_flight) = (PROTOCOL_VERSION, 1, 1 << 30, 0, 1);
+    let models = Vec::new();
+    let hello =
+        Hello { protocol, software, backend, threads, memory_bytes, macs_per_second, max_in_flight, models, offer };
+    send(&mut up, &ToCoordinator::Hello(hello)).await.expect(sent);
+    let mut down = Frames::<ToWorker>::new(down);
+    let mut beat = tokio::time::interval(Duration::from_secs(1));
+    let (mut sequence, mut neighbour) = (0, None);
+    loop {
+        let heard = tokio::select! {
+            _ = beat.tick() => {
+                sequence += 1;
+                // A session that is over is heard of below.
+                let _ = send(&mut up, &ToCoordinator::Heartbeat { sequence, in_flight: 0 }).await;
+                continue;
+            }
+            heard = down.next() => heard,
+        };
+        match heard {
+            Ok(Some(ToWorker::AssignStage { epoch, job, crew, .. })) => {
+                assert_eq!(crew[0].node, keys.id(), "who can hold most comes first");
+                let mut stream = connection.open_uni().await.expect(sent);
+                send(&mut stream, &JobMessage::Begin { job: job.id(), epoch }).await.expect(sent);
+                neighbour = Some((stream, wrong_rows(&keys, &job, epoch, &crew).await));
+            }
+            Ok(Some(_)) => {}
+            _ => break,
+        }
+    }
+    assert!(neighbour.is_some(), "it was given some layers");
+}
+
+/// Zeros in the place of the prompt's rows, signed, with a root that they do not have.
+async fn wrong_rows(keys: &Keypair, job: &Job, epoch: LeaseEpoch, crew: &[Stage]) -> (Client, impl Send + use<>) {
+    let sent = "the other side is there";
+    let mut client = Client::new(keys, crew[1].node);
+    let connection = client.connect(crew[1].address.parse().expect("an address")).await.expect(sent);
+    let (mut down, _) = connection.open_bi().await.expect(sent);
+    let package = Package::open(shipped_package()).expect("a package");
+    let (program, count, layer) = (package.program(), job.tokens.len(), crew[0].last);
+    let columns = program.tensor(program.layers[usize::from(layer)].output).cols as usize;
+    let (rows, before) = (vec![0; count * columns], root_of_rows(&[], 1));
+    let (values, root) = (HandOver::values_root(&rows), Root::from_bytes([9; 32]));
+    let (job, worker, pass, first) = (job.id(), keys.id(), 0, 0);
+    let said = HandOver { job, epoch, layer, pass, first, rows: count as u32, before, values, root, worker };
+    let messages = [
+        StageMessage::Open { job, epoch },
+        StageMessage::Pass { count: count as u32 },
+        StageMessage::Rows { values: rows },
+        StageMessage::HandedOver(Box::new(said.sign(keys))),
+    ];
+    for message in &messages {
+        send(&mut down, message).await.expect(sent);
+    }
+    (client, down)
+}
+
+/// The neighbour shows what it was handed; the coordinator takes the bond, logs the proof, and gives the job to others.
+#[test]
+fn a_worker_that_signs_a_wrong_hand_over_is_the_one_that_is_convicted() {
+    let world = World::new(2, half(), &["--audit-probability", "0"]);
+    let (coordinator, address) = world.coordinator.address.split_once('@').expect("KEY@HOST:PORT");
+    let coordinator = (coordinator.parse().expect("a key"), address.parse().expect("an address"));
+    let keys = Keypair::from_seed([66; 32]);
+    let key = keys.id().to_string();
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let liar = runtime.spawn(hands_over_wrong(keys, coordinator, world.room + 1));
+    wait_for("three workers", || (world.coordinator.workers().len() == 3).then_some(()));
+    let (code, kept) = world.coordinator.post("/v1/completions", &wish(5, &json!({ "lockstep": { "wait": false } })));
+    assert_eq!(code, 202, "{kept}");
+    let (job, access) = (text(&kept["lockstep"]["jobs"][0]), text(&kept["lockstep"]["access"]));
+    let receipt = world.coordinator.receipt(&job, &access);
+    runtime.block_on(liar).expect("it was put out, and nothing else");
+    let crew = world.verify(&receipt);
+    assert!(crew.len() == 2 && !crew.contains(&key), "{receipt}");
+    let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
+    assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.contains(&key));
+    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
+    let lines = ledger["history"].as_array().expect("a list");
+    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
+    assert_eq!(forfeits, [key.as_str()]);
+    let (code, proof) = world.coordinator.get(&format!("/v1/log/proof?job={job}&access={access}"));
+    assert!(code == 200 && proof.contains("handed_over_wrong"), "{proof}");
 }
 
 #[test]
