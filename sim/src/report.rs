@@ -41,6 +41,12 @@ pub struct Counts {
     pub adversaries: BTreeMap<String, BTreeMap<String, u64>>,
     /// Where disputes began: kind of job, point and layer.
     pub disputes_at: BTreeMap<String, u64>,
+    /// Accepted runs of models that two parties shared.
+    pub crew_runs: u64,
+    /// What cheats among those who shared a model did, and how often.
+    pub stage_tricks: BTreeMap<String, u64>,
+    /// What proved hand-overs wrong, and how often.
+    pub hand_overs_proven: BTreeMap<String, u64>,
     /// Runs that were taken back, by who did.
     pub retractions: BTreeMap<String, u64>,
     /// Credits that pretenders were paid for wrong runs.
@@ -79,11 +85,14 @@ impl Counts {
             (&mut self.failures, &other.failures),
             (&mut self.disputes_at, &other.disputes_at),
             (&mut self.retractions, &other.retractions),
+            (&mut self.stage_tricks, &other.stage_tricks),
+            (&mut self.hand_overs_proven, &other.hand_overs_proven),
         ];
         lists.into_iter().for_each(|(sums, counts)| add(sums, counts));
         for (kind, counts) in &other.adversaries {
             add(self.adversaries.entry(kind.clone()).or_default(), counts);
         }
+        self.crew_runs += other.crew_runs;
         self.pretenders_gained += other.pretenders_gained;
         self.pretenders_lost += other.pretenders_lost;
         self.operators.extend(other.operators.iter().cloned());

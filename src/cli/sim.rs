@@ -75,6 +75,9 @@ fn print(report: &Report) {
         list(&format!("adversaries ({kind})"), adversaries);
     }
     list("runs taken back", &counts.retractions);
+    println!("runs of models that two parties shared: {}", counts.crew_runs);
+    list("what cheats did there", &counts.stage_tricks);
+    list("hand-overs proven wrong by", &counts.hand_overs_proven);
     println!(
         "pretenders: paid {} credits for lies, {} lost in bonds; operators: {}, {} jobs by distinct ones",
         counts.pretenders_gained,

@@ -7,11 +7,13 @@ mod evidence;
 mod lie;
 mod moves;
 mod play;
+mod stage;
 
 pub use evidence::Inconsistent;
 pub use lie::{Change, Lie, LyingBackend, Target};
 pub use moves::{bend, spoil};
 pub use play::{Sent, Turn};
+pub use stage::StageTrick;
 
 /// A way to cheat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -71,7 +71,7 @@ impl World {
             ) => self.random.per_mille(700),
             Role::Cheat(_) => self.random.per_mille(50),
         };
-        differs && likes_to && id != receipt.receipt.worker
+        differs && likes_to && !receipt.has_member(&id)
     }
 
     /// A party challenges the answer of a job, if it wants to. It does so over HTTP, again and again until it is heard.

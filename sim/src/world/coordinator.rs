@@ -16,9 +16,11 @@ use lockstep_protocol::limits::DEFAULT_GRANTS_PER_HOUR;
 use lockstep_protocol::machine::{Action, Config, DrawSecret, Input, Machine, Output, audit_draw, lockstep_draw};
 
 use super::Broken;
+use super::crew::footprint;
 use super::job::Jobs;
 use super::party::Down;
 use super::store::{Batch, Store};
+use crate::models;
 
 /// Credits that a party starts with: many bonds.
 const GRANT: u64 = 1_000_000_000;
@@ -97,8 +99,11 @@ impl Coordinator {
     pub fn start(keys: Keypair, store: &Store, jobs: Rc<Jobs>, now: Millis) -> Result<(Self, Step), Broken> {
         let config = Config { coordinator: keys.id(), grant: GRANT, grants_per_hour: DEFAULT_GRANTS_PER_HOUR };
         let (records, ledger) = (store.records()?, store.ledger()?);
-        let machine = Machine::restore(config, records, store.last_epoch(), ledger)
+        let mut machine = Machine::restore(config, records, store.last_epoch(), ledger)
             .map_err(|error| Broken::new(format!("the job machine does not start again: {error}")))?;
+        if jobs.are_shared {
+            models::every().for_each(|package| machine.know(package.model_id(), footprint(package)));
+        }
         let docket = Docket::new(keys);
         let (tasks, sessions) = (VecDeque::new(), BTreeMap::new());
         let mut coordinator = Self { machine, docket, jobs, draws: 0, tasks, sessions };
@@ -280,6 +285,14 @@ impl Coordinator {
             }
             Action::Rejected { node, .. } | Action::Disconnect { node } => Effect::Send(node, Down::Close),
             Action::Assign { node, epoch, job, hint } => Effect::Send(node, Down::Assign(epoch, job.id(), hint)),
+            Action::AssignStage { node, epoch, job, hint, crew } => {
+                Effect::Send(node, Down::AssignStage(epoch, job.id(), hint, crew))
+            }
+            // What they are shown is what they streamed: the shell's worker compares it.
+            Action::Countersign { node, job, epoch, saturations: Some(_), .. } => {
+                Effect::Send(node, Down::Countersign(job, epoch))
+            }
+            Action::Countersign { .. } => return,
             Action::Cancel { node, job, epoch } => Effect::Send(node, Down::Cancel(job, epoch)),
             Action::Reveal { node, job, epoch } => Effect::Send(node, Down::Reveal(job, epoch)),
             Action::Accepted { node, job, epoch } => Effect::Send(node, Down::Accepted(job, epoch)),
@@ -304,10 +317,7 @@ impl Coordinator {
             | Action::Committed { .. }
             | Action::Token { .. }
             | Action::Diverged { .. }
-            | Action::Mismatch { .. }
-            // The simulation's models fit every worker.
-            | Action::AssignStage { .. }
-            | Action::Countersign { .. } => return,
+            | Action::Mismatch { .. } => return,
         };
         step.effects.push(effect);
     }

@@ -76,17 +76,24 @@ fn policy(cast: &[Member], random: &mut Random) -> AuditPolicy {
 /// All of them, with the dispute views of their layers: whoever plays or referees derives the same from the manifest.
 pub struct Jobs {
     jobs: BTreeMap<JobId, WorldJob>,
+    /// Whether no party can hold their models.
+    pub are_shared: bool,
     views: RefCell<BTreeMap<(JobId, Place), Arc<LayerCase>>>,
 }
 
 impl Jobs {
     /// The jobs of a world with these parties.
-    pub fn draw(seed: u64, cast: &[Member]) -> Self {
+    pub fn draw(seed: u64, cast: &[Member], are_shared: bool) -> Self {
         let mut random = Random::new("jobs", seed);
         let count = if random.per_mille(250) { 2 } else { 1 };
-        let job = |index| WorldJob::draw(seed, index, cast, &mut random);
+        let job = |index| {
+            let mut job = WorldJob::draw(seed, index, cast, &mut random);
+            // Nobody audits a pipeline in lockstep.
+            job.spec.policy.lockstep &= !are_shared;
+            job
+        };
         let jobs = (0..count).map(job).map(|job| (job.spec.job.id(), job)).collect();
-        Self { jobs, views: RefCell::default() }
+        Self { jobs, are_shared, views: RefCell::default() }
     }
 
     /// One that is there.

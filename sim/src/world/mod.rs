@@ -7,6 +7,7 @@
 //! | `wire.rs` | sessions, and what both sides do with what they hear |
 //! | `challenge.rs` | what parties do about the end of a job |
 //! | `fault.rs` | runs that are taken back |
+//! | `crew.rs` | models that two parties share |
 //! | `coordinator.rs`, `store.rs` | the coordinator: machines in memory, and what survives a crash |
 //! | `log.rs` | the transparency log, and somebody who watches it |
 //! | `check.rs` | the properties |
@@ -15,6 +16,7 @@ mod cast;
 mod challenge;
 mod check;
 mod coordinator;
+mod crew;
 mod fault;
 mod job;
 mod log;
@@ -38,6 +40,7 @@ use lockstep_protocol::machine::Input;
 use self::challenge::Answer;
 use self::check::Check;
 use self::coordinator::{Coordinator, Effect, Step, Task};
+use self::crew::CrewRun;
 use self::job::Jobs;
 use self::party::{Down, Party, Up};
 use self::store::Store;
@@ -113,6 +116,9 @@ struct World {
     weather: Weather,
     network: Network,
     jobs: Rc<Jobs>,
+    /// Whether models are shared, and the runs of those who share one.
+    is_shared: bool,
+    crews: BTreeMap<(JobId, LeaseEpoch), Rc<CrewRun>>,
     parties: Vec<Party>,
     /// The coordinator's.
     keys: Keypair,
@@ -136,6 +142,8 @@ struct World {
 struct Direction {
     /// Who cheats, if that is not drawn.
     first: Option<Adversary>,
+    /// Whether models are shared, if that is not drawn.
+    shared: Option<bool>,
     /// Changes what the coordinator does before it is done.
     tamper: fn(&mut Step, &Keypair),
     /// Whether the coordinator hears a challenge of a run.
@@ -147,7 +155,7 @@ struct Direction {
 impl Default for Direction {
     fn default() -> Self {
         let list = |operator: Option<&str>, _| operator.map(str::to_owned);
-        Self { first: None, tamper: |_, _| {}, hears: |_, _| true, list }
+        Self { first: None, shared: None, tamper: |_, _| {}, hears: |_, _| true, list }
     }
 }
 
@@ -166,8 +174,10 @@ impl World {
     fn new(seed: u64, direction: Direction) -> Self {
         let mut random = Random::new("world", seed);
         let weather = Weather::draw(&mut random);
-        let cast = cast::draw(&mut random, direction.first);
-        let jobs = Rc::new(Jobs::draw(seed, &cast));
+        let is_drawn = Random::new("shared", seed).per_mille(crew::SHARED_PER_MILLE);
+        let is_shared = direction.shared.unwrap_or(is_drawn && direction.first.is_none());
+        let cast = if is_shared { cast::draw_crews(&mut random) } else { cast::draw(&mut random, direction.first) };
+        let jobs = Rc::new(Jobs::draw(seed, &cast, is_shared));
         let parties: Vec<_> = cast.iter().enumerate().map(|(i, member)| Party::new(seed, i, *member)).collect();
         let mut world = Self {
             now: Millis(1_000_000),
@@ -178,6 +188,8 @@ impl World {
             weather,
             network: Network::new(seed, weather),
             jobs,
+            is_shared,
+            crews: BTreeMap::new(),
             parties,
             keys: Keypair::from_seed(Random::new("coordinator", seed).bytes32()),
             coordinator: None,

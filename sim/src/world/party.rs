@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use lockstep_protocol::commitment::RunCommitment;
 use lockstep_protocol::dispute::{DisputeId, Evidence, Lowering, Partial, SignedEntry, SignedMove, SignedPartial};
+use lockstep_protocol::hand_over::{HandOverProof, SignedHandOver};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
-use lockstep_protocol::messages::{Ask, JobResult};
-use lockstep_protocol::receipt::{Run, SignedReceipt, WorkerReceipt};
+use lockstep_protocol::messages::{Ask, FailureCode, JobResult, Stage};
+use lockstep_protocol::receipt::{Run, SignedReceipt, SignedSegment, WorkerReceipt};
 
 use super::Held;
 use super::cast::{Member, Role};
@@ -26,6 +27,10 @@ use crate::random::Random;
 pub enum Down {
     /// Run a job; an auditor of a generation may be told the words that are claimed.
     Assign(LeaseEpoch, JobId, Vec<u32>),
+    /// Run some layers of a job.
+    AssignStage(LeaseEpoch, JobId, Vec<u32>, Vec<Stage>),
+    /// Sign for them: the whole run is there.
+    Countersign(JobId, LeaseEpoch),
     /// An assignment is over.
     Cancel(JobId, LeaseEpoch),
     /// Show the run.
@@ -45,7 +50,7 @@ pub enum Down {
 }
 
 /// A piece of a job stream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Said {
     /// The run has begun.
     Began,
@@ -55,6 +60,18 @@ pub enum Said {
     Word(u32),
     /// That was all; this binds the party to it.
     Committed(RunCommitment),
+    /// Of a pipeline: what was signed of rows.
+    HandedOver(Box<SignedHandOver>),
+    /// Of a pipeline: what was signed is wrong.
+    Proof(Box<HandOverProof>),
+    /// Of a pipeline: all roots of its layers were streamed, in which so many values saturated.
+    Ended(u64),
+    /// Of a pipeline: it signs for its layers.
+    Segment(Box<SignedSegment>),
+    /// Of a pipeline: it can't go on with a neighbour.
+    GivenBack(FailureCode),
+    /// Of a pipeline: nothing comes, and it says nothing.
+    Waits,
 }
 
 /// From a party to the coordinator.
@@ -165,6 +182,11 @@ impl Party {
         }
         self.streamed.insert((job, epoch), claim);
         said
+    }
+
+    /// Keeps the run of a pipeline, which it leads, until it is asked to show it.
+    pub fn waits_to_reveal(&mut self, lease: (JobId, LeaseEpoch), result: JobResult, salt: Salt) {
+        self.waiting.insert(lease, (result, salt));
     }
 
     /// Shows a run that was asked for. Cheats may show none, or another one than they committed to.
@@ -286,8 +308,12 @@ fn pieces(job: &WorldJob, claim: &Performance) -> Vec<Said> {
     said
 }
 
-/// The receipt of a run; none where nobody could sign such a run.
 fn sign(keys: &Keypair, job: &WorldJob, epoch: LeaseEpoch, claim: &Performance) -> Option<SignedReceipt> {
+    Some(receipt_of(job, epoch, claim, keys.id())?.sign(keys))
+}
+
+/// The receipt of a run; none where nobody could sign such a run.
+pub fn receipt_of(job: &WorldJob, epoch: LeaseEpoch, claim: &Performance, worker: NodeId) -> Option<WorkerReceipt> {
     let (spec, run) = (&job.spec, &claim.run);
     let words = claim.words(job.case);
     let points = run.roots.len() / (usize::from(spec.layers) + 1);
@@ -300,5 +326,5 @@ fn sign(keys: &Keypair, job: &WorldJob, epoch: LeaseEpoch, claim: &Performance) 
         work_units: spec.work.units(points),
         saturations: run.saturations,
     };
-    Some(WorkerReceipt::of_run(&spec.job.header(), made, keys.id()).ok()?.sign(keys))
+    WorkerReceipt::of_run(&spec.job.header(), made, worker).ok()
 }

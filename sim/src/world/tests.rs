@@ -9,7 +9,7 @@ use lockstep_protocol::machine::Action;
 
 use super::coordinator::{Effect, Step};
 use super::{Direction, run_directed};
-use crate::adversary::Adversary;
+use crate::adversary::{Adversary, StageTrick};
 use crate::report::Report;
 use crate::runner::run_with;
 
@@ -111,6 +111,25 @@ fn a_cheat_that_takes_its_run_back_gains_nothing_by_it() {
 fn a_retraction_that_costs_nothing_is_noticed() {
     let pretender = Direction { first: Some(Adversary::Pretender), tamper: forgive, ..Direction::default() };
     finds(&directed(60, pretender), "is taken back for");
+}
+
+/// Worlds in which no party can hold a model: everything that a cheat can do to its neighbours is done, and what can be proven is.
+#[test]
+fn pipelines_keep_every_property() {
+    let report = directed(150, Direction { shared: Some(true), ..Direction::default() });
+    assert_eq!(report.violations, []);
+    let counts = &report.counts;
+    for trick in StageTrick::ALL {
+        assert!(counts.stage_tricks.contains_key(trick.name()), "{}: {counts:#?}", trick.name());
+    }
+    assert!(counts.hand_overs_proven["rows"] > 5 && counts.hand_overs_proven["contradiction"] > 5, "{counts:#?}");
+    assert!(counts.crew_runs > 100 && counts.disputes > 20 && counts.jobs_done > 100, "{counts:#?}");
+}
+
+#[test]
+fn a_wrong_hand_over_that_costs_nothing_is_noticed() {
+    let shared = Direction { shared: Some(true), tamper: forgive, ..Direction::default() };
+    finds(&directed(60, shared), "keeps its bond");
 }
 
 #[test]

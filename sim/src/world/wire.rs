@@ -10,6 +10,7 @@ use lockstep_protocol::messages::{Ask, FailureCode};
 use super::cast::Role;
 use super::check::is_right;
 use super::coordinator::Task;
+use super::crew::ROOM;
 use super::party::{Down, Said, Up};
 use super::{Broken, CONNECT_MS, Event, Held, TURNED_AWAY_MS, World};
 use crate::adversary::{Adversary, Inconsistent};
@@ -66,7 +67,7 @@ impl World {
             max_in_flight: 2,
             models: models::every().map(Package::model_id).collect(),
             operator: (self.direction.list)(self.parties[party].operator, party),
-            pipeline: None,
+            pipeline: self.is_shared.then(|| (ROOM, format!("party {party}"))),
         };
         self.take(vec![Task::Machine(Input::WorkerJoined { node, capabilities }), Task::Ask(node)])?;
         self.retract_again(party)
@@ -104,7 +105,7 @@ impl World {
     }
 
     /// A party streams a run, in pieces that arrive in their order.
-    fn stream(&mut self, party: usize, job: JobId, epoch: LeaseEpoch, mut said: Vec<Said>) -> Held {
+    pub(super) fn stream(&mut self, party: usize, job: JobId, epoch: LeaseEpoch, mut said: Vec<Said>) -> Held {
         let Some(session) = self.parties[party].session else {
             return Ok(());
         };
@@ -130,6 +131,8 @@ impl World {
                 self.stream(party, job, epoch, said)?;
                 self.expect_notice(party, job, epoch);
             }
+            Down::AssignStage(epoch, job, hint, crew) => self.staged(party, (job, epoch), &hint, crew)?,
+            Down::Countersign(job, epoch) => self.countersigns(party, (job, epoch))?,
             Down::Cancel(job, epoch) => self.parties[party].forget(job, epoch),
             Down::Accepted(job, epoch) => {
                 self.parties[party].forget(job, epoch);
@@ -182,8 +185,12 @@ impl World {
             return Ok(());
         }
         let is_streaming = matches!(up, Up::Stream(..));
+        let mut accused = None;
         let tasks = match up {
-            Up::Stream(job, epoch, said) => heard((node, job, epoch), said),
+            Up::Stream(job, epoch, said) => {
+                accused = self.accused_in(party, (job, epoch), &said);
+                heard((node, job, epoch), said)
+            }
             Up::Failed(job, epoch) => {
                 vec![Task::Machine(Input::Failed { node, job, epoch, code: FailureCode::Backend })]
             }
@@ -195,6 +202,11 @@ impl World {
             Up::Move(signed) => vec![Task::Move(signed)],
         };
         self.take(tasks)?;
+        if let (Some(accused), Some(coordinator)) = (accused, &self.coordinator)
+            && !coordinator.machine().quarantined().any(|node| *node == accused)
+        {
+            return Err(Broken::verdict(format!("{accused} was proven to hand over something wrong, and gets away")));
+        }
         // A run may end anywhere in its stream.
         if is_streaming { self.trouble(party) } else { Ok(()) }
     }
@@ -217,7 +229,10 @@ impl World {
                 self.parties[party].notice();
             }
         }
-        let claim = self.parties[party].claimed(job, &self.jobs);
+        let claim = match self.crews.get(&(job, claim.epoch())) {
+            Some(run) => &run.claim,
+            None => self.parties[party].claimed(job, &self.jobs),
+        };
         let (basis, words, place) = (claim.basis.clone(), claim.words(case), ground.place);
         let (now, seed) = (self.now, self.seed ^ party as u64);
         self.parties[party].asked(now, ask, (role, among_friends), &*view, move || match role {
@@ -251,22 +266,26 @@ impl World {
 fn heard((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Vec<Said>) -> Vec<Task> {
     let mut inputs: Vec<Input> = Vec::new();
     for said in said {
-        let more = match said {
-            Said::Root(place, root) => Streamed::Root(place, root),
-            Said::Word(word) => Streamed::Word(word, Vec::new()),
-            Said::Began => {
-                inputs.push(Input::Began { node, job, epoch });
-                continue;
-            }
-            Said::Committed(commitment) => {
-                inputs.push(Input::Committed { node, job, epoch, commitment });
-                continue;
-            }
-        };
-        match inputs.last_mut() {
-            Some(Input::Streamed { said, .. }) => said.push(more),
-            _ => inputs.push(Input::Streamed { node, job, epoch, said: vec![more] }),
+        match (alone((node, job, epoch), said), inputs.last_mut()) {
+            (Input::Streamed { said: more, .. }, Some(Input::Streamed { said, .. })) => said.extend(more),
+            (input, _) => inputs.push(input),
         }
     }
     inputs.into_iter().map(Task::Machine).collect()
+}
+
+/// What is passed on by itself.
+fn alone((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Said) -> Input {
+    match said {
+        Said::Root(place, root) => Input::Streamed { node, job, epoch, said: vec![Streamed::Root(place, root)] },
+        Said::Word(word) => Input::Streamed { node, job, epoch, said: vec![Streamed::Word(word, Vec::new())] },
+        Said::Began => Input::Began { node, job, epoch },
+        Said::Committed(commitment) => Input::Committed { node, job, epoch, commitment },
+        Said::HandedOver(signed) => Input::HandedOver { node, job, epoch, signed },
+        Said::Proof(proof) => Input::Proof { node, job, epoch, proof },
+        Said::Ended(saturations) => Input::StageEnded { node, job, epoch, saturations },
+        Said::Segment(signed) => Input::Segment { node, job, epoch, signed },
+        Said::GivenBack(code) => Input::Failed { node, job, epoch, code },
+        Said::Waits => Input::Heartbeat { node },
+    }
 }

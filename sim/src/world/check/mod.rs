@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lockstep_model::dispute::{export, judge};
 use lockstep_protocol::commitment::PointDigest;
 use lockstep_protocol::dispute::{Claim, DisputeId, Ground, Reason, Side, SignedEntry, Terms, Verdict, What};
+use lockstep_protocol::hand_over::HandOverProof;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, Millis, NodeId};
 use lockstep_protocol::ledger::Ledger;
@@ -60,7 +61,7 @@ pub struct Check {
     /// Challenges that ended without effect, because their run fell to something else, before they had a verdict.
     moot: BTreeSet<DisputeId>,
     /// Jobs that ended with a wrong answer, with who gave it.
-    wrong: BTreeMap<JobId, NodeId>,
+    wrong: BTreeMap<JobId, Vec<NodeId>>,
     /// Jobs whose wrong answer somebody honest challenges, and since when.
     contested: BTreeMap<JobId, Millis>,
 }
@@ -87,12 +88,25 @@ impl Check {
                 Record::SetAside { node, .. } if honest(node) => {
                     return Err(Broken::verdict(format!("the honest {node} is set aside")));
                 }
+                Record::HandedOverWrong { proof, .. } => {
+                    proof.check().map_err(|error| Broken::verdict(format!("a proof that proves nothing: {error}")))?;
+                    let kind = match **proof {
+                        HandOverProof::Rows { .. } => "rows",
+                        HandOverProof::Contradiction(..) => "contradiction",
+                    };
+                    *counts.hand_overs_proven.entry(kind.to_owned()).or_default() += 1;
+                }
                 Record::Ran { job, result, before, .. } => {
                     let receipt = &result.receipt.receipt;
                     let case = jobs.get(job).case;
-                    count_cheat(parties, &receipt.worker, case, counts);
+                    let mut members = result.receipt.members().map(|(node, ..)| node);
+                    if result.receipt.segments.is_empty() {
+                        count_cheat(parties, &receipt.worker, case, counts);
+                    } else {
+                        counts.crew_runs += 1;
+                    }
                     // A right run of a cheat that plays to lose counts for nothing.
-                    if honest(&receipt.worker) {
+                    if members.all(|node| honest(&node)) {
                         self.honestly_run.insert(*job);
                         let truth = case.honest();
                         if [before, &receipt.roots[..]].concat() != truth.roots || result.output != truth.output {
@@ -237,7 +251,7 @@ impl Check {
         let (job, outcome) = match action {
             Action::JobDone { job, outcome } => (job, outcome),
             Action::Overturned { job, refutation } => {
-                self.wrong.retain(|of, worker| (of, *worker) != (job, refutation.worker));
+                self.wrong.retain(|of, workers| of != job || !workers.contains(&refutation.worker));
                 self.fell_in_time(job, now)?;
                 self.contested.remove(job);
                 return Ok(());
@@ -263,9 +277,9 @@ impl Check {
             )));
         }
         counts.jobs_wrong_unaudited += 1;
-        let by = outcome.result.receipt.receipt.worker;
-        self.wrong.insert(*job, by);
-        if parties.iter().any(|party| party.id() == by && party.role.is_honest()) {
+        let by: Vec<_> = outcome.result.receipt.members().map(|(node, ..)| node).collect();
+        self.wrong.insert(*job, by.clone());
+        if by.iter().all(|node| is_honest(parties, node)) {
             return Err(Broken::verdict("an honest answer is wrong"));
         }
         Ok(())
@@ -341,7 +355,7 @@ impl Check {
         if let Some((job, by)) = self.wrong.first_key_value()
             && parties.iter().any(|party| party.role.is_honest())
         {
-            return Err(Broken::verdict(format!("the wrong answer of job {job} by {by} stands")));
+            return Err(Broken::verdict(format!("the wrong answer of job {job} by {by:?} stands")));
         }
         Ok(())
     }

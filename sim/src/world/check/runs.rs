@@ -3,6 +3,7 @@
 //! - Where policy asks for distinct operators, no two runs that stand, or that are disputed, are of one.
 //! - A run that is taken back forfeits its bond, which is worth the audits and what keeps a lie from paying, and is never
 //!   paid for.
+//! - Who is proven to have handed over something wrong forfeits its bond.
 //! - Somebody with a faulty machine is quarantined by nobody, and loses what was staked on the run that it spoilt, once.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ use crate::report::Counts;
 /// An accepted run.
 struct Accepted {
     node: NodeId,
+    /// Everybody who has layers of it; of a run by one alone, that one.
+    members: Vec<NodeId>,
     operator: Option<&'static str>,
     is_right: bool,
     stands: bool,
@@ -63,10 +66,26 @@ impl Runs {
                 let operator = party(parties, &receipt.worker)?.operator;
                 let of = jobs.get(job);
                 let is_right = [before, &receipt.roots[..]].concat() == of.case.honest().roots;
-                let run = Accepted { node: receipt.worker, operator, is_right, stands: true };
+                let members = result.receipt.members().map(|(node, ..)| node).collect();
+                let run = Accepted { node: receipt.worker, members, operator, is_right, stands: true };
                 self.of.entry(*job).or_default().insert(receipt.epoch, run);
                 counts.operators.extend(operator.map(str::to_owned));
                 self.operators(*job, &of.spec)
+            }
+            Record::HandedOverWrong { job, proof } => {
+                let said = proof.hand_over();
+                let lease = Purpose::Lease { job: *job, epoch: said.epoch };
+                let pays = |posting: &Posting| match posting {
+                    Posting::Forfeit { node, purpose, .. } => (*node, *purpose) == (said.worker, lease),
+                    _ => false,
+                };
+                if batch.postings.iter().any(pays) {
+                    return Ok(());
+                }
+                Err(Broken::verdict(format!(
+                    "{} was proven to hand over something wrong, and keeps its bond",
+                    said.worker
+                )))
             }
             Record::Retracted { job, epoch } => self.retracted(*job, *epoch, batch, parties, jobs, counts),
             Record::Refuted { job, epoch, .. } => {
@@ -161,7 +180,8 @@ impl Runs {
             }
             Posting::Pay { to, purpose: Purpose::Lease { job, epoch }, amount } => {
                 let run = self.of.get(job).and_then(|runs| runs.get(epoch));
-                let run = run.filter(|run| run.stands && run.node == *to && !self.retracted.contains(&(*job, *epoch)));
+                let run = run
+                    .filter(|run| run.stands && run.members.contains(to) && !self.retracted.contains(&(*job, *epoch)));
                 let Some(run) = run else {
                     return Err(Broken::new(format!("{to} is paid for a run of job {job} that does not stand")));
                 };
