@@ -5,6 +5,7 @@ pub mod ceilings;
 pub mod commit;
 pub mod dispute;
 pub mod environment;
+pub mod lockstep;
 pub mod model;
 pub mod net;
 pub mod ops;

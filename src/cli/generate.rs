@@ -176,12 +176,17 @@ pub fn run(args: &GenerateArgs) -> Outcome {
     Ok(())
 }
 
-/// The package in a file, or the shipped one; verified and proven.
-pub fn open(path: Option<&Path>, threads: NonZeroUsize) -> Result<Package, Failure> {
-    let path = match path {
+/// A package's file, or that of the shipped one.
+pub fn file(path: Option<&Path>) -> Result<PathBuf, Failure> {
+    Ok(match path {
         Some(path) => path.to_owned(),
         None => embedded::package(WeightMode::W8)?,
-    };
+    })
+}
+
+/// The package in a file, or the shipped one; verified and proven.
+pub fn open(path: Option<&Path>, threads: NonZeroUsize) -> Result<Package, Failure> {
+    let path = file(path)?;
     Package::open_checked(&path, threads)
         .with_context(|| format!("{} is not a package that can be run", path.display()))
         .or_exit(Exit::Configuration)
