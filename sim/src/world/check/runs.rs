@@ -144,7 +144,16 @@ impl Runs {
         counts: &mut Counts,
     ) -> Held {
         let run = self.of.get(&job).and_then(|runs| runs.get(&epoch));
-        let node = run.ok_or_else(|| Broken::new("a run is taken back that never was"))?.node;
+        let run = run.ok_or_else(|| Broken::new("a run is taken back that never was"))?;
+        let purpose = Purpose::Lease { job, epoch };
+        let is_forfeit =
+            |posting: &&Posting| matches!(posting, Posting::Forfeit { purpose: what, .. } if *what == purpose);
+        let forfeits: Vec<_> = batch.postings.iter().filter(is_forfeit).collect();
+        // Of several who have layers of a run, one takes it back.
+        let node = match forfeits[..] {
+            [Posting::Forfeit { node, .. }] if run.members.contains(node) => *node,
+            _ => run.node,
+        };
         let name = match party(parties, &node)?.role {
             Role::Honest => return Err(Broken::verdict(format!("a run of the honest {node} is taken back"))),
             Role::Faulty => "faulty machine",
@@ -153,14 +162,9 @@ impl Runs {
         *counts.retractions.entry(name.to_owned()).or_default() += 1;
         self.falls(job, epoch);
         self.retracted.insert((job, epoch));
-        let purpose = Purpose::Lease { job, epoch };
-        let is_forfeit = |posting: &Posting| match posting {
-            Posting::Forfeit { node: of, purpose: what, .. } => (*of, *what) == (node, purpose),
-            _ => false,
-        };
         let lost = self.held.get(&(node, purpose)).copied().unwrap_or_default();
         let least = price_of_retraction(&jobs.get(&job).spec);
-        if batch.postings.iter().filter(|posting| is_forfeit(posting)).count() != 1 || lost < least {
+        if forfeits.len() != 1 || lost < least {
             return Err(Broken::new(format!("a run is taken back for {lost} credits, where {least} are the least")));
         }
         Ok(())
