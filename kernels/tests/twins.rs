@@ -21,8 +21,12 @@ fn assert_twins(folder: &str, extension: &str, others: &[&str]) {
 #[test]
 fn every_op_has_all_its_twins() {
     assert_twins("src/reference", ".rs", &["mod", "normalize"]);
-    assert_twins("src/cpu", ".rs", &["decode", "mod", "normalize", "packed", "path", "softmax", "table", "threads"]);
-    assert_twins("cuda", ".cu", &["append", "chunks", "matmul_mma"]);
+    assert_twins(
+        "src/cpu",
+        ".rs",
+        &["decode", "mod", "normalize", "packed", "path", "pool", "softmax", "table", "threads"],
+    );
+    assert_twins("cuda", ".cu", &["append", "attention_mma", "chunks", "matmul_mma", "matmul_wgmma", "row_steps"]);
     assert_twins("vectors", ".json", &["fixed"]);
 }
 
