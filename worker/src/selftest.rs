@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::Backend;
 use lockstep_protocol::limits::WORKER_UNPROVEN_RUNS;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::batch::Key;
 use crate::error::WorkerError;
@@ -62,34 +63,38 @@ impl SelfTest {
         }
     }
 
-    /// Tests the machine, unless a test that began after this call has passed meanwhile.
-    ///
-    /// # Errors
-    /// The backend is not exact any more, or does not work.
-    pub async fn test(&self, store: &Store) -> Result<(), WorkerError> {
+    /// Tests the machine, unless a test that began after this call has passed meanwhile. Returns whether it is exact; where it
+    /// is not, or does not work, `alarm` has the reason before anybody else hears of it.
+    pub async fn test(&self, store: &Store, alarm: &UnboundedSender<WorkerError>) -> bool {
         let asked = Instant::now();
         let _turn = self.turn.lock().await;
         if self.state().good >= asked {
-            return Ok(());
+            return true;
         }
         let began = Instant::now();
         let damaged = store.check_all().await;
         let (backend, events) = (Arc::clone(&self.backend), self.events.clone());
         let answers = blocking(move || preflight::answers(&*backend, &events)).await;
         let answers = answers.unwrap_or_else(|failure| Err(WorkerError::Internal(failure.reason)));
-        match &answers {
+        let failed = match answers {
             Ok(()) => {
                 let mut state = self.state();
                 state.good = began;
                 state.unproven.retain(|(_, at)| *at >= began);
                 self.events.emit(Event::SelfTested { damaged });
+                return true;
             }
-            Err(error @ WorkerError::Backend(_)) => {
-                self.events.emit(Event::DeviceLost { backend: self.backend.name(), reason: error.to_string() });
-            }
-            Err(error) => self.events.emit(Event::SelfTestFailed { reason: error.to_string() }),
-        }
-        answers
+            Err(error) => error,
+        };
+        let reason = failed.to_string();
+        let event = match failed {
+            WorkerError::Backend(_) => Event::DeviceLost { backend: self.backend.name(), reason },
+            _ => Event::SelfTestFailed { reason },
+        };
+        // A session that is over is followed by another, or by the end.
+        let _ = alarm.send(failed);
+        self.events.emit(event);
+        false
     }
 
     /// Takes the runs that were signed since the last good test off the list.

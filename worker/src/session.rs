@@ -172,8 +172,17 @@ impl Session {
         }
     }
 
-    /// Serves until the connection is over or the worker drained.
+    /// Serves until the connection is over, the worker drained or its machine failed a test.
     pub async fn serve(mut self) -> Result<End, WorkerError> {
+        let ended = self.until_over().await;
+        match self.alarms.try_recv() {
+            // The connection ended in the same moment: that is no reason to go on with such a machine.
+            Ok(failed) if ended.is_ok() => Err(self.take_back(failed).await),
+            _ => ended,
+        }
+    }
+
+    async fn until_over(&mut self) -> Result<End, WorkerError> {
         loop {
             if self.is_drained() {
                 close(&self.connection, Close::Done, "drained");
@@ -345,10 +354,7 @@ impl Session {
         self.next_test = self.shared.config.self_test.map(|period| Instant::now() + period);
         let (shared, alarm) = (Arc::clone(&self.shared), self.alarm.clone());
         self.tasks.spawn(async move {
-            if let Err(error) = shared.self_test.test(&shared.store).await {
-                // A session that is over is followed by another, or by the end.
-                let _ = alarm.send(error);
-            }
+            shared.self_test.test(&shared.store, &alarm).await;
             (None, Ok(()))
         });
     }
@@ -404,9 +410,8 @@ impl Session {
         let alarm = Some(self.alarm.clone()).filter(|_| moves == 0 && shared.config.self_test.is_some());
         let playing = async move {
             if let Some(alarm) = alarm
-                && let Err(error) = shared.self_test.test(&shared.store).await
+                && !shared.self_test.test(&shared.store, &alarm).await
             {
-                let _ = alarm.send(error);
                 return (None, Ok(()));
             }
             dispute::play(shared, connection, outbox, ask, flag).await;
