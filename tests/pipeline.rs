@@ -311,16 +311,20 @@ fn a_worker_that_lies_about_its_layer_is_the_one_that_is_convicted() {
         let judged = run_json(other.arg(&file));
         assert_eq!(judged["kind"], "proven", "{judged}");
     }
-    // The others are still there, and so are their bonds.
-    let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
-    assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.contains(&key));
-    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
-    let lines = ledger["history"].as_array().expect("a list");
-    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
-    assert_eq!(forfeits, [key.as_str()]);
+    alone_loses(&world, &key);
     liar.abort();
     // It was put out, which is no news here.
     let _ = runtime.block_on(liar.wait());
+}
+
+/// The others are still there, and so are their bonds.
+fn alone_loses(world: &World, key: &str) {
+    let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
+    assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.iter().any(|here| here == key));
+    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
+    let lines = ledger["history"].as_array().expect("a list");
+    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
+    assert_eq!(forfeits, [key]);
 }
 
 /// A worker of a pipeline that computes nothing: it gets the first layers, and hands rows over of which it signs another root than
@@ -407,12 +411,7 @@ fn a_worker_that_signs_a_wrong_hand_over_is_the_one_that_is_convicted() {
     runtime.block_on(liar).expect("it was put out, and nothing else");
     let crew = world.verify(&receipt);
     assert!(crew.len() == 2 && !crew.contains(&key), "{receipt}");
-    let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
-    assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.contains(&key));
-    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
-    let lines = ledger["history"].as_array().expect("a list");
-    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
-    assert_eq!(forfeits, [key.as_str()]);
+    alone_loses(&world, &key);
     let (code, proof) = world.coordinator.get(&format!("/v1/log/proof?job={job}&access={access}"));
     assert!(code == 200 && proof.contains("handed_over_wrong"), "{proof}");
 }

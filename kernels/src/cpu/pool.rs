@@ -126,10 +126,13 @@ impl<'a> Published<'a> {
 impl Drop for Published<'_> {
     fn drop(&mut self) {
         self.shared.gate.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut turns = 0;
+        let mut turns = 0..PATIENCE;
         // Acquire: what the helpers wrote is seen from here on.
         while self.shared.gate.load(Ordering::Acquire) != 0 {
-            turns = wait(turns, PATIENCE);
+            match turns.next() {
+                Some(_) => std::hint::spin_loop(),
+                None => std::thread::yield_now(),
+            }
         }
     }
 }
@@ -192,16 +195,6 @@ impl Shared {
         }
         self.gate.fetch_sub(1, Ordering::Release);
     }
-}
-
-/// One turn of waiting: on this core for a while, then leaving it to others. Returns the number of turns so far.
-fn wait(turns: u32, patience: u32) -> u32 {
-    if turns < patience {
-        std::hint::spin_loop();
-        return turns.wrapping_add(1);
-    }
-    std::thread::yield_now();
-    turns
 }
 
 /// What is behind these locks is whole at every instant, whoever panicked.
