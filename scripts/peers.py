@@ -3,18 +3,20 @@
     cargo build --release
     python -m venv peers && CMAKE_ARGS=-DGGML_NATIVE=ON peers/bin/pip install --no-binary llama-cpp-python \\
         -r scripts/peers_requirements.txt
-    peers/bin/python scripts/peers.py --shapes smollm2-135m tinyllama-1.1b --minilm minilm-w8.lsp
+    peers/bin/python scripts/peers.py --shapes smollm2-135m tinyllama-1.1b --minilm minilm-w8.lsp minilm-w16.lsp
 
 Decoders: random weights at a model's shape, ours by `lockstep synth`, llama.cpp's as a GGUF file of the same dimensions
 (Q8_0 beside w8, BF16 beside w16). A prefill reads 512 tokens, a decode makes 128 from an empty cache. Encoders: a BERT of
-MiniLM's shape in onnxruntime, with its own fused operators, as float32 and with dynamic int8, beside a package that
-`lockstep import` made. Ours commits to every layer at every point.
+MiniLM's shape in onnxruntime, with its own fused operators, as float32 and with dynamic int8, and where PyTorch is
+installed too (`-r scripts/requirements-torch.txt`) as transformers runs it there, beside packages that `lockstep import`
+made. Ours commits to every layer at every point.
 
 Rounds alternate between the engines, and medians are compared, so that a load which lasts hits both alike.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import statistics
@@ -203,6 +205,7 @@ def result(what: str, peer: str, ours: str, unit: str, theirs: list, own: list, 
 
 
 HIDDEN, LAYERS, HEADS, FFN, TOKENS = 384, 6, 12, 1536, 128
+WITH_TORCH = all(importlib.util.find_spec(module) for module in ["torch", "transformers"])
 
 
 def write_onnx(path: Path) -> None:
@@ -246,6 +249,16 @@ def write_onnx(path: Path) -> None:
     save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
 
 
+def rate(run, batch: int) -> float:
+    """Sequences a second of a function that reads a batch."""
+    run()
+    passes = max(1, 32 // batch)
+    start = time.perf_counter()
+    for _ in range(passes):
+        run()
+    return passes * batch / (time.perf_counter() - start)
+
+
 class Onnx:
     """onnxruntime on a model file."""
 
@@ -259,16 +272,31 @@ class Onnx:
     def rate(self, batch: int) -> float:
         """Sequences a second."""
         x = np.random.default_rng(2).standard_normal((batch, TOKENS, HIDDEN), dtype=np.float32)
-        self.session.run(None, {"x": x})
-        passes = max(1, 32 // batch)
-        start = time.perf_counter()
-        for _ in range(passes):
-            self.session.run(None, {"x": x})
-        return passes * batch / (time.perf_counter() - start)
+        return rate(lambda: self.session.run(None, {"x": x}), batch)
 
 
-def compare_encoder(options, folder: Path) -> list[dict]:
-    """Rounds of onnxruntime, as float32 and with dynamic int8, and of a package of ours."""
+class Torch:
+    """transformers' BERT on PyTorch."""
+
+    def __init__(self, threads: int, kind: str):
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        config = transformers.BertConfig(hidden_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+                                         intermediate_size=FFN)
+        self.torch = torch
+        self.model = transformers.BertModel(config, add_pooling_layer=False).eval().to(getattr(torch, kind))
+
+    def rate(self, batch: int) -> float:
+        """Sequences a second."""
+        tokens = self.torch.arange(batch * TOKENS).reshape(batch, TOKENS)
+        with self.torch.inference_mode():
+            return rate(lambda: self.model(tokens).last_hidden_state.mean(1), batch)
+
+
+def encoders(options, folder: Path) -> dict:
+    """The peers by name, each with a `rate`."""
     from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -277,20 +305,32 @@ def compare_encoder(options, folder: Path) -> list[dict]:
     # Types do not follow through operators that ONNX itself does not know.
     quantize_dynamic(path, int8, weight_type=QuantType.QInt8, extra_options={"DefaultTensorType": TensorProto.FLOAT})
     peers = {"onnxruntime float32": Onnx(path, options.threads), "onnxruntime int8": Onnx(int8, options.threads)}
+    if WITH_TORCH:
+        peers |= {f"PyTorch {kind}": Torch(options.threads, kind) for kind in ["float32", "bfloat16"]}
+    return peers
+
+
+def compare_encoder(options, folder: Path) -> list[dict]:
+    """Rounds of all peers and of our packages."""
+    peers = encoders(options, folder)
     rows = []
     for batch in [1, 32]:
-        theirs, own, shares = {name: [] for name in peers}, [], []
+        theirs = {name: [] for name in peers}
+        own, shares = ({package: [] for package in options.minilm} for _ in range(2))
         for number in range(options.rounds):
             print(f"MiniLM, batch {batch}: round {number + 1} of {options.rounds}", file=sys.stderr)
             for name, peer in peers.items():
                 theirs[name].append(peer.rate(batch))
-            [row] = lockstep(options.lockstep, "bench", "embed", "--package", str(options.minilm), "--batch", str(batch),
-                             "--tokens", str(TOKENS), "--passes", "5", "--threads", str(options.threads))
-            own.append(row["sequences_per_second"])
-            shares.append(row["commit_share"])
-        share = statistics.median(shares)
+            for package in options.minilm:
+                [row] = lockstep(options.lockstep, "bench", "embed", "--package", str(package), "--batch", str(batch),
+                                 "--tokens", str(TOKENS), "--passes", "5", "--threads", str(options.threads))
+                own[package].append(row["sequences_per_second"])
+                shares[package].append(row["commit_share"])
         name = f"MiniLM, {TOKENS} tokens, batch {batch}"
-        rows += [result(name, peer, options.minilm.stem, "sequences/s", theirs[peer], own, share) for peer in peers]
+        rows += [
+            result(name, peer, package.stem, "sequences/s", theirs[peer], own[package], statistics.median(shares[package]))
+            for package in options.minilm for peer in peers
+        ]
     return rows
 
 
@@ -320,7 +360,8 @@ def main() -> None:
     parser.add_argument("--lockstep", type=Path, default=Path(__file__).parent.parent / "target/release/lockstep")
     parser.add_argument("--shapes", nargs="*", choices=sorted(SHAPES), default=["smollm2-135m"])
     parser.add_argument("--weights", nargs="*", choices=sorted(FORMATS), default=["w8"])
-    parser.add_argument("--minilm", type=Path, help="package of all-MiniLM-L6-v2; without it encoders are left out")
+    parser.add_argument("--minilm", type=Path, nargs="*", default=[],
+                        help="packages of all-MiniLM-L6-v2; without any encoders are left out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of the table")
@@ -336,7 +377,10 @@ def main() -> None:
         for row in rows:
             print(json.dumps(row))
         return
-    engines = ([version("llama-cpp-python")] if options.shapes else []) + ([version("onnxruntime")] if options.minilm else [])
+    modules = ["llama-cpp-python"] * bool(options.shapes)
+    if options.minilm:
+        modules += ["onnxruntime"] + ["torch", "transformers"] * WITH_TORCH
+    engines = [version(module) for module in modules]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{time.strftime('%Y-%m-%d', time.gmtime())}, {options.threads} thread{'s' * (options.threads > 1)}, medians of {options.rounds} rounds; "
           f"{', '.join(engines)}; load averages at the end {load}\n")
