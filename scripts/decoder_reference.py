@@ -23,6 +23,8 @@ FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2
             "qwen3": "Qwen3ForCausalLM"}
 # Standard deviation of the logits: the float model foresees its texts as well as if it were a trained one.
 SPREAD = 2.0
+# Standard deviation of all matrices of a model as transformers initialises it; its biases are 0, its norms 1.
+INITIAL = 0.02
 
 
 def case(family, head_dim, heads, kv, hidden, inner, layers, vocab, length, positions=None, **more):
@@ -32,7 +34,7 @@ def case(family, head_dim, heads, kv, hidden, inner, layers, vocab, length, posi
         vocab_size=vocab, max_position_embeddings=positions or length, rms_norm_eps=1e-5, hidden_act="silu",
         tie_word_embeddings=False, rope_theta=10000.0, bos_token_id=None, eos_token_id=3)
     test = {"length": length, "dtype": more.pop("dtype", "f32"), "shards": more.pop("shards", 1),
-            "spike": more.pop("spike", 0.0), "key_bias": more.pop("key_bias", 0.3)}
+            "spike": more.pop("spike", 0.0), "key_bias": more.pop("key_bias", 0.3), "initial": False}
     config.update(more)
     return config, test
 
@@ -73,8 +75,10 @@ CASES = {
     "qwen3-80-8": case("qwen3", 80, 8, 1, 168, 392, 2, 773, 383, dtype="bf16", rope_scaling=llama3(4.0, 96)),
     "qwen3-128-3": case("qwen3", 128, 6, 2, 96, 256, 2, 997, 1409, 1500, tie_word_embeddings=True, dtype="bf16",
                         rope_theta=1000000.0, rope_scaling=yarn(4.0, 375)),
-    "spike": case("llama", 24, 4, 4, 96, 256, 3, 271, 311, spike=3000.0),
 }
+# The same shapes as transformers initialises them.
+CASES |= {f"{name}-initial": (config, test | {"initial": True}) for name, (config, test) in CASES.items()}
+CASES["spike"] = case("llama", 24, 4, 4, 96, 256, 3, 271, 311, spike=3000.0)
 
 
 class Draws:
@@ -97,20 +101,21 @@ class Draws:
 
 
 def weights(name, config, test):
-    draws = Draws(name)
+    draws, initial = Draws(name), test["initial"]
     d, inner = config["hidden_size"], config["intermediate_size"]
     q, k = (config[n] * config["head_dim"] for n in ("num_attention_heads", "num_key_value_heads"))
     qkv_bias = config["model_type"] == "qwen2" or config.get("attention_bias", False)
     tied = config["tie_word_embeddings"]
-    out = {"model.embed_tokens.weight": draws.normal(SPREAD / math.sqrt(d) if tied else 0.6, (config["vocab_size"], d))}
+    embedding = INITIAL if initial else SPREAD / math.sqrt(d) if tied else 0.6
+    out = {"model.embed_tokens.weight": draws.normal(embedding, (config["vocab_size"], d))}
 
     def linear(name, rows, cols, gain, bias, bias_gain=0.3):
-        out[name + ".weight"] = draws.normal(gain / math.sqrt(cols), (rows, cols))
+        out[name + ".weight"] = draws.normal(INITIAL if initial else gain / math.sqrt(cols), (rows, cols))
         if bias:
-            out[name + ".bias"] = draws.normal(bias_gain, (rows,))
+            out[name + ".bias"] = np.zeros(rows) if initial else draws.normal(bias_gain, (rows,))
 
     def norm(name, width):
-        out[name + ".weight"] = 1 + draws.normal(0.25, (width,))
+        out[name + ".weight"] = np.ones(width) if initial else 1 + draws.normal(0.25, (width,))
 
     for l in range(config["num_hidden_layers"]):
         p = f"model.layers.{l}."

@@ -33,28 +33,26 @@ struct Limits {
     text: f64,
     /// Perplexity that texts of the float model have on average, more than with the float model itself, in percent.
     expected: f64,
-    /// The same of the model whose head is divided by [`FLATTER`], which changes no code.
-    flat: f64,
 }
 
-/// Leaves logits of a deviation of 0.5, twice what transformers' own initialisation gives at these widths.
-const FLATTER: f64 = 4.0;
-
-/// What each package keeps to. The targets of perplexity are 0.02% in w16, and in w8 0.1%, which random models with logits
-/// as far apart as a trained one's miss: Gaussian weights are the hardest for 8 bits, and nothing about random inputs helps to
-/// round them. In one model the keys have biases a hundred times those of the others, in another a channel of the
-/// residual stream is a thousand times the others, which then have few bits left of 16: both have rare rows that come out
-/// worse.
+/// What each package keeps to. The targets of perplexity are 0.02% in w16, and in w8 0.1%: models as transformers initialises
+/// them (`-initial`) meet both. The others have logits as far apart as a trained model's, and in w8 miss the target: Gaussian
+/// weights are the hardest for 8 bits, and nothing about random inputs helps to round them. In one model the keys have biases
+/// a hundred times those of the others, in another a channel of the residual stream is a thousand times the others, which
+/// then have few bits left of 16: both have rare rows that come out worse.
 fn limits(name: &str, weights: WeightMode) -> Limits {
-    let [error, worst, other_top, text, expected, flat] = match (weights, name) {
-        (WeightMode::W16, "qwen2-80-1") => [0.01, 0.25, 0.01, 0.05, 0.02, 0.002],
-        (WeightMode::W16, "spike") => [0.03, 1.5, 0.01, 0.5, 0.15, 0.01],
-        (WeightMode::W16, _) => [0.0025, 0.03, 0.01, 0.02, 0.002, 0.001],
-        (WeightMode::W8, "qwen2-80-1") => [0.2, 3.0, 0.2, 8.0, 6.0, 0.5],
-        (WeightMode::W8, "spike") => [0.2, 6.0, 0.05, 1.0, 3.0, 0.3],
-        (WeightMode::W8, _) => [0.08, 0.8, 0.15, 1.5, 1.0, 0.1],
+    let initial = name.ends_with("-initial");
+    let [error, worst, other_top, text, expected] = match (weights, name) {
+        (WeightMode::W16, _) if initial => [0.0025, 0.03, 0.01, 0.02, 0.02],
+        (WeightMode::W16, "qwen2-80-1") => [0.01, 0.25, 0.01, 0.05, 0.02],
+        (WeightMode::W16, "spike") => [0.03, 1.5, 0.01, 0.5, 0.15],
+        (WeightMode::W16, _) => [0.0025, 0.03, 0.01, 0.02, 0.002],
+        (WeightMode::W8, _) if initial => [0.08, 0.8, 0.15, 0.1, 0.1],
+        (WeightMode::W8, "qwen2-80-1") => [0.2, 3.0, 0.2, 8.0, 6.0],
+        (WeightMode::W8, "spike") => [0.2, 6.0, 0.05, 1.0, 3.0],
+        (WeightMode::W8, _) => [0.08, 0.8, 0.15, 1.5, 1.0],
     };
-    Limits { error, worst, other_top, text, expected, flat }
+    Limits { error, worst, other_top, text, expected }
 }
 
 impl Limits {
@@ -67,7 +65,6 @@ impl Limits {
             ("other top", found.other_top, self.other_top),
             ("text", found.text.abs(), self.text),
             ("expected", found.expected.abs(), self.expected),
-            ("flat", found.flat.abs(), self.flat),
         ];
         checks.iter().filter(|(_, value, limit)| value >= limit).map(|(name, ..)| *name).collect()
     }
@@ -100,7 +97,6 @@ struct Distance {
     other_top: f64,
     text: f64,
     expected: f64,
-    flat: f64,
     saturations: u64,
 }
 
@@ -141,15 +137,13 @@ impl Reference {
             let row = rows[*position];
             self.float.columns.iter().zip(kept).map(move |(column, logit)| (row[*column] - logit).abs())
         });
-        // Of the text, of all that the float model might have written instead, and of that with a flatter head.
-        let (mut nll, mut cross, mut flat) = (0.0, 0.0, 0.0);
+        // Of the text, and of all that the float model might have written instead.
+        let (mut nll, mut cross) = (0.0, 0.0);
         for ((row, float), next) in rows.iter().zip(self.logits.chunks_exact(vocab)).zip(&text[1..]) {
             let ours = log_softmax(row.iter().copied());
             let theirs = log_softmax(float.iter().map(|x| f64::from(*x)));
             nll -= ours[*next as usize];
             cross += cross_entropy(&theirs, &ours);
-            let [theirs, ours] = [theirs, ours].map(|row| log_softmax(row.into_iter().map(|x| x / FLATTER)));
-            flat += cross_entropy(&theirs, &ours) - cross_entropy(&theirs, &theirs);
         }
         let percent = |nll: f64, float: f64| 100.0 * (nll / (text.len() - 1) as f64 - float).exp_m1();
         let deviation = self.float.deviation;
@@ -160,7 +154,6 @@ impl Reference {
             other_top: other_tops as f64 / text.len() as f64,
             text: percent(nll, self.float.mean_nll),
             expected: percent(cross, self.float.mean_entropy),
-            flat: percent(flat, 0.0),
             saturations,
         }
     }
@@ -230,11 +223,9 @@ fn references(out: &Path) -> Option<Vec<Reference>> {
 fn packages_keep_to_transformers_in_logits_and_perplexity() {
     let out = TempDir::new().unwrap();
     let Some(references) = references(out.path()) else { return };
-    assert!(references.len() >= 16);
-    println!(
-        "| model | tokens | perplexity | package | logit error | worst | other top-1 | text | expected | flatter |"
-    );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    assert!(references.len() >= 32);
+    println!("| model | tokens | perplexity | package | logit error | worst | other top-1 | text | expected |");
+    println!("|---|---|---|---|---|---|---|---|---|");
     let mut broken = Vec::new();
     for reference in references {
         for weights in [WeightMode::W16, WeightMode::W8] {
@@ -242,14 +233,13 @@ fn packages_keep_to_transformers_in_logits_and_perplexity() {
             let found = reference.distance(&package);
             let (name, tokens) = (&reference.name, reference.float.text.len());
             println!(
-                "| {name} | {tokens} | {:.2} | {weights} | {:.3}% | {:.2}% | {:.2}% | {:+.4}% | {:+.4}% | {:+.4}% |",
+                "| {name} | {tokens} | {:.2} | {weights} | {:.3}% | {:.2}% | {:.2}% | {:+.4}% | {:+.4}% |",
                 reference.float.mean_nll.exp(),
                 100.0 * found.error,
                 100.0 * found.worst,
                 100.0 * found.other_top,
                 found.text,
                 found.expected,
-                found.flat,
             );
             let wrong = limits(name, weights).broken_by(&found);
             broken.extend((!wrong.is_empty()).then(|| format!("{name} {weights}: {wrong:?}, {found:?}")));
