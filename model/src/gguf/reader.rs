@@ -32,6 +32,8 @@ pub(super) enum Value<'a> {
     Texts(Vec<&'a str>),
     /// Integers.
     Integers(Vec<i128>),
+    /// Floats in single precision.
+    Reals(Vec<f32>),
     /// A list of something else, which nothing here needs.
     Skipped,
 }
@@ -232,7 +234,8 @@ impl<'a> Cursor<'a> {
         let count = count.ok_or("is a list that is longer than the header")?;
         match kind {
             8 => Ok(Value::Texts((0..count).map(|_| self.text()).collect::<Result<_, _>>()?)),
-            6 | 7 | 12 => self.take(count * least).map(|_| Value::Skipped),
+            6 => Ok(Value::Reals((0..count).map(|_| self.array().map(f32::from_le_bytes)).collect::<Result<_, _>>()?)),
+            7 | 12 => self.take(count * least).map(|_| Value::Skipped),
             _ => {
                 let integer = |value| match value {
                     Value::Integer(n) => n,

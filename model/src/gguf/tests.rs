@@ -9,7 +9,7 @@ use super::writer::Writer;
 fn sound() -> Writer {
     let mut file = Writer::default();
     file.text("general.architecture", "llama").u32("llama.block_count", 2).f32("llama.eps", 1e-5).bool("flag", true);
-    file.texts("tokens", &["a".into(), "bc".into()]).i32s("kinds", &[1, -3]);
+    file.texts("tokens", &["a".into(), "bc".into()]).i32s("kinds", &[1, -3]).f32s("scores", &[-1.5]);
     file.tensor("one", &[2, 3], 0, vec![7; 24]).tensor("two", &[2, 32], 8, vec![1; 68]).tensor(
         "three",
         &[5],
@@ -46,6 +46,7 @@ fn a_sound_file_is_read() {
     assert_eq!(contents.metadata["flag"], Value::Bool(true));
     assert_eq!(contents.metadata["tokens"], Value::Texts(vec!["a", "bc"]));
     assert_eq!(contents.metadata["kinds"], Value::Integers(vec![1, -3]));
+    assert_eq!(contents.metadata["scores"], Value::Reals(vec![-1.5]));
     let two = &contents.tensors["two"];
     assert_eq!((two.kind, two.shape.as_slice(), two.bytes.len()), (Kind::Q8_0, &[2, 32][..], 68));
     assert_eq!(bytes[two.bytes.clone()], [1; 68]);

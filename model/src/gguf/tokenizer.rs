@@ -1,5 +1,7 @@
 //! The tokenizer in the keys of a GGUF file as the `tokenizer.json` that splits every text the same way.
 
+mod sentencepiece;
+
 use std::collections::BTreeSet;
 
 use lockstep_protocol::limits::{MAX_STOP_TOKENS, MAX_TEMPLATE_BYTES};
@@ -10,9 +12,11 @@ use super::reader::Value;
 
 /// Kinds in `tokenizer.ggml.token_type`.
 const NORMAL: i128 = 1;
+const UNKNOWN: i128 = 2;
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
 const UNUSED: i128 = 5;
+const BYTE: i128 = 6;
 
 /// How one family splits a text before byte pairs are merged.
 struct Splitting {
@@ -46,48 +50,93 @@ const SPLITTINGS: [Splitting; 4] = [
 
 /// The bytes of `tokenizer.json`.
 pub(super) fn json(keys: &Keys<'_>) -> Result<Vec<u8>, Refusal> {
-    let splitting = splitting(keys)?;
-    let tokens = texts(keys, "tokenizer.ggml.tokens")?;
-    let merges = texts(keys, "tokenizer.ggml.merges")?;
-    let kinds = match keys.get("tokenizer.ggml.token_type") {
-        None => vec![NORMAL; tokens.len()],
-        Some(Value::Integers(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
-        Some(_) => return Err(malformed("tokenizer.ggml.token_type does not go with the tokens")),
+    let file = match text(keys, "tokenizer.ggml.model") {
+        Some("gpt2") => byte_pairs(keys)?,
+        Some("llama") => sentencepiece::json(keys)?,
+        Some(other) => {
+            let what = format!("the tokenizer {other:?} in a GGUF file: only \"gpt2\" and \"llama\" are");
+            return Err(Refusal::Unsupported(what));
+        }
+        None => return Err(malformed("tokenizer.ggml.model is missing")),
     };
-    let mut vocabulary = Map::new();
-    let mut added = Vec::new();
-    for (id, (token, kind)) in tokens.iter().zip(&kinds).enumerate() {
-        match *kind {
-            NORMAL => {}
-            CONTROL | USER_DEFINED => added.push(json!({
-                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": *kind == CONTROL,
-            })),
-            // Rows that pad the embedding table: no text becomes one of them.
-            UNUSED => continue,
-            other => {
-                return Err(Refusal::Unsupported(format!("token {id} of kind {other} in a byte-level vocabulary")));
+    serde_json::to_vec(&file).map_err(|e| malformed(&e.to_string()))
+}
+
+/// What a file lists, by id.
+struct Vocabulary<'a> {
+    tokens: Vec<&'a str>,
+    kinds: Vec<i128>,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(keys: &Keys<'a>) -> Result<Self, Refusal> {
+        let tokens = texts(keys, "tokenizer.ggml.tokens")?;
+        let kinds = match keys.get("tokenizer.ggml.token_type") {
+            None => vec![NORMAL; tokens.len()],
+            Some(Value::Integers(kinds)) if kinds.len() == tokens.len() => kinds.clone(),
+            Some(_) => return Err(malformed("tokenizer.ggml.token_type does not go with the tokens")),
+        };
+        Ok(Self { tokens, kinds })
+    }
+
+    /// `(id, token, kind)` of all that are in use: the others pad the embedding table, and no text becomes one of them.
+    fn used(&self) -> impl Iterator<Item = (usize, &'a str, i128)> {
+        let all = self.tokens.iter().zip(&self.kinds).enumerate().map(|(id, (token, kind))| (id, *token, *kind));
+        all.filter(|(.., kind)| *kind != UNUSED)
+    }
+
+    /// Ids by token.
+    fn ids(&self) -> Result<Map<String, Json>, Refusal> {
+        let mut ids = Map::new();
+        for (id, token, _) in self.used() {
+            if ids.insert(token.to_owned(), json!(id)).is_some() {
+                return Err(malformed(&format!("token {token:?} is there twice")));
             }
         }
-        if vocabulary.insert((*token).to_owned(), json!(id)).is_some() {
-            return Err(malformed(&format!("token {token:?} is there twice")));
-        }
+        Ok(ids)
+    }
+
+    /// Tokens that are found in a text as they stand, before it is split.
+    fn added(&self) -> Vec<Json> {
+        let added = self.used().filter(|(.., kind)| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
+        let added = added.map(|(id, token, kind)| {
+            json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": kind != USER_DEFINED,
+            })
+        });
+        added.collect()
+    }
+}
+
+/// Byte pairs over the byte-level alphabet.
+fn byte_pairs(keys: &Keys<'_>) -> Result<Json, Refusal> {
+    let (splitting, vocabulary) = (splitting(keys)?, Vocabulary::read(keys)?);
+    let merges = texts(keys, "tokenizer.ggml.merges")?;
+    if let Some((id, _, kind)) = vocabulary.used().find(|t| ![NORMAL, CONTROL, USER_DEFINED].contains(&t.2)) {
+        return Err(Refusal::Unsupported(format!("token {id} of kind {kind} in a byte-level vocabulary")));
     }
     let merges = merges.iter().map(|merge| pair(merge)).collect::<Result<Vec<_>, _>>()?;
-    let file = json!({
+    Ok(json!({
         "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": added,
+        "added_tokens": vocabulary.added(),
         "normalizer": splitting.composed.then(|| json!({"type": "NFC"})),
         "pre_tokenizer": pre_tokenizer(splitting),
-        "post_processor": post_processor(keys, &tokens)?,
+        "post_processor": post_processor(keys, &vocabulary.tokens, false)?,
         "decoder": byte_level(true),
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": splitting.ignore_merges, "vocab": vocabulary, "merges": merges,
+            "ignore_merges": splitting.ignore_merges, "vocab": vocabulary.ids()?, "merges": merges,
         },
-    });
-    serde_json::to_vec(&file).map_err(|e| malformed(&e.to_string()))
+    }))
+}
+
+fn text<'a>(keys: &Keys<'a>, key: &str) -> Option<&'a str> {
+    match keys.get(key) {
+        Some(Value::Text(text)) => Some(*text),
+        _ => None,
+    }
 }
 
 fn malformed(what: &str) -> Refusal {
@@ -95,24 +144,8 @@ fn malformed(what: &str) -> Refusal {
 }
 
 fn splitting(keys: &Keys<'_>) -> Result<&'static Splitting, Refusal> {
-    let text = |key: &str| match keys.get(key) {
-        Some(Value::Text(text)) => Some(*text),
-        _ => None,
-    };
-    match text("tokenizer.ggml.model") {
-        Some("gpt2") => {}
-        Some("llama") => {
-            let what = "the SentencePiece tokenizer \"llama\" in a GGUF file: import the Hugging Face folder, which has its \
-                        tokenizer.json";
-            return Err(Refusal::Unsupported(what.into()));
-        }
-        Some(other) => {
-            return Err(Refusal::Unsupported(format!("the tokenizer {other:?} in a GGUF file: only \"gpt2\" is")));
-        }
-        None => return Err(malformed("tokenizer.ggml.model is missing")),
-    }
     // Without the key nobody can know how words are split, and a guess would be another model.
-    let pre = text("tokenizer.ggml.pre").ok_or_else(|| malformed("tokenizer.ggml.pre is missing"))?;
+    let pre = text(keys, "tokenizer.ggml.pre").ok_or_else(|| malformed("tokenizer.ggml.pre is missing"))?;
     let found = SPLITTINGS.iter().find(|s| s.names.contains(&pre));
     found.ok_or_else(|| {
         let known: Vec<&str> = SPLITTINGS.iter().flat_map(|s| s.names).copied().collect();
@@ -149,15 +182,23 @@ fn pre_tokenizer(splitting: &Splitting) -> Json {
     json!({"type": "Sequence", "pretokenizers": [first, byte_level(splitting.pattern.is_empty())]})
 }
 
-/// A token before or behind every text, where the file asks for it.
-fn post_processor(keys: &Keys<'_>, tokens: &[&str]) -> Result<Json, Refusal> {
+/// A truth value, or what it is where the file does not say.
+fn flag(keys: &Keys<'_>, name: &str, default: bool) -> Result<bool, Refusal> {
+    let key = format!("tokenizer.ggml.{name}");
+    match keys.get(&key) {
+        None => Ok(default),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(malformed(&format!("{key} is no truth value"))),
+    }
+}
+
+/// A token before or behind every text, where the file asks for it. `begins`: whether one stands before a text where
+/// the file does not say.
+fn post_processor(keys: &Keys<'_>, tokens: &[&str], begins: bool) -> Result<Json, Refusal> {
     let mut special = Map::new();
-    let mut piece = |flag: &str, id: &str| -> Result<Option<Json>, Refusal> {
-        let flag = format!("tokenizer.ggml.{flag}");
-        match keys.get(&flag) {
-            None | Some(Value::Bool(false)) => return Ok(None),
-            Some(Value::Bool(true)) => {}
-            Some(_) => return Err(malformed(&format!("{flag} is no truth value"))),
+    let mut piece = |name: &str, id: &str, default: bool| -> Result<Option<Json>, Refusal> {
+        if !flag(keys, name, default)? {
+            return Ok(None);
         }
         let key = format!("tokenizer.ggml.{id}");
         let id = integer(&key, keys.get(&key))?;
@@ -166,7 +207,8 @@ fn post_processor(keys: &Keys<'_>, tokens: &[&str]) -> Result<Json, Refusal> {
         special.insert((*token).to_owned(), json!({"id": token, "ids": [id], "tokens": [token]}));
         Ok(Some(json!({"SpecialToken": {"id": token, "type_id": 0}})))
     };
-    let (before, behind) = (piece("add_bos_token", "bos_token_id")?, piece("add_eos_token", "eos_token_id")?);
+    let before = piece("add_bos_token", "bos_token_id", begins)?;
+    let behind = piece("add_eos_token", "eos_token_id", false)?;
     if special.is_empty() {
         return Ok(Json::Null);
     }

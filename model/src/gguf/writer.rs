@@ -54,6 +54,13 @@ impl Writer {
         self.key(name, 9, &bytes)
     }
 
+    pub fn f32s(&mut self, name: &str, values: &[f32]) -> &mut Self {
+        let mut bytes = 6u32.to_le_bytes().to_vec();
+        bytes.extend((values.len() as u64).to_le_bytes());
+        values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        self.key(name, 9, &bytes)
+    }
+
     /// A tensor by its type's number; `shape` has rows first.
     pub fn tensor(&mut self, name: &str, shape: &[u32], kind: u32, bytes: Vec<u8>) -> &mut Self {
         let shape = shape.iter().rev().map(|n| u64::from(*n)).collect();
