@@ -100,6 +100,10 @@ impl<'a> ParamData<'a> {
 pub trait Params: Send + Sync {
     /// The elements of one parameter, row-major.
     fn param(&self, id: ParamId) -> ParamData<'_>;
+
+    /// Says that a backend has the elements in a layout of its own and will hardly read them here again. Whoever can get
+    /// them back from elsewhere may let go of memory; [`Params::param`] goes on to return them.
+    fn release(&self, _id: ParamId) {}
 }
 
 /// Name of a sequence's keys and values in an executor; the caller chooses it.

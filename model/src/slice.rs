@@ -194,6 +194,12 @@ impl Params for Selected {
             None => ParamData::I16(&ZEROS[..self.program.param(id).len()]),
         }
     }
+
+    fn release(&self, id: ParamId) {
+        if let Some(of_model) = self.ids.get(usize::from(id.0)) {
+            self.model.release(*of_model);
+        }
+    }
 }
 
 /// A slice on a device. Layers are called by the model's numbers; those that it does not have can't be run.

@@ -78,6 +78,7 @@ impl Constants {
                 if let Entry::Vacant(place) = self.matrices.entry(weight.codes) {
                     let cols = program.param(weight.codes).cols as usize;
                     place.insert(Matrix::new(gpu, params.param(weight.codes), cols)?);
+                    params.release(weight.codes);
                 }
                 let sums = &self.matrices[&weight.codes].sums;
                 let bias = bias.map(|bias| vector(params, bias));

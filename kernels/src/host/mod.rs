@@ -254,8 +254,13 @@ impl<K: HostOps> HostExecutor<K> {
         for op in program.layers.iter().flat_map(|l| &l.ops) {
             if let Op::MatMul { weight, .. } = op {
                 let cols = program.param(weight.codes).cols as usize;
-                matrices[usize::from(weight.codes.0)]
-                    .get_or_insert_with(|| kernels.prepare(params.param(weight.codes), cols));
+                matrices[usize::from(weight.codes.0)].get_or_insert_with(|| {
+                    let matrix = kernels.prepare(params.param(weight.codes), cols);
+                    if size_of::<K::Matrix>() > 0 {
+                        params.release(weight.codes);
+                    }
+                    matrix
+                });
             }
         }
         let values = Activations::new(Arc::clone(&program));

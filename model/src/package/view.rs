@@ -203,6 +203,21 @@ impl Params for Mapped {
             DType::I32 => ParamData::I32(typed(bytes)),
         }
     }
+
+    /// Gives the pages back to the system, which reads them from the file again where somebody wants them.
+    fn release(&self, id: ParamId) {
+        #[cfg(target_os = "linux")]
+        {
+            let blob = &self.layout.blobs[usize::from(id.0)];
+            // SAFETY: the mapping is read-only and of a file, so the pages come back as they were.
+            let advised =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, blob.start, blob.len()) };
+            // A wish: where it is not granted, nothing changes but how much memory is in use.
+            drop(advised);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = id;
+    }
 }
 
 /// Integers for which every bit pattern is a value.

@@ -25,14 +25,16 @@ impl Weights {
         let scaled = scaled_codes(program);
         let upload = |(i, param): (usize, &Param)| {
             let id = ParamId(i as u16);
-            match (params.param(id), scaled.contains(&id)) {
+            let buffer = match (params.param(id), scaled.contains(&id)) {
                 (ParamData::I8(v), true) => rows(device, v, param, digits::pad),
                 (ParamData::I16(v), true) => rows(device, v, param, digits::split),
                 (ParamData::I8(v), _) => Buffer::of(device, v),
                 (ParamData::I16(v), _) => Buffer::of(device, v),
                 (ParamData::U16(v), _) => Buffer::of(device, v),
                 (ParamData::I32(v), _) => Buffer::of(device, v),
-            }
+            };
+            params.release(id);
+            buffer
         };
         let buffers = program.params.iter().enumerate().map(upload).collect::<Result<_, _>>()?;
         let mut bytes = BTreeMap::new();
