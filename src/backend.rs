@@ -22,6 +22,15 @@ pub fn all_threads() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
+/// Most threads that anybody may ask for: no machine has more, and each is started.
+const MAX_THREADS: usize = 1_024;
+
+/// A number of threads, as an argument has it.
+pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let number: Option<NonZeroUsize> = text.parse().ok();
+    number.filter(|n| n.get() <= MAX_THREADS).ok_or_else(|| format!("not a number from 1 to {MAX_THREADS}"))
+}
+
 /// The variants that this machine has of a backend, by name: instruction-set paths of `cpu`, what the first GPU of `cuda`
 /// multiplies with, and the forms of the shaders that the first adapter of `wgpu` can run. Any other name is its own only one.
 pub fn variants(name: &str) -> Vec<String> {

@@ -21,8 +21,14 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {:#}", failure.error);
+            eprintln!("error: {}", told(&failure.error));
             failure.exit.into()
         }
     }
+}
+
+/// An error with its causes, without those that it has told already.
+fn told(error: &anyhow::Error) -> String {
+    let add = |told: String, cause: String| if told.ends_with(&cause) { told } else { format!("{told}: {cause}") };
+    error.chain().map(ToString::to_string).reduce(add).unwrap_or_default()
 }

@@ -92,8 +92,14 @@ fn stop_texts_and_limits_end_a_generation() {
         (vec!["--prompt", "x", "--max-tokens", "0"], "max_tokens"),
         (vec!["--prompt", "x", "--max-tokens", "5000"], "1024 positions"),
         (vec!["--tokens", "1,4096"], "outside the vocabulary of 4096"),
-        (vec!["--prompt", "x", "--top-p", "1.5"], "top_p"),
-        (vec!["--prompt", "x", "--temperature=-1"], "temperature"),
+        (vec!["--prompt", "x", "--top-p", "1.5"], "'--top-p <X>': not from 0.0001 to 1"),
+        (vec!["--prompt", "x", "--temperature", "-1"], "'--temperature <X>': not from 0 to 100"),
+        (vec!["--prompt", "x", "--temperature", "nan"], "not from 0 to 100"),
+        (vec!["--prompt", "x", "--repetition-penalty", "0.01"], "not from 0.1 to 10"),
+        (vec!["--prompt", "x", "--stop", ""], "0 bytes; 1 to 32 are possible"),
+        (vec!["--prompt", "x", "--seed", "1e3"], "neither a number of 64 bits"),
+        (vec!["--prompt", "x", "--logprobs", "2"], "--json"),
+        (vec!["--prompt", "x", "--threads", "100000"], "not a number from 1 to 1024"),
     ] {
         let output = run(&mut generate(&options));
         let stderr = String::from_utf8_lossy(&output.stderr);

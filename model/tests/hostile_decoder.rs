@@ -69,6 +69,19 @@ fn sliding_windows_end_beyond_the_context_or_are_refused() {
     config["sliding_window"] = json!(48);
     folder.put("config.json", &config);
     assert_eq!(folder.import(WeightMode::W16, None).unwrap().program().max_positions, POSITIONS);
+    // As in transformers: null is none, and what is not there is 4,096.
+    config["max_position_embeddings"] = json!(5_000);
+    config["sliding_window"] = json!(null);
+    folder.put("config.json", &config);
+    assert_eq!(folder.import(WeightMode::W16, None).unwrap().program().max_positions, 5_000);
+    config.as_object_mut().unwrap().remove("sliding_window");
+    folder.put("config.json", &config);
+    folder.expect(&["sliding_window 4096 (by default) under 5000 positions"]);
+    config["model_type"] = json!("qwen2");
+    config["architectures"] = json!(["Qwen2ForCausalLM"]);
+    config["use_sliding_window"] = json!(true);
+    folder.put("config.json", &config);
+    folder.expect(&["sliding_window 4096 (by default) under 5000 positions"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ pub struct ConformanceArgs {
     #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
     backend: String,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Every variant of the backend that this machine has, one after the other.
     #[arg(long)]

@@ -42,7 +42,7 @@ pub struct EmbedArgs {
     #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
     backend: String,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Cut texts that are too long, instead of refusing them.
     #[arg(long)]

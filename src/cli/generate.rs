@@ -12,9 +12,9 @@ use lockstep_model::generation::{Event, Generator, Limits, Refused, Request, Run
 use lockstep_model::package::{Package, WeightMode};
 use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::commitment::PointDigest;
-use lockstep_protocol::generation::{Generation, WordFinish, word_finish, word_token};
+use lockstep_protocol::generation::{Generation, SAMPLING_ONE, WordFinish, word_finish, word_token};
 use lockstep_protocol::ids::{Root, Seed};
-use lockstep_protocol::limits::{MAX_LOGPROBS, MAX_TEXT_BYTES};
+use lockstep_protocol::limits::{MAX_LOGPROBS, MAX_PENALTY, MAX_STOP_STRING_BYTES, MAX_TEMPERATURE, MAX_TEXT_BYTES};
 use lockstep_protocol::logprobs::Logprobs;
 use lockstep_worker::{generation_bytes, machine_memory};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
     backend: String,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// With --json: also the digest of every point's roots.
     #[arg(long, requires = "json")]
@@ -71,59 +71,77 @@ struct Settings {
     #[arg(long, value_name = "N", default_value = "128")]
     max_tokens: u32,
     /// 0 always takes the likeliest token. Numbers with a point count in steps of 0.0001.
-    #[arg(long, value_name = "X", default_value = "0", value_parser = steps)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = steps(0, MAX_TEMPERATURE as i32), allow_negative_numbers = true)]
     temperature: i32,
     /// Draw from so many of the likeliest tokens; 0 is all.
     #[arg(long, value_name = "N", default_value = "0")]
     top_k: u32,
     /// Draw from the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "X", default_value = "1", value_parser = steps)]
+    #[arg(long, value_name = "X", default_value = "1", value_parser = steps(1, ONE), allow_negative_numbers = true)]
     top_p: i32,
     /// Draw from tokens that have this part of the likeliest one's probability.
-    #[arg(long, value_name = "X", default_value = "0", value_parser = steps)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = steps(0, ONE), allow_negative_numbers = true)]
     min_p: i32,
     /// Divides the logits of tokens that were there before.
-    #[arg(long, value_name = "X", default_value = "1", value_parser = steps)]
+    #[arg(long, value_name = "X", default_value = "1", value_parser = steps(ONE / 10, PENALTY), allow_negative_numbers = true)]
     repetition_penalty: i32,
     /// Taken off the logits of tokens that were generated before.
-    #[arg(long, value_name = "X", default_value = "0", value_parser = steps, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = steps(-PENALTY, PENALTY), allow_negative_numbers = true)]
     presence_penalty: i32,
     /// The same for each time.
-    #[arg(long, value_name = "X", default_value = "0", value_parser = steps, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = steps(-PENALTY, PENALTY), allow_negative_numbers = true)]
     frequency_penalty: i32,
     /// Decides every draw: a number, or 64 hexadecimal digits.
-    #[arg(long, value_name = "SEED", default_value = "0", value_parser = seed)]
+    #[arg(long, value_name = "SEED", default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     seed: Seed,
     /// Text that ends the generation; may be given up to four times.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
     /// With --json: the log-probability of each token, and those of so many of the likeliest ones, 0 to 20. They are
     /// integers in units of 2^-20, to base 2.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LOGPROBS)))]
+    #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_LOGPROBS)))]
     logprobs: Option<u8>,
     /// Go on after tokens that end a text in this model.
     #[arg(long)]
     ignore_eos: bool,
 }
 
-/// A number with up to four digits after the point, in steps of 1e-4.
-fn steps(text: &str) -> Result<i32, String> {
-    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
-    let steps = (value * 10_000.0).round();
-    if steps.abs() > 2e9 || steps.is_nan() {
-        return Err("out of range".into());
+/// 1 in steps of 1e-4.
+const ONE: i32 = SAMPLING_ONE as i32;
+/// The largest penalty, in these steps.
+const PENALTY: i32 = MAX_PENALTY as i32;
+
+/// A number with up to four digits after the point, in steps of 1e-4 from `least` to `most`.
+fn steps(least: i32, most: i32) -> impl Fn(&str) -> Result<i32, String> + Clone {
+    move |text| {
+        let number = |steps: i32| f64::from(steps) / f64::from(ONE);
+        let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+        // Whatever is no number or too large becomes one that is outside.
+        let steps = (value * f64::from(ONE)).round();
+        match steps >= f64::from(least) && steps <= f64::from(most) {
+            true => Ok(steps as i32),
+            false => Err(format!("not from {} to {}", number(least), number(most))),
+        }
     }
-    Ok(steps as i32)
 }
 
+/// A number as the API takes it, also a negative one, or all of the seed.
 fn seed(text: &str) -> Result<Seed, String> {
     if text.len() == 64 {
         return text.parse().map_err(|error| format!("{error}"));
     }
-    let number: u64 = text.parse().map_err(|_| "neither a number nor 64 hexadecimal digits".to_owned())?;
+    let number = text.parse::<i64>().map(i64::cast_unsigned).or_else(|_| text.parse::<u64>());
+    let number = number.map_err(|_| "neither a number of 64 bits nor 64 hexadecimal digits".to_owned())?;
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     Ok(Seed::from_bytes(bytes))
+}
+
+fn stop_text(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=MAX_STOP_STRING_BYTES => Ok(text.to_owned()),
+        length => Err(format!("{length} bytes; 1 to {MAX_STOP_STRING_BYTES} are possible")),
+    }
 }
 
 impl Settings {

@@ -43,7 +43,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "PACKAGE", conflicts_with = "out")]
     check: Option<PathBuf>,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object on the last line.
     #[arg(long)]

@@ -44,7 +44,7 @@ pub struct PerplexityArgs {
     #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
     backend: String,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object on the last line.
     #[arg(long)]

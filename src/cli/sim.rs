@@ -23,7 +23,7 @@ pub struct SimArgs {
     #[arg(long, default_value = "1000", value_name = "N")]
     seeds: u64,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object on the last line.
     #[arg(long)]

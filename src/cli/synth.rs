@@ -34,7 +34,7 @@ pub struct SynthArgs {
     #[arg(long, value_name = "N")]
     max_positions: Option<u32>,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Print one JSON object on the last line.
     #[arg(long)]

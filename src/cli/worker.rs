@@ -61,7 +61,7 @@ struct Options {
     )]
     backend: Option<String>,
     /// Threads to compute with [default: all].
-    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N")]
+    #[arg(long, env = "LOCKSTEP_THREADS", value_name = "N", value_parser = backend::threads)]
     threads: Option<NonZeroUsize>,
     /// Assignments to hold at a time [default: 16].
     #[arg(long, env = "LOCKSTEP_MAX_IN_FLIGHT", value_name = "N")]

@@ -176,7 +176,7 @@ pub(super) fn read(
     }
     let own = raw.max_position_embeddings;
     let max_positions = positions(own, cap)?;
-    check_window(&raw, family, max_positions)?;
+    check_window(&raw, json.contains_key("sliding_window"), family, max_positions)?;
     let bias = raw.attention_bias == Some(true);
     let (qkv_bias, output_bias) = match family {
         Family::Llama | Family::Qwen3 => (bias, bias),
@@ -248,16 +248,20 @@ fn refuse_variants(raw: &Raw, family: Family) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// What the families with a window have where the configuration does not name it; `null` is none.
+const DEFAULT_WINDOW: u32 = 4_096;
+
 /// A window that never ends inside the context changes nothing.
-fn check_window(raw: &Raw, family: Family, max_positions: u32) -> Result<(), ModelError> {
+fn check_window(raw: &Raw, is_named: bool, family: Family, max_positions: u32) -> Result<(), ModelError> {
     let on = match family {
         Family::Llama => false,
         Family::Mistral => true,
         Family::Qwen2 | Family::Qwen3 => raw.use_sliding_window == Some(true),
     };
-    match raw.sliding_window.filter(|w| on && *w < max_positions) {
+    let (window, said) = if is_named { (raw.sliding_window, "") } else { (Some(DEFAULT_WINDOW), " (by default)") };
+    match window.filter(|w| on && *w < max_positions) {
         Some(window) => Err(ModelError::Unsupported(format!(
-            "sliding_window {window} under {max_positions} positions: cap the context with --max-positions {window}"
+            "sliding_window {window}{said} under {max_positions} positions: cap the context with --max-positions {window}"
         ))),
         None => Ok(()),
     }
