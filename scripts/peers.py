@@ -3,13 +3,15 @@
     cargo build --release
     python -m venv peers && CMAKE_ARGS=-DGGML_NATIVE=ON peers/bin/pip install --no-binary llama-cpp-python \\
         -r scripts/peers_requirements.txt
-    peers/bin/python scripts/peers.py --shapes smollm2-135m tinyllama-1.1b --minilm minilm-w8.lsp minilm-w16.lsp
+    peers/bin/python scripts/peers.py --shapes smollm2-135m tinyllama-1.1b --weights w8 w16 --products \
+        --minilm minilm-w8.lsp minilm-w16.lsp
 
 Decoders: random weights at a model's shape, ours by `lockstep synth`, llama.cpp's as a GGUF file of the same dimensions
 (Q8_0 beside w8, BF16 beside w16). A prefill reads 512 tokens, a decode makes 128 from an empty cache. Encoders: a BERT of
 MiniLM's shape in onnxruntime, with its own fused operators, as float32 and with dynamic int8, and where PyTorch is
 installed too (`-r scripts/requirements-torch.txt`) as transformers runs it there, beside packages that `lockstep import`
-made. Ours commits to every layer at every point.
+made. Ours commits to every layer at every point. Products: oneDNN's of bytes, through PyTorch, beside `lockstep bench ops` at
+shapes of the decoders; ours has two products of bytes for each in w8 and four in w16, and rates are of products of bytes.
 
 Rounds alternate between the engines, and medians are compared, so that a load which lasts hits both alike.
 """
@@ -51,6 +53,9 @@ SHAPES = {
 }
 # Ours, and the format of llama.cpp that has as many bits.
 FORMATS = {"w8": "Q8_0", "w16": "BF16"}
+# What the ratio is held to, by what is measured; for encoders and products beside the best peer.
+TARGETS = {"prefill": {"w8": 3.0, "w16": 2.0}, "decode": {"w8": 1.1, "w16": 1.0}, "encoder": {"w8": 2.0, "w16": 1.2},
+           "product": {"w8": 1.0, "w16": 1.0}}
 
 
 def write_gguf(path: Path, shape: Shape, form: str) -> None:
@@ -176,7 +181,7 @@ def compare_decoder(options, name: str, ours: str, folder: Path) -> list[dict]:
              "--out", str(package))
     peer = LlamaCpp(gguf, shape.vocab, options.threads)
     figures = {"prefill": ([], []), "decode": ([], [])}
-    shares = []
+    rows = []
     for number in range(options.rounds):
         print(f"{name} {ours}: round {number + 1} of {options.rounds}", file=sys.stderr)
         figures["prefill"][0].append(peer.prefill())
@@ -185,23 +190,33 @@ def compare_decoder(options, name: str, ours: str, folder: Path) -> list[dict]:
                          "--decode", str(DECODE), "--threads", str(options.threads), "--samples", "1")
         figures["prefill"][1].append(row["prefill_tokens_per_second"])
         figures["decode"][1].append(row["decode_tokens_per_second"])
-        shares.append(row["commit_share"])
+        rows.append(row)
     peer.close()
     gguf.unlink(), package.unlink()
-    share = statistics.median(shares)
     return [
-        result(f"{name}, {what} {count}", f"llama.cpp {theirs}", ours, "tokens/s", *figures[what], share)
+        result(f"{name}, {what} {count}", f"llama.cpp {theirs}", ours, "tokens/s", *figures[what], rows, TARGETS[what][ours])
         for what, count in [("prefill", PREFILL), ("decode", DECODE)]
     ]
 
 
-def result(what: str, peer: str, ours: str, unit: str, theirs: list, own: list, share: float) -> dict:
-    """One row of the comparison."""
+def result(what: str, peer: str, ours: str, unit: str, theirs: list, own: list, rows: list[dict],
+           target: float | None) -> dict:
+    """One row of the comparison, from our program's own rows."""
     a, b = statistics.median(theirs), statistics.median(own)
+    shares = [row["commit_share"] for row in rows if "commit_share" in row]
     return {
         "what": what, "peer": peer, "ours": ours, "unit": unit, "peer_median": a, "our_median": b, "ratio": b / a,
-        "peer_samples": theirs, "our_samples": own, "commit_share": share,
+        "target": target, "peer_samples": theirs, "our_samples": own,
+        "commit_share": statistics.median(shares) if shares else None,
+        "disturbed": sum(bool(row["disturbed"]) for row in rows),
     }
+
+
+def beside_all(what: str, kind: str, ours: str, unit: str, theirs: dict, own: list, rows: list[dict]) -> list[dict]:
+    """A row for each peer; the target is beside the best one."""
+    best = max(theirs, key=lambda peer: statistics.median(theirs[peer]))
+    return [result(what, peer, ours, unit, theirs[peer], own, rows, TARGETS[kind][ours] if peer == best else None)
+            for peer in theirs]
 
 
 HIDDEN, LAYERS, HEADS, FFN, TOKENS = 384, 6, 12, 1536, 128
@@ -316,7 +331,7 @@ def compare_encoder(options, folder: Path) -> list[dict]:
     rows = []
     for batch in [1, 32]:
         theirs = {name: [] for name in peers}
-        own, shares = ({package: [] for package in options.minilm} for _ in range(2))
+        own = {package: [] for package in options.minilm}
         for number in range(options.rounds):
             print(f"MiniLM, batch {batch}: round {number + 1} of {options.rounds}", file=sys.stderr)
             for name, peer in peers.items():
@@ -324,13 +339,61 @@ def compare_encoder(options, folder: Path) -> list[dict]:
             for package in options.minilm:
                 [row] = lockstep(options.lockstep, "bench", "embed", "--package", str(package), "--batch", str(batch),
                                  "--tokens", str(TOKENS), "--passes", "5", "--threads", str(options.threads))
-                own[package].append(row["sequences_per_second"])
-                shares[package].append(row["commit_share"])
-        name = f"MiniLM, {TOKENS} tokens, batch {batch}"
-        rows += [
-            result(name, peer, package.stem, "sequences/s", theirs[peer], own[package], statistics.median(shares[package]))
-            for package in options.minilm for peer in peers
-        ]
+                own[package].append(row)
+        for package, ours in own.items():
+            rates = [row["sequences_per_second"] for row in ours]
+            rows += beside_all(f"MiniLM, {TOKENS} tokens, batch {batch}", "encoder", weights_of(package), "sequences/s",
+                               theirs, rates, ours)
+    return rows
+
+
+def weights_of(package: Path) -> str:
+    """w8 or w16, by the package's name."""
+    return "w16" if "w16" in package.stem else "w8"
+
+
+PRODUCTS = ["512x576x1536", "512x1536x576", "512x2048x2048", "512x2048x5632", "512x5632x2048"]
+
+
+class OneDnn:
+    """oneDNN's product of unsigned and signed bytes, as PyTorch runs it."""
+
+    def __init__(self, shape: str, threads: int):
+        import torch
+
+        torch.set_num_threads(threads)
+        rows, inner, columns = map(int, shape.split("x"))
+        self.operations = 2 * rows * inner * columns
+        x = torch.randint(0, 256, (rows, inner), dtype=torch.uint8)
+        weights = torch.ops.onednn.qlinear_prepack(torch.randint(-128, 128, (columns, inner), dtype=torch.int8), [rows, inner])
+        scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int32)
+        self.run = lambda: torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 0, weights, scales, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+    def rate(self) -> float:
+        """10^12 operations a second."""
+        self.run()
+        start, passes = time.perf_counter(), 0
+        while (taken := time.perf_counter() - start) < 0.3:
+            self.run()
+            passes += 1
+        return passes * self.operations / taken / 1e12
+
+
+def compare_products(options) -> list[dict]:
+    """Rounds of oneDNN and of our products."""
+    rows = []
+    for shape in PRODUCTS:
+        peer, theirs, own = OneDnn(shape, options.threads), [], {"w8": [], "w16": []}
+        for number in range(options.rounds):
+            print(f"product {shape}: round {number + 1} of {options.rounds}", file=sys.stderr)
+            theirs.append(peer.rate())
+            for row in lockstep(options.lockstep, "bench", "ops", "--op", "matmul", "--shape", shape, "--budget-ms", "300",
+                                "--memory-mib", "64", "--threads", str(options.threads)):
+                own[row["variant"]].append(row)
+        for weights, ours in own.items():
+            rates = [row["byte_operations_counted"] / row["median_micros"] / 1e6 for row in ours]
+            rows += beside_all(f"product {shape}", "product", weights, "TOP/s", {"oneDNN u8s8": theirs}, rates, ours)
     return rows
 
 
@@ -338,20 +401,23 @@ def markdown(rows: list[dict]) -> str:
     """The table of the docs."""
     lines = [
         "| what | peer | peer's median (lowest to highest) | ours | our median (lowest to highest) | ours / peer "
-        "| commitments |",
-        "|:--|:--|--:|:--|--:|--:|--:|",
+        "| target | commitments |",
+        "|:--|:--|--:|:--|--:|--:|--:|--:|",
     ]
 
     def figure(median: float, samples: list, unit: str) -> str:
-        return f"{median:.4g} {unit} ({min(samples):.4g} to {max(samples):.4g})"
+        digits = lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+        return f"{digits(median)} {unit} ({digits(min(samples))} to {digits(max(samples))})"
 
     for row in rows:
         theirs = figure(row["peer_median"], row["peer_samples"], row["unit"])
         own = figure(row["our_median"], row["our_samples"], row["unit"])
+        # Most of our runs say that something else took the machine.
+        mark = " !" if 2 * row["disturbed"] > len(row["our_samples"]) else ""
+        target = "" if row["target"] is None else f"{row['target']:g}"
+        share = "" if row["commit_share"] is None else f"{100 * row['commit_share']:.1f}%"
         lines.append(
-            f"| {row['what']} | {row['peer']} | {theirs} | {row['ours']} | {own} | {row['ratio']:.2f} "
-            f"| {100 * row['commit_share']:.1f}% |"
-        )
+            f"| {row['what']} | {row['peer']} | {theirs} | {row['ours']} | {own}{mark} | {row['ratio']:.2f} | {target} | {share} |")
     return "\n".join(lines)
 
 
@@ -362,6 +428,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", choices=sorted(FORMATS), default=["w8"])
     parser.add_argument("--minilm", type=Path, nargs="*", default=[],
                         help="packages of all-MiniLM-L6-v2; without any encoders are left out")
+    parser.add_argument("--products", action="store_true", help="also oneDNN's products of bytes, where PyTorch is installed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON lines instead of the table")
@@ -373,6 +440,8 @@ def main() -> None:
                 rows += compare_decoder(options, name, ours, Path(folder))
         if options.minilm:
             rows += compare_encoder(options, Path(folder))
+    if options.products:
+        rows += compare_products(options)
     if options.json:
         for row in rows:
             print(json.dumps(row))
@@ -380,6 +449,8 @@ def main() -> None:
     modules = ["llama-cpp-python"] * bool(options.shapes)
     if options.minilm:
         modules += ["onnxruntime"] + ["torch", "transformers"] * WITH_TORCH
+    elif options.products:
+        modules += ["torch"]
     engines = [version(module) for module in modules]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     print(f"{time.strftime('%Y-%m-%d', time.gmtime())}, {options.threads} thread{'s' * (options.threads > 1)}, medians of {options.rounds} rounds; "
