@@ -18,13 +18,18 @@ pub enum Unit {
     Vnni,
     /// AVX2: products of pairs of bytes, of pairs of words, and a sum.
     Avx2,
+    /// Byte dot products of NEON.
+    Sdot,
+    /// NEON as every 64-bit Arm processor has it: products of words, each of which stands for two of bytes, as of a 16-bit
+    /// code with an 8-bit weight.
+    Smlal,
     /// Plain Rust.
     Portable,
 }
 
 impl Unit {
     /// All units, the fastest first.
-    const ALL: [Self; 4] = [Self::Amx, Self::Vnni, Self::Avx2, Self::Portable];
+    const ALL: [Self; 6] = [Self::Amx, Self::Vnni, Self::Avx2, Self::Sdot, Self::Smlal, Self::Portable];
 
     /// Name in reports.
     pub const fn name(self) -> &'static str {
@@ -32,6 +37,8 @@ impl Unit {
             Self::Amx => "amx",
             Self::Vnni => "avx512-vnni",
             Self::Avx2 => "avx2",
+            Self::Sdot => "neon-dotprod",
+            Self::Smlal => "neon",
             Self::Portable => "portable",
         }
     }
@@ -54,9 +61,17 @@ impl Unit {
                 std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vnni")
             }
             Self::Avx2 => std::arch::is_x86_feature_detected!("avx2"),
+            Self::Sdot | Self::Smlal => false,
             Self::Portable => true,
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return match self {
+            Self::Sdot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Self::Smlal => std::arch::is_aarch64_feature_detected!("neon"),
+            Self::Amx | Self::Vnni | Self::Avx2 => false,
+            Self::Portable => true,
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         return self == Self::Portable;
     }
 }
@@ -80,6 +95,8 @@ fn operations_of_round(unit: Unit) -> f64 {
         Unit::Amx => 4.0 * 2.0 * (16 * 16 * 64) as f64,
         Unit::Vnni => 12.0 * 2.0 * 64.0,
         Unit::Avx2 => 8.0 * 2.0 * 32.0,
+        Unit::Sdot => 16.0 * 2.0 * 16.0,
+        Unit::Smlal => 16.0 * 2.0 * 8.0,
         Unit::Portable => 2.0 * PORTABLE_LANES as f64,
     }
 }
@@ -93,7 +110,15 @@ fn run(unit: Unit, rounds: u64) -> i32 {
         Unit::Vnni => return unsafe { x86::vnni(rounds) },
         // SAFETY: as above.
         Unit::Avx2 => return unsafe { x86::avx2(rounds) },
-        Unit::Portable => {}
+        Unit::Sdot | Unit::Smlal | Unit::Portable => {}
+    }
+    #[cfg(target_arch = "aarch64")]
+    match unit {
+        // SAFETY: a unit is run only where it was found to exist.
+        Unit::Sdot => return unsafe { arm::sdot(rounds) },
+        // SAFETY: as above.
+        Unit::Smlal => return unsafe { arm::smlal(rounds) },
+        Unit::Amx | Unit::Vnni | Unit::Avx2 | Unit::Portable => {}
     }
     debug_assert!(unit == Unit::Portable, "no other unit exists here");
     portable(rounds)
@@ -112,6 +137,61 @@ fn portable(rounds: u64) -> i32 {
         }
     }
     sums.iter().fold(0, |sum, lane| sum.wrapping_add(*lane))
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{int32x4_t, vaddvq_s32, vdup_n_s16, vdupq_n_s8, vdupq_n_s32};
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    /// As many sums as hide the latency of an instruction.
+    const SUMS: usize = 16;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn sdot(rounds: u64) -> i32 {
+        let (a, b) = (vdupq_n_s8(black_box(3)), vdupq_n_s8(black_box(-5)));
+        let mut sums = [vdupq_n_s32(0); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // Written out, because the standard library's function for it is not stable.
+                // SAFETY: an instruction of a feature that is there; it reads and writes registers only.
+                unsafe {
+                    asm!(
+                        "sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b",
+                        sum = inout(vreg) *sum, a = in(vreg) a, b = in(vreg) b,
+                        options(pure, nomem, nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+        total(sums)
+    }
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn smlal(rounds: u64) -> i32 {
+        let (a, b) = (vdup_n_s16(black_box(3)), vdup_n_s16(black_box(-5)));
+        let mut sums = [vdupq_n_s32(0); SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // Written out, or the product would be made once and only added.
+                // SAFETY: an instruction of a feature that is there; it reads and writes registers only.
+                unsafe {
+                    asm!(
+                        "smlal {sum:v}.4s, {a:v}.4h, {b:v}.4h",
+                        sum = inout(vreg) *sum, a = in(vreg) a, b = in(vreg) b,
+                        options(pure, nomem, nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+        total(sums)
+    }
+
+    #[target_feature(enable = "neon")]
+    fn total(sums: [int32x4_t; SUMS]) -> i32 {
+        sums.into_iter().fold(0, |total, sum| total.wrapping_add(vaddvq_s32(sum)))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

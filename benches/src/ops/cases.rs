@@ -12,7 +12,7 @@ use lockstep_kernels::program::{
     EmbedIndex, Heads, Norm, OP_NAMES, Op, Program, Rows, ScaledRows, TensorId, TensorKind,
 };
 use lockstep_kernels::sampling::Sampling;
-use lockstep_kernels::value::{Batch, Sampler, Value};
+use lockstep_kernels::value::{Batch, CacheId, Sampler, Sequence, Value};
 
 /// Largest product of the numbers in a shape.
 const MAX_ELEMENTS: usize = 1 << 34;
@@ -30,6 +30,8 @@ pub enum Variant {
     Causal,
     /// Each position sees all.
     Full,
+    /// One position sees all those before it, which are in a cache.
+    Decode,
 }
 
 impl Variant {
@@ -41,6 +43,7 @@ impl Variant {
             Self::W16 => "w16",
             Self::Causal => "causal",
             Self::Full => "full",
+            Self::Decode => "decode",
         }
     }
 
@@ -48,7 +51,7 @@ impl Variant {
     fn of(op: &str) -> &'static [Self] {
         match op {
             "matmul" => &[Self::W8, Self::W16],
-            "attention" => &[Self::Causal, Self::Full],
+            "attention" => &[Self::Causal, Self::Full, Self::Decode],
             _ => &[Self::Plain],
         }
     }
@@ -133,7 +136,11 @@ pub fn defaults(op: &str) -> Vec<Spec> {
         "layer_norm" | "mean_pool" | "first_pool" | "l2_normalize" => &[&[128, 384]],
         _ => &[&[512, 2048]],
     };
-    shapes.iter().flat_map(|shape| Spec::all(op, shape).unwrap_or_default()).collect()
+    // What is computed of a prompt, at lengths where that takes no minute, and one more row after a cache.
+    let caches: &[&[usize]] = if op == "attention" { &[&[512, 32, 4, 64], &[2048, 32, 4, 64]] } else { &[] };
+    let prompts = shapes.iter().flat_map(|shape| Spec::all(op, shape).unwrap_or_default());
+    let next = caches.iter().filter_map(|shape| Spec::new(op, shape, Variant::Decode).ok());
+    prompts.filter(|spec| spec.variant != Variant::Decode).chain(next).collect()
 }
 
 /// A program with copies of an op in one layer.
@@ -146,6 +153,8 @@ pub struct OpCase {
     pub batch: Batch,
     /// What the layer starts from; none where it is the first one.
     pub input: Option<Value>,
+    /// What leaves in caches what the batch reads there, and what the layer starts from then.
+    pub before: Option<(Batch, Value)>,
     /// The layer with the copies.
     pub layer: usize,
 }
@@ -186,7 +195,23 @@ pub fn build(spec: &Spec, copies: usize) -> Result<OpCase> {
             (maker.b, ops, Some(input), 1)
         }
     };
-    finish(b, ops, input, layer, spec)
+    let case = finish(b, ops, input, layer, spec)?;
+    Ok(if spec.variant == Variant::Decode { with_cache(case, input_width(spec)) } else { case })
+}
+
+/// Of a case over some positions one over the last of them alone: those before it are in a cache.
+fn with_cache(mut case: OpCase, width: usize) -> OpCase {
+    let Some(Value::I32(input)) = case.input.take() else { unreachable!("attention starts from rows") };
+    let tokens = case.batch.sequences[0].tokens.clone();
+    let last = tokens.len() - 1;
+    let of = |tokens: &[u32], start| {
+        let sequence = Sequence { tokens: tokens.to_vec(), start, cache: Some(CacheId(0)), sampler: None };
+        Batch { sequences: vec![sequence] }
+    };
+    case.batch = of(&tokens, last);
+    case.input = Some(Value::I32(input[last * width..].to_vec()));
+    case.before = (last > 0).then(|| (of(&tokens[..last], 0), Value::I32(input[..last * width].to_vec())));
+    case
 }
 
 /// A first layer that stands for whatever came before.
@@ -228,6 +253,12 @@ fn finish(mut b: Builder, ops: Vec<Op>, input: Option<Vec<i32>>, layer: usize, s
         let y = b.rows("after", spec.shape[1], TensorKind::I32);
         b.layer(vec![Op::Add { a: output, b: output, out: y }], y);
     }
+    if spec.variant == Variant::Decode {
+        // Only what puts out rows of points has caches.
+        let cols = spec.shape[1] * spec.shape[3];
+        let y = b.tensor("after", Rows::Point, cols, TensorKind::I32);
+        b.layer(vec![Op::Gather { input: output, out: y }], y);
+    }
     let mut case = b.case(spec.op, spec.to_string(), &[rows], input);
     if matches!(spec.op, "gather" | "sample") {
         let sampling = Sampling { max_tokens: u32::MAX, temperature: 7_000, ..Sampling::greedy(1, u32::MAX) };
@@ -235,7 +266,7 @@ fn finish(mut b: Builder, ops: Vec<Op>, input: Option<Vec<i32>>, layer: usize, s
         case.batch.sequences[0].sampler = Some(Sampler { sampling: Arc::new(sampling), draws });
     }
     case.program.validate().map_err(|e| anyhow!("{} at {spec}: {e}", spec.op))?;
-    Ok(OpCase { program: case.program, params: case.params, batch: case.batch, input: case.input, layer })
+    Ok(OpCase { program: case.program, params: case.params, batch: case.batch, input: case.input, before: None, layer })
 }
 
 impl Maker<'_> {
@@ -354,7 +385,7 @@ impl Maker<'_> {
             heads: heads as u16,
             kv_heads: kv_heads as u16,
             head_dim: dim as u16,
-            causal: self.spec.variant == Variant::Causal,
+            causal: self.spec.variant != Variant::Full,
             score_shift: vec![8; heads],
             value_shift: vec![0; heads],
         };

@@ -147,6 +147,9 @@ mod tests {
         let bytes = 2 * 3 * (32 + 16 + 16) + 4 * 3 * 32;
         assert_eq!(of("attention", &[3, 4, 2, 8], Variant::Causal), counts(4 * 6 * 32, 16 * 6 * 32, bytes));
         assert_eq!(of("attention", &[3, 4, 2, 8], Variant::Full), counts(4 * 9 * 32, 16 * 9 * 32, bytes));
+        // The last of 3 positions, after 2 that are in a cache.
+        let bytes = 2 * (32 + 16 + 16) + 4 * 32 + 2 * 2 * (16 + 16);
+        assert_eq!(of("attention", &[3, 4, 2, 8], Variant::Decode), counts(4 * 3 * 32, 16 * 3 * 32, bytes));
         assert_eq!(counted("sample", &[2, 300]), counts(1_800, 0, 4 * 600 + 4 * 2));
         assert_eq!(counted("rope", &[3, 2, 8]), counts(144, 0, (4 + 2) * 48 + 4 * 3 * 8));
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::isa::{Block, Multiplier, Sums, block_shape};
 use super::packed::{ByColumn, ByRow, PackedMatrix, PackedRows, STEP, TILE};
 use super::path::for_each_path;
-use super::softmax::{Combined, weigh};
+use super::softmax::{BlockSums, Combined, weigh};
 use super::{CpuKernels, Isa, decode};
 use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
 use crate::program::Heads;
@@ -22,27 +22,28 @@ pub(super) fn attention(cpu: &CpuKernels, args: AttentionArgs<'_>, out: &mut [i3
         let many = sequence.rows.len() > decode::FEW;
         many.then(|| PackedKeyValues::pack(cpu.isa, args.heads, sequence, i % kv_heads))
     });
-    cpu.threads.each(work(&args, out), |work| match work {
+    let mut groups = decode::groups(&args);
+    let clamped = cpu.threads.each(work(&args, &mut groups, out), |work| match work {
         Work::Rows { sequence: s, rows, out } => {
             let mut piece = Piece::new(cpu.isa, &args, &args.sequences[s], rows);
             let packed = packed[s * kv_heads..(s + 1) * kv_heads].iter().flatten();
             packed.enumerate().map(|(kv, packed)| piece.run(kv, packed, out)).sum()
         }
-        Work::Head { sequence, row, head, out } => {
-            decode::head(cpu.isa, &args, &args.sequences[sequence], row, head, out)
-        }
-    })
+        Work::Block { at, block, sums } => decode::block(cpu.isa, &args, at, block, sums),
+    });
+    decode::finish(cpu, &args, groups, out);
+    clamped
 }
 
 /// A piece of work, with where it goes.
 enum Work<'a> {
     /// All heads of some rows of a sequence whose keys and values are packed.
     Rows { sequence: usize, rows: Range<usize>, out: &'a mut [i32] },
-    /// One head of one row.
-    Head { sequence: usize, row: usize, head: usize, out: &'a mut [i32] },
+    /// One softmax block of the query heads of a row that share keys and values.
+    Block { at: decode::Place, block: usize, sums: BlockSums<'a> },
 }
 
-fn work<'a>(args: &AttentionArgs<'_>, out: &'a mut [i32]) -> Vec<Work<'a>> {
+fn work<'a>(args: &AttentionArgs<'_>, groups: &'a mut [decode::Group], out: &'a mut [i32]) -> Vec<Work<'a>> {
     let width = usize::from(args.heads.heads) * usize::from(args.heads.head_dim);
     let mut work = Vec::new();
     let mut rest = out;
@@ -53,12 +54,11 @@ fn work<'a>(args: &AttentionArgs<'_>, out: &'a mut [i32]) -> Vec<Work<'a>> {
             for (start, out) in sequence.rows.clone().step_by(PIECE).zip(own.chunks_mut(PIECE * width)) {
                 work.push(Work::Rows { sequence: s, rows: start..start + out.len() / width, out });
             }
-            continue;
         }
-        for (row, out) in sequence.rows.clone().zip(own.chunks_exact_mut(width)) {
-            let of_row = out.chunks_exact_mut(usize::from(args.heads.head_dim)).enumerate();
-            work.extend(of_row.map(|(head, out)| Work::Head { sequence: s, row, head, out }));
-        }
+    }
+    for group in groups {
+        let blocks = group.combined.blocks().enumerate();
+        work.extend(blocks.map(|(block, sums)| Work::Block { at: group.at, block, sums }));
     }
     work
 }

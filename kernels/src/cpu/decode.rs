@@ -1,102 +1,107 @@
-//! Attention of few rows, as in decoding: keys and values are read where they lie, once for each row, rather than packed
-//! for many (SPEC 5.7).
+//! Attention of few rows, as in decoding: keys and values are read where they lie, once for all query heads that share them,
+//! rather than packed for many rows (SPEC 5.7). The softmax blocks of a row are pieces of work of their own.
 
-use super::Isa;
 use super::attention::clamped_scores;
-use super::path::for_each_path;
-use super::softmax::{Combined, weigh};
-use crate::host::{AttentionArgs, AttentionRows, HeadBlock};
+use super::isa::words::{Lines, dots, weighted};
+use super::softmax::{BlockSums, Combined, weigh};
+use super::{CpuKernels, Isa};
+use crate::host::{AttentionArgs, HeadBlock};
+use crate::program::Heads;
 use crate::reference::attention::BLOCK;
 
 /// Most rows of a sequence in one pass for which packing its keys and values does not pay.
 pub(super) const FEW: usize = 4;
 
-/// Query head `head` of row `row`; `out` is `[dim]`. Returns the number of clamped scores.
-pub(super) fn head(
-    isa: Isa,
-    args: &AttentionArgs<'_>,
-    sequence: &AttentionRows<'_>,
+/// Values that are asked for while weights are made of scores.
+const SOON: usize = 64;
+
+/// The query heads of one row that share a head of keys and values.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    sequence: usize,
     row: usize,
-    head: usize,
-    out: &mut [i32],
-) -> u64 {
-    let dim = usize::from(args.heads.head_dim);
-    let kv = head / usize::from(args.heads.heads / args.heads.kv_heads);
-    let q = &args.q[(row * usize::from(args.heads.heads) + head) * dim..][..dim];
-    let score_shift = u32::from(args.heads.score_shift[head]);
-    let (mut sums, mut exact, mut weights) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
-    let mut combined = Combined::new(1, dim);
-    let mut saturations = 0;
-    let seen = sequence.visible(row, args.heads);
-    for (b, first) in (0..seen).step_by(BLOCK).enumerate() {
-        let HeadBlock { keys, values, start, stride } = sequence.keys.block(b, kv, args.heads);
-        let len = BLOCK.min(seen - first);
-        let (sums, exact, weights) = (&mut sums[..len], &mut exact[..len], &mut weights[..len]);
-        let block = combined.push();
-        dots(isa, q, &keys[start..], stride, sums);
-        saturations += clamped_scores(isa, sums, score_shift, exact);
-        block.references[0] = Some(weigh(isa, exact, weights));
-        block.weights[0] = weights.iter().map(|w| i64::from(*w)).sum();
-        weighted(isa, weights, &values[start..], stride, block.values);
-    }
-    combined.finish(isa, 0, u32::from(args.heads.value_shift[head]), out);
-    saturations
+    kv: usize,
 }
 
-for_each_path! {
-    /// `sums[j]` is the dot product of `q` with the row of `keys` that starts at `j * stride`.
-    fn dots(q: &[i16], keys: &[i16], stride: usize, sums: &mut [i64]) {
-        for (sum, key) in sums.iter_mut().zip(keys.chunks(stride)) {
-            // Both halves of at most 512 products fit 32 bits; the sum of two products might not.
-            let (mut low, mut high) = (0_i32, 0_i32);
-            for (q, k) in q.iter().zip(key) {
-                let product = i32::from(*q).wrapping_mul(i32::from(*k));
-                low = low.wrapping_add(product & 0xffff);
-                high = high.wrapping_add(product >> 16);
+impl Place {
+    /// Where its queries and its results start, which lie alike.
+    fn start(self, heads: &Heads) -> usize {
+        (self.row * usize::from(heads.kv_heads) + self.kv) * width(heads)
+    }
+}
+
+/// Elements of the query heads that share keys and values, in one row.
+fn width(heads: &Heads) -> usize {
+    usize::from(heads.heads / heads.kv_heads) * usize::from(heads.head_dim)
+}
+
+/// A place with the sums of its softmax blocks.
+pub(super) struct Group {
+    pub(super) at: Place,
+    pub(super) combined: Combined,
+}
+
+/// All groups of sequences that have few rows, in order of their results.
+pub(super) fn groups(args: &AttentionArgs<'_>) -> Vec<Group> {
+    let (kv_heads, dim) = (usize::from(args.heads.kv_heads), usize::from(args.heads.head_dim));
+    let mut groups = Vec::new();
+    for (i, sequence) in args.sequences.iter().enumerate().filter(|(_, sequence)| sequence.rows.len() <= FEW) {
+        for row in sequence.rows.clone() {
+            let blocks = sequence.visible(row, args.heads).div_ceil(BLOCK);
+            let group = |kv| Group {
+                at: Place { sequence: i, row, kv },
+                combined: Combined::of_blocks(width(args.heads) / dim, dim, blocks),
+            };
+            groups.extend((0..kv_heads).map(group));
+        }
+    }
+    groups
+}
+
+/// One softmax block of a group. Returns the number of clamped scores.
+pub(super) fn block(isa: Isa, args: &AttentionArgs<'_>, at: Place, block: usize, sums: BlockSums<'_>) -> u64 {
+    let (heads, sequence) = (args.heads, &args.sequences[at.sequence]);
+    let dim = usize::from(heads.head_dim);
+    let count = (sequence.visible(at.row, heads) - block * BLOCK).min(BLOCK);
+    let HeadBlock { keys, values, start, stride } = sequence.keys.block(block, at.kv, heads);
+    let [keys, values] = [keys, values].map(|codes| Lines::new(&codes[start..], stride, dim, count));
+    let queries = &args.q[at.start(heads)..][..width(heads)];
+    let group = queries.len() / dim;
+    let mut products = vec![[0; BLOCK]; group];
+    dots(isa, queries, keys, &mut products);
+    values.prefetch(0..SOON);
+    let (mut scores, mut weights) = ([0; BLOCK], vec![[0; BLOCK]; group]);
+    let mut clamped = 0;
+    for (g, (products, weights)) in products.iter().zip(&mut weights).enumerate() {
+        let shift = heads.score_shift[at.kv * group + g];
+        let (scores, seen) = (&mut scores[..count], &mut weights[..count]);
+        clamped += clamped_scores(isa, &products[..count], shift.into(), scores);
+        sums.references[g] = Some(weigh(isa, scores, seen));
+        sums.weights[g] = seen.iter().map(|w| i64::from(*w)).sum();
+    }
+    weighted(isa, &weights, values, sums.values);
+    clamped
+}
+
+/// Brings the blocks of all groups together.
+pub(super) fn finish(cpu: &CpuKernels, args: &AttentionArgs<'_>, mut groups: Vec<Group>, out: &mut [i32]) {
+    let (width, dim) = (width(args.heads), usize::from(args.heads.head_dim));
+    let (mut rest, mut done) = (out, 0);
+    let mut with_results = Vec::new();
+    for group in &mut groups {
+        let start = group.at.start(args.heads);
+        let (own, tail) = rest.split_at_mut(start - done).1.split_at_mut(width);
+        (rest, done) = (tail, start + width);
+        with_results.push((group, own));
+    }
+    let piece = cpu.threads.piece(with_results.len(), width);
+    cpu.threads.each(with_results.chunks_mut(piece).collect(), |groups| {
+        for (group, out) in groups {
+            for (g, out) in out.chunks_exact_mut(dim).enumerate() {
+                let shift = args.heads.value_shift[group.at.kv * (width / dim) + g];
+                group.combined.finish(cpu.isa, g, shift.into(), out);
             }
-            *sum = (i64::from(high) << 16).wrapping_add(i64::from(low));
         }
-    }
-}
-
-/// Channels whose sums stay in registers while the positions of a block go by.
-const CHANNELS: usize = 32;
-
-/// `sums[c]` is the sum of `weights[j] * values[j * stride + c]`, for weights of 0 to 32,767.
-fn weighted(isa: Isa, weights: &[i16], values: &[i16], stride: usize, sums: &mut [i64]) {
-    for (i, sums) in sums.chunks_mut(CHANNELS).enumerate() {
-        match <&mut [i64; CHANNELS]>::try_from(&mut *sums) {
-            Ok(sums) => weighted_channels(isa, weights, &values[i * CHANNELS..], stride, sums),
-            Err(_) => weighted_rest(isa, weights, &values[i * CHANNELS..], stride, sums),
-        }
-    }
-}
-
-for_each_path! {
-    fn weighted_channels(weights: &[i16], values: &[i16], stride: usize, sums: &mut [i64; CHANNELS]) {
-        // Both halves of at most 256 products fit 32 bits.
-        let (mut low, mut high) = ([0_i32; CHANNELS], [0_i32; CHANNELS]);
-        for (w, row) in weights.iter().zip(values.chunks(stride)) {
-            let Some(row) = row.first_chunk::<CHANNELS>() else { return };
-            for c in 0..CHANNELS {
-                let product = i32::from(*w).wrapping_mul(i32::from(row[c]));
-                low[c] = low[c].wrapping_add(product & 0xffff);
-                high[c] = high[c].wrapping_add(product >> 16);
-            }
-        }
-        for c in 0..CHANNELS {
-            sums[c] = (i64::from(high[c]) << 16).wrapping_add(i64::from(low[c]));
-        }
-    }
-}
-
-for_each_path! {
-    fn weighted_rest(weights: &[i16], values: &[i16], stride: usize, sums: &mut [i64]) {
-        sums.fill(0);
-        for (w, row) in weights.iter().zip(values.chunks(stride)) {
-            for (sum, v) in sums.iter_mut().zip(row) {
-                *sum = sum.wrapping_add(i64::from(i32::from(*w).wrapping_mul(i32::from(*v))));
-            }
-        }
-    }
+        0
+    });
 }

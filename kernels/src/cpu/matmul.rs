@@ -7,22 +7,71 @@ use super::packed::{PackedMatrix, PackedRows, TILE};
 use super::path::for_each_path;
 use super::{CpuKernels, Isa};
 use crate::fixed::{CODE_MAX, rescale};
-use crate::host::{BfpRows, MatMulOut, Scaled};
+use crate::host::{BfpRows, MatMul, MatMulOut, Scaled};
 
-/// Twin of [`crate::reference::matmul::matmul`].
-pub(super) fn matmul(
-    cpu: &CpuKernels,
-    x: BfpRows<'_>,
-    w: Scaled<'_>,
-    packed: &PackedMatrix,
-    bias: Option<&[i32]>,
-    out: MatMulOut<'_>,
-) -> u64 {
-    let product = Product { isa: cpu.isa, x, scales: w, bias, w: packed };
-    match out {
-        MatMulOut::I32(out) => product.run(cpu, out),
-        MatMulOut::I16(out) => product.run(cpu, out),
+/// Bytes of a matrix in one strip, at the least: threads that take turns at shorter ones keep memory from being read in line.
+const STRIP_BYTES: usize = 64 << 10;
+
+/// Twin of [`crate::reference::matmul::matmul`], of several matrices: they share the rows, once those are packed, and a hand-over
+/// to the threads.
+pub(super) fn products(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<MatMul<'_, PackedMatrix>>) -> u64 {
+    let (rows, at_once) = (x.exponents.len(), rows_at_once(cpu.isa));
+    let parts = parts.into_iter().map(|part| {
+        let MatMul { weight: scales, prepared: w, bias, out } = part;
+        (Product { isa: cpu.isa, scales, bias, w }, out)
+    });
+    if cpu.threads.count() == 1 || rows >= at_once * cpu.threads.count() {
+        return by_rows(cpu, x, parts.collect());
     }
+    let left = Left::pack(cpu.isa, x, 0..rows);
+    if rows == 1 {
+        return one_row(cpu, &left, parts.collect());
+    }
+    parts
+        .map(|(product, out)| match out {
+            MatMulOut::I32(out) => product.by_columns(cpu, &left, out),
+            MatMulOut::I16(out) => product.by_columns(cpu, &left, out),
+        })
+        .sum()
+}
+
+/// Many rows: some of them by all matrices are a piece of work.
+fn by_rows(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<(Product<'_>, MatMulOut<'_>)>) -> u64 {
+    let (rows, at_once) = (x.exponents.len(), rows_at_once(cpu.isa));
+    let mut pieces: Vec<(usize, Vec<_>)> = (0..rows).step_by(at_once).map(|first| (first, Vec::new())).collect();
+    for (product, mut rest) in parts {
+        for (_, outs) in &mut pieces {
+            let out;
+            (out, rest) = rest.split(at_once * product.w.rows());
+            outs.push((product, out));
+        }
+    }
+    cpu.threads.each(pieces, |(first, outs)| {
+        let left = Left::pack(cpu.isa, x, first..rows.min(first + at_once));
+        let of = |(product, out): (Product<'_>, _)| product.tiles(&left, 0..product.w.tiles(), product.w.rows(), out);
+        outs.into_iter().map(of).sum()
+    })
+}
+
+/// One row: strips of columns, so that every thread has work. They begin long and end short, so that no thread waits long for the
+/// last one.
+fn one_row(cpu: &CpuKernels, left: &Left<'_>, parts: Vec<(Product<'_>, MatMulOut<'_>)>) -> u64 {
+    let mut unread: usize = parts.iter().map(|(product, _)| product.w.bytes()).sum();
+    let mut strips = Vec::new();
+    for (product, mut rest) in parts {
+        let of_tile = product.w.bytes() / product.w.tiles();
+        let mut tile = 0;
+        while tile < product.w.tiles() {
+            let bytes = (unread / (2 * cpu.threads.count())).max(STRIP_BYTES);
+            let end = product.w.tiles().min(tile + bytes.div_ceil(of_tile).next_multiple_of(MAX_TILES));
+            let out;
+            (out, rest) = rest.split((end - tile) * TILE);
+            strips.push((product, tile..end, out));
+            unread -= (end - tile) * of_tile;
+            tile = end;
+        }
+    }
+    cpu.threads.each(strips, |(product, tiles, out)| product.tiles(left, tiles, out.len(), out))
 }
 
 /// An output element: its range and its conversion.
@@ -105,45 +154,25 @@ fn widened<T: Into<W>, W: Copy + Default>(values: [T; TILE]) -> [W; TILE] {
     wide
 }
 
-/// Everything about a product but where it goes.
+/// Everything about a product but its rows and where it goes.
+#[derive(Clone, Copy)]
 struct Product<'a> {
     isa: Isa,
-    x: BfpRows<'a>,
     scales: Scaled<'a>,
     bias: Option<&'a [i32]>,
     w: &'a PackedMatrix,
 }
 
 impl Product<'_> {
-    /// Many rows are split by rows; few by columns, so that every thread has work.
-    fn run<T: Element>(&self, cpu: &CpuKernels, out: &mut [T]) -> u64 {
-        let (rows, n, at_once) = (self.x.exponents.len(), self.w.rows(), rows_at_once(self.isa));
-        if cpu.threads.count() > 1 && rows < at_once * cpu.threads.count() {
-            return self.by_columns(cpu, out);
-        }
-        let pieces = out.chunks_mut(at_once * n).enumerate().collect();
-        cpu.threads.each(pieces, |(piece, out): (usize, &mut [T])| {
-            self.tiles(&self.pack(piece * at_once, out.len() / n), 0..self.w.tiles(), n, out)
-        })
-    }
-
-    /// Strips of columns; those of more than one row go to buffers of their own, and from there to the output.
-    fn by_columns<T: Element>(&self, cpu: &CpuKernels, out: &mut [T]) -> u64 {
-        let (rows, n, tiles) = (self.x.exponents.len(), self.w.rows(), self.w.tiles());
-        let left = self.pack(0, rows);
-        // Long strips: threads that take turns at short ones keep memory from being read in line (measured: a fifth slower).
+    /// Of few rows: strips of columns go to buffers of their own, and from there to the output.
+    fn by_columns<T: Element>(&self, cpu: &CpuKernels, left: &Left<'_>, out: &mut [T]) -> u64 {
+        let (rows, n, tiles) = (left.exponents.len(), self.w.rows(), self.w.tiles());
         let strip = tiles.div_ceil(cpu.threads.count() * 4).next_multiple_of(MAX_TILES);
-        if rows == 1 {
-            let strips = out.chunks_mut(strip * TILE).enumerate().collect();
-            return cpu.threads.each(strips, |(i, out): (usize, &mut [T])| {
-                self.tiles(&left, i * strip..tiles.min((i + 1) * strip), out.len(), out)
-            });
-        }
         let strips = cpu.threads.map(tiles.div_ceil(strip), |i| {
             let strip = i * strip..tiles.min((i + 1) * strip);
             let width = n.min(strip.end * TILE) - strip.start * TILE;
             let mut buffer = vec![T::default(); rows * width];
-            let saturations = self.tiles(&left, strip, width, &mut buffer);
+            let saturations = self.tiles_of(left, strip, width, &mut buffer);
             (width, buffer, saturations)
         });
         let (mut at, mut saturations) = (0, 0);
@@ -157,15 +186,15 @@ impl Product<'_> {
         saturations
     }
 
-    fn pack(&self, first: usize, rows: usize) -> Left<'_> {
-        let cols = self.scales.cols;
-        let mut x = PackedRows::new(self.isa, rows, cols);
-        x.fill(self.isa, |r| &self.x.codes[(first + r) * cols..(first + r + 1) * cols]);
-        Left { rows: x, exponents: &self.x.exponents[first..first + rows] }
+    /// Columns of some tiles; `out` is `[rows][width]`.
+    fn tiles(&self, left: &Left<'_>, range: Range<usize>, width: usize, out: MatMulOut<'_>) -> u64 {
+        match out {
+            MatMulOut::I32(out) => self.tiles_of(left, range, width, out),
+            MatMulOut::I16(out) => self.tiles_of(left, range, width, out),
+        }
     }
 
-    /// Columns of some tiles; `out` is `[rows][width]`.
-    fn tiles<T: Element>(&self, left: &Left<'_>, range: Range<usize>, width: usize, out: &mut [T]) -> u64 {
+    fn tiles_of<T: Element>(&self, left: &Left<'_>, range: Range<usize>, width: usize, out: &mut [T]) -> u64 {
         let all = left.exponents.len();
         let (step_rows, step_tiles) = block_shape(self.isa, self.w.planes(), all);
         let mut multiplier = Multiplier::new(self.isa);
@@ -188,6 +217,15 @@ impl Product<'_> {
 struct Left<'a> {
     rows: PackedRows,
     exponents: &'a [i32],
+}
+
+impl<'a> Left<'a> {
+    fn pack(isa: Isa, x: BfpRows<'a>, range: Range<usize>) -> Self {
+        let cols = x.codes.len() / x.exponents.len();
+        let mut rows = PackedRows::new(isa, range.len(), cols);
+        rows.fill(isa, |r| &x.codes[(range.start + r) * cols..][..cols]);
+        Self { rows, exponents: &x.exponents[range] }
+    }
 }
 
 for_each_path! {

@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor};
-use crate::host::{AttentionArgs, BfpRows, HostExecutor, HostOps, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled};
+use crate::host::{
+    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMul, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
+};
 use crate::program::Program;
 use crate::value::{ParamData, Params};
 
@@ -116,7 +118,15 @@ impl HostOps for CpuKernels {
         bias: Option<&[i32]>,
         out: MatMulOut<'_>,
     ) -> u64 {
-        matmul::matmul(self, x, w, prepared, bias, out)
+        matmul::products(self, x, vec![MatMul { weight: w, prepared, bias, out }])
+    }
+
+    fn joins_products(&self) -> bool {
+        true
+    }
+
+    fn products(&self, x: BfpRows<'_>, parts: Vec<MatMul<'_, PackedMatrix>>) -> u64 {
+        matmul::products(self, x, parts)
     }
 
     fn add(&self, a: &[i32], b: &[i32], out: &mut [i32]) -> u64 {

@@ -99,6 +99,11 @@ impl PackedMatrix {
         self.planes
     }
 
+    /// Bytes of all digits; at least one.
+    pub(crate) const fn bytes(&self) -> usize {
+        size_of_val(self.quads.as_slice())
+    }
+
     /// What each left row's sum is multiplied with and added, for two planes; with one there is nothing to add.
     pub(crate) const WIDE_OFFSET: i64 = 128;
 

@@ -87,6 +87,25 @@ impl Combined {
         Self { rows, cols, references: vec![], weights: vec![], values: vec![], sums: vec![0; cols] }
     }
 
+    /// `count` blocks, to be filled in any order: see [`blocks`](Self::blocks).
+    pub(super) fn of_blocks(rows: usize, cols: usize, count: usize) -> Self {
+        let mut combined = Self::new(rows, cols);
+        combined.references.resize(count * rows, None);
+        combined.weights.resize(count * rows, 0);
+        combined.values.resize(count * rows * cols, 0);
+        combined
+    }
+
+    /// All blocks.
+    pub(super) fn blocks(&mut self) -> impl Iterator<Item = BlockSums<'_>> {
+        let (rows, cols) = (self.rows, self.cols);
+        let references = self.references.chunks_exact_mut(rows);
+        let of_weights = references.zip(self.weights.chunks_exact_mut(rows));
+        of_weights
+            .zip(self.values.chunks_exact_mut(rows * cols))
+            .map(move |((references, weights), values)| BlockSums { references, weights, values, cols })
+    }
+
     /// Forgets all blocks.
     pub(super) fn clear(&mut self) {
         self.references.clear();

@@ -4,182 +4,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod activations;
+mod args;
 mod cache;
 
 use activations::{Activations, Extent};
+pub use args::{
+    AttentionArgs, AttentionRows, BfpRows, HeadBlock, KeyValues, MatMul, MatMulOut, NormArgs, RopeArgs, SampleArgs,
+    Scaled,
+};
 use cache::HostStore;
 pub use cache::{Caches, HostPage, Page, PageShape, PageStore};
 
 use crate::backend::{BackendError, Executor, LayerReport};
 use crate::pass::{self, Pass};
-use crate::program::{Heads, Norm, Op, ParamId, Program, ScaledRows, TensorId};
-use crate::reference::attention::BLOCK;
-use crate::sampling::{Sampling, TokenBytes};
+use crate::program::{Norm, Op, ParamId, Program, ScaledRows, TensorId};
+use crate::sampling::TokenBytes;
 use crate::value::{Batch, CacheId, ParamData, Params, Value};
-
-/// Row codes with their scales, resolved.
-#[derive(Clone, Copy, Debug)]
-pub struct Scaled<'a> {
-    /// `[rows, cols]`, `I8` or `I16`.
-    pub codes: ParamData<'a>,
-    /// `[rows]`.
-    pub mantissa: &'a [u16],
-    /// `[rows]`.
-    pub shift: &'a [i16],
-    /// Elements in a row.
-    pub cols: usize,
-}
-
-/// Block floating point rows: codes `[rows, cols]` and exponents `[rows]`.
-#[derive(Clone, Copy, Debug)]
-pub struct BfpRows<'a> {
-    /// Codes.
-    pub codes: &'a [i16],
-    /// Exponents.
-    pub exponents: &'a [i32],
-}
-
-/// Where a matrix product goes.
-#[derive(Debug)]
-pub enum MatMulOut<'a> {
-    /// Saturates at the range of `i32`.
-    I32(&'a mut [i32]),
-    /// Saturates at ±32,639.
-    I16(&'a mut [i16]),
-}
-
-/// Constants of a norm, resolved.
-#[derive(Clone, Copy, Debug)]
-pub struct NormArgs<'a> {
-    /// `[cols]`.
-    pub scale: &'a [i32],
-    /// See [`Norm`].
-    pub norm: Norm,
-}
-
-/// Inputs of attention.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionArgs<'a> {
-    /// Queries, `[rows, heads * head_dim]`.
-    pub q: &'a [i16],
-    /// Shape and shifts.
-    pub heads: &'a Heads,
-    /// The sequences of the pass, in order of their rows.
-    pub sequences: &'a [AttentionRows<'a>],
-}
-
-/// One sequence of an attention.
-#[derive(Clone, Debug)]
-pub struct AttentionRows<'a> {
-    /// Its rows among the queries.
-    pub rows: Range<usize>,
-    /// Position of the first of them.
-    pub start: usize,
-    /// Keys and values of all positions up to that of the last row.
-    pub keys: KeyValues<'a>,
-}
-
-impl<'a> AttentionRows<'a> {
-    /// A whole sequence, out of keys and values `[rows, kv_heads * head_dim]` of all sequences.
-    pub fn whole(rows: Range<usize>, k: &'a [i16], v: &'a [i16], heads: &Heads) -> Self {
-        let width = usize::from(heads.kv_heads) * usize::from(heads.head_dim);
-        let own = rows.start * width..rows.end * width;
-        Self { rows, start: 0, keys: KeyValues::Rows { k: &k[own.clone()], v: &v[own] } }
-    }
-
-    /// Positions up to that of the last row.
-    pub fn positions(&self) -> usize {
-        self.start + self.rows.len()
-    }
-
-    /// Positions that a row sees.
-    pub fn visible(&self, row: usize, heads: &Heads) -> usize {
-        if heads.causal { self.start + row - self.rows.start + 1 } else { self.positions() }
-    }
-}
-
-/// Keys and values of one sequence.
-#[derive(Clone, Copy, Debug)]
-pub enum KeyValues<'a> {
-    /// `[positions, kv_heads * head_dim]` each.
-    Rows {
-        /// Keys.
-        k: &'a [i16],
-        /// Values.
-        v: &'a [i16],
-    },
-    /// Pages of a cache.
-    Pages(&'a [Arc<Page<HostPage>>]),
-}
-
-/// Keys and values of one head in one softmax block: position `j` of the block has `head_dim` elements from
-/// `start + j * stride` on.
-#[derive(Clone, Copy, Debug)]
-pub struct HeadBlock<'a> {
-    /// Keys.
-    pub keys: &'a [i16],
-    /// Values.
-    pub values: &'a [i16],
-    /// First element of the block's first position.
-    pub start: usize,
-    /// Elements from one position to the next.
-    pub stride: usize,
-}
-
-impl<'a> KeyValues<'a> {
-    /// Where softmax block `block` of key and value head `head` lies.
-    pub fn block(&self, block: usize, head: usize, heads: &Heads) -> HeadBlock<'a> {
-        let dim = usize::from(heads.head_dim);
-        match *self {
-            Self::Rows { k, v } => {
-                let stride = usize::from(heads.kv_heads) * dim;
-                HeadBlock { keys: k, values: v, start: block * BLOCK * stride + head * dim, stride }
-            }
-            Self::Pages(pages) => {
-                let page: &HostPage = pages[block].data();
-                HeadBlock { keys: &page.keys, values: &page.values, start: head * BLOCK * dim, stride: dim }
-            }
-        }
-    }
-}
-
-/// Constants of a rotary embedding, resolved.
-#[derive(Clone, Copy, Debug)]
-pub struct RopeArgs<'a> {
-    /// `[positions, rotary_dim]`: `cos_0, sin_0, cos_1, sin_1, ...` in Q1.30.
-    pub table: &'a [i32],
-    /// Elements of a head that are rotated; even.
-    pub rotary_dim: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-    /// One for each head.
-    pub shift: &'a [u8],
-}
-
-impl<'a> RopeArgs<'a> {
-    /// Angles of a position, which the table has.
-    pub fn row(&self, position: u32) -> &'a [i32] {
-        let at = position as usize * self.rotary_dim;
-        &self.table[at..at + self.rotary_dim]
-    }
-}
-
-/// What one point is sampled from.
-#[derive(Clone, Copy, Debug)]
-pub struct SampleArgs<'a> {
-    /// `[vocabulary]`.
-    pub logits: &'a [i32],
-    /// Fractional bits of the logits, at most 31.
-    pub frac: u32,
-    /// Bytes of each token.
-    pub token_bytes: TokenBytes<'a>,
-    /// Settings of the generation.
-    pub sampling: &'a Sampling,
-    /// Tokens of the sequence up to the point, that is, the prompt and what was generated so far.
-    pub history: &'a [u32],
-    /// The point's draw.
-    pub draw: u64,
-}
 
 /// One function per op, over host slices. Each returns how many elements it clamped, where it can clamp at all.
 ///
@@ -204,6 +44,16 @@ pub trait HostOps: Send + Sync {
         bias: Option<&[i32]>,
         out: MatMulOut<'_>,
     ) -> u64;
+    /// Whether [`products`](Self::products) of the same rows are asked for at once, ahead of the ops that lie between them.
+    fn joins_products(&self) -> bool {
+        false
+    }
+
+    /// Several products of the same rows.
+    fn products(&self, x: BfpRows<'_>, parts: Vec<MatMul<'_, Self::Matrix>>) -> u64 {
+        parts.into_iter().map(|p| self.matmul(x, p.weight, p.prepared, p.bias, p.out)).sum()
+    }
+
     /// SPEC 5.4.
     fn add(&self, a: &[i32], b: &[i32], out: &mut [i32]) -> u64;
     /// SPEC 5.5.
@@ -241,6 +91,8 @@ pub struct HostExecutor<K: HostOps> {
     params: Arc<dyn Params>,
     /// Prepared codes by parameter, for those that a matrix product reads.
     matrices: Vec<Option<K::Matrix>>,
+    /// Which ops of each layer run together, in order.
+    groups: Arc<[Vec<Group>]>,
     values: Activations,
     caches: Caches<HostStore>,
     pass: Pass,
@@ -265,7 +117,8 @@ impl<K: HostOps> HostExecutor<K> {
         }
         let values = Activations::new(Arc::clone(&program));
         let caches = Caches::new(&program, HostStore);
-        Ok(Self { kernels, program, params, matrices, values, caches, pass: Pass::default() })
+        let groups = program.layers.iter().map(|layer| groups(&layer.ops, kernels.joins_products())).collect();
+        Ok(Self { kernels, program, params, matrices, groups, values, caches, pass: Pass::default() })
     }
 
     fn i32s(&self, id: TensorId) -> &[i32] {
@@ -340,6 +193,28 @@ impl<K: HostOps> HostExecutor<K> {
         Ok(())
     }
 
+    fn product<'a>(&'a self, op: &Op, out: &'a mut Value) -> MatMul<'a, K::Matrix> {
+        let Op::MatMul { weight, bias, .. } = op else { unreachable!("only called for products") };
+        let out = match out {
+            Value::I32(v) => MatMulOut::I32(v),
+            Value::I16(v) => MatMulOut::I16(v),
+            Value::Bfp { .. } => unreachable!("validation fixed the kind of every tensor"),
+        };
+        let prepared = self.matrices[usize::from(weight.codes.0)].as_ref().expect("prepared at load");
+        MatMul { weight: self.scaled(weight), prepared, bias: bias.map(|b| self.vector(b)), out }
+    }
+
+    /// Ops that run together. `line` is that of attention in the caches.
+    fn run_group(&self, ops: &[&Op], line: usize, outs: &mut [Value]) -> u64 {
+        match (ops, outs) {
+            ([op], [out]) => self.run_op(op, line, out),
+            (ops, outs) => {
+                let parts = ops.iter().zip(outs).map(|(op, out)| self.product(op, out)).collect();
+                self.kernels.products(self.bfp(ops[0].inputs()[0]), parts)
+            }
+        }
+    }
+
     /// `line` is that of attention in the caches.
     fn run_op(&self, op: &Op, line: usize, out: &mut Value) -> u64 {
         let k = &self.kernels;
@@ -354,14 +229,9 @@ impl<K: HostOps> HostExecutor<K> {
                 k.quantize(self.i32s(*input), cols, codes, exponents);
                 0
             }
-            (Op::MatMul { input, weight, bias, .. }, out) => {
-                let out = match out {
-                    Value::I32(v) => MatMulOut::I32(v),
-                    Value::I16(v) => MatMulOut::I16(v),
-                    Value::Bfp { .. } => unreachable!("validation fixed the kind of every tensor"),
-                };
-                let prepared = self.matrices[usize::from(weight.codes.0)].as_ref().expect("prepared at load");
-                k.matmul(self.bfp(*input), self.scaled(weight), prepared, bias.map(|b| self.vector(b)), out)
+            (Op::MatMul { input, .. }, out) => {
+                let MatMul { weight, prepared, bias, out } = self.product(op, out);
+                k.matmul(self.bfp(*input), weight, prepared, bias, out)
             }
             (Op::Add { a, b, .. }, Value::I32(out)) => k.add(self.i32s(*a), self.i32s(*b), out),
             (Op::LayerNorm { input, norm, bias, .. }, Value::I32(out)) => {
@@ -421,6 +291,33 @@ impl<K: HostOps> HostExecutor<K> {
     }
 }
 
+/// Ops of a layer that run together.
+struct Group {
+    /// Their places in the layer.
+    ops: Vec<usize>,
+    /// What they read.
+    inputs: Vec<TensorId>,
+}
+
+/// The ops of a layer in the order in which they run: products of the same rows together where that is asked for, as early as the
+/// first of them. No op before them reads or writes what they write, for each op of a layer writes a tensor that no earlier one
+/// wrote or read.
+fn groups(ops: &[Op], joins_products: bool) -> Vec<Group> {
+    let rows = |i: usize| match &ops[i] {
+        Op::MatMul { input, .. } if joins_products => Some(*input),
+        _ => None,
+    };
+    let mut left: Vec<usize> = (0..ops.len()).collect();
+    let mut groups = Vec::new();
+    while let Some(&first) = left.first() {
+        let joins = |i: usize| i == first || rows(i).is_some() && rows(i) == rows(first);
+        let together: Vec<usize> = left.iter().copied().filter(|i| joins(*i)).collect();
+        left.retain(|i| !joins(*i));
+        groups.push(Group { inputs: together.iter().flat_map(|i| ops[*i].inputs()).collect(), ops: together });
+    }
+    groups
+}
+
 impl<K: HostOps> Executor for HostExecutor<K> {
     fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
         // A batch that is refused leaves nothing behind either.
@@ -443,18 +340,19 @@ impl<K: HostOps> Executor for HostExecutor<K> {
         let program = Arc::clone(&self.program);
         let mut report = LayerReport::default();
         let mut line = self.caches.line(layer);
-        for op in &program.layers[layer].ops {
-            for input in op.inputs() {
-                self.values.get(input)?;
+        for group in &Arc::clone(&self.groups)[layer] {
+            let ops: Vec<&Op> = group.ops.iter().map(|i| &program.layers[layer].ops[*i]).collect();
+            for input in &group.inputs {
+                self.values.get(*input)?;
             }
-            self.keep(op, line)?;
-            let mut out = self.values.take(op.out());
+            self.keep(ops[0], line)?;
+            let mut outs: Vec<Value> = ops.iter().map(|op| self.values.take(op.out())).collect();
             // Without points there is nothing to do in the last layer.
-            if !out.is_empty() {
-                report.saturations += self.run_op(op, line, &mut out);
+            if !outs[0].is_empty() {
+                report.saturations += self.run_group(&ops, line, &mut outs);
             }
-            self.values.put(op.out(), out);
-            line += usize::from(matches!(op, Op::Attention { .. }));
+            ops.iter().zip(outs).for_each(|(op, out)| self.values.put(op.out(), out));
+            line += usize::from(matches!(ops[0], Op::Attention { .. }));
         }
         Ok(report)
     }

@@ -11,7 +11,7 @@ pub const BOUND_THREADS: u64 = 64;
 const ROW_PADDING: u128 = 1_024;
 /// Query rows in one piece of attention, at most.
 const PIECE_ROWS: u128 = 16;
-/// Rows of a sequence that are each a piece of attention, at most.
+/// Rows of a sequence whose softmax blocks are pieces of attention, at most.
 const FEW_ROWS: u128 = 4;
 /// Padding of packed operands in both directions, at most.
 const PADDING: u128 = 16;
@@ -156,11 +156,14 @@ fn attention(heads: &Heads, pass: &PassShape) -> u128 {
     // All of the positions may be one sequence. Blocks are pushed one by one, so their storage doubles as it grows, and
     // while it moves the old half is still there.
     let blocks = positions.div_ceil(block);
-    // A piece is some rows of one head, or one row of the heads that share keys and values.
-    let of_piece = PIECE_ROWS.max(u128::from(heads.heads / heads.kv_heads));
-    let piece = blocks.saturating_mul(3 * of_piece * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
-    let few = rows.min(sequences.saturating_mul(FEW_ROWS)).saturating_mul(u128::from(heads.kv_heads));
+    // A piece is some rows of one head, or a block of the heads that share keys and values in one row: products, scores,
+    // weights and digits of all of them. The sums of such blocks are kept until all are there.
+    let (kv_heads, group) = (u128::from(heads.kv_heads), u128::from(heads.heads / heads.kv_heads));
+    let many = blocks.saturating_mul(3 * PIECE_ROWS * 8 * (dim + 3)).saturating_add(PIECE_ROWS * block * 8);
+    let piece = many.max(group * block * 24 + 2 * block * dim);
+    let few = blocks_of_all.saturating_mul(FEW_ROWS * kv_heads);
+    let kept = few.saturating_mul(group * 8 * (dim + 3));
     let pieces = (rows / PIECE_ROWS).saturating_add(sequences).saturating_add(few);
     let running = piece.saturating_mul(pieces.min(u128::from(BOUND_THREADS)));
-    packed.saturating_add(running).saturating_add(pieces.saturating_mul(PIECE_BYTES))
+    packed.saturating_add(running).saturating_add(kept).saturating_add(pieces.saturating_mul(PIECE_BYTES))
 }

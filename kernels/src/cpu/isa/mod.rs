@@ -15,6 +15,9 @@ mod neon;
 mod neon_dotprod;
 mod portable;
 mod tiles;
+pub(super) mod words;
+#[cfg(target_arch = "x86_64")]
+mod words512;
 
 /// Most tiles of a block on any path.
 pub(crate) const MAX_TILES: usize = 2;
