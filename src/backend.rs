@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use lockstep_cuda::{Cuda, Gpu, Products, gpus};
-use lockstep_kernels::backend::Backend;
+use lockstep_kernels::backend::{Backend, Member};
 use lockstep_kernels::cpu::{Cpu, Path};
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::reference::Reference;
 use lockstep_shaders::{Adapter, Options, Variant, Wgpu, adapters};
 use lockstep_sim::adversary::{Lie, LyingBackend};
@@ -15,7 +16,8 @@ use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
 pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/neon-dotprod, cpu/neon, cpu/portable, cuda, \
-    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, wgpu+subgroups, wgpu+subgroups/N, reference";
+    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, wgpu+subgroups, wgpu+subgroups/N, reference; \
+    and A+B for several joined, which share the layers of a model that fits none of them";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {
@@ -62,17 +64,36 @@ pub enum Local {
     Cuda(Cuda),
     /// WGSL shaders on Vulkan, Metal or Direct3D 12.
     Wgpu(Wgpu),
+    /// Several of them.
+    Joined(Joined),
 }
 
 impl Local {
     /// The backend of that name. `cpu` takes the fastest path of this machine, `cpu/PATH` forces one; `cuda` takes GPU 0,
     /// `cuda/N` the Nth, and `cuda/PRODUCTS` forces what GPU 0 multiplies with; `wgpu` takes the first adapter that can be
     /// used, `wgpu/N` the Nth of `lockstep devices`, and with `+int64` or `+subgroups` they are another form of the shaders.
-    /// A device takes no more memory for models than `memory`, where that is given.
+    /// `A+B` joins several. A device takes no more memory for models than `memory`, where that is given.
     ///
     /// # Errors
     /// [`Exit::Configuration`] for a name that does not exist, [`Exit::NoDevice`] where the machine lacks the path.
     pub fn open(name: &str, threads: NonZeroUsize, memory: Option<u64>) -> Result<Self, Failure> {
+        let names = joined_names(name);
+        if names.len() == 1 {
+            return Self::open_one(&names[0], threads, memory);
+        }
+        let mut members: Vec<Member> = Vec::new();
+        for name in names {
+            let backend = Self::open_one(&name, threads, memory)?.honest();
+            if backend.memory_bytes().is_some() && members.iter().any(|member| member.name == name) {
+                return Err(anyhow!("backend {name} is joined with itself, and has its memory once"))
+                    .or_exit(Exit::Configuration);
+            }
+            members.push(Member { name, backend });
+        }
+        Ok(Self::Joined(Joined::new(members)))
+    }
+
+    fn open_one(name: &str, threads: NonZeroUsize, memory: Option<u64>) -> Result<Self, Failure> {
         let unknown = || anyhow!("there is no backend {name:?}; there are {NAMES}");
         let (family, which) = name.split_once('/').map_or((name, None), |(family, which)| (family, Some(which)));
         let opened = match (family, which) {
@@ -105,19 +126,36 @@ impl Local {
             Self::Cpu(cpu) => Arc::new(cpu.clone()),
             Self::Cuda(cuda) => Arc::new(cuda.clone()),
             Self::Wgpu(wgpu) => Arc::new(wgpu.clone()),
+            Self::Joined(joined) => Arc::new(joined.clone()),
         }
     }
 
-    /// The backend with lies: for the demo's cheat and for benchmarks. No worker gets it. In place of a GPU the reference lies,
-    /// which has the same bytes otherwise.
+    /// The backend with lies: for the demo's cheat and for benchmarks. No worker gets it. In place of a GPU, or of several
+    /// backends, the reference lies, which has the same bytes otherwise.
     pub fn lying(&self, lies: &[Lie]) -> Arc<dyn Backend> {
         match self {
-            Self::Reference | Self::Cuda(_) | Self::Wgpu(_) => {
+            Self::Reference | Self::Cuda(_) | Self::Wgpu(_) | Self::Joined(_) => {
                 Arc::new(LyingBackend::new(Reference.name(), Reference, lies))
             }
             Self::Cpu(cpu) => Arc::new(LyingBackend::new(cpu.name(), cpu.kernels().clone(), lies)),
         }
     }
+}
+
+/// The names in one that joins several: `cuda/0+wgpu+int64/1` has two, because `+int64` is a form of the shaders.
+fn joined_names(name: &str) -> Vec<String> {
+    let is_form = |part: &str| {
+        let form = part.split_once('/').map_or(part, |(form, _)| form);
+        Variant::ALL.into_iter().any(|variant| variant.name().strip_prefix('+') == Some(form))
+    };
+    let mut names: Vec<String> = Vec::new();
+    for part in name.split('+').map(str::trim) {
+        match names.last_mut() {
+            Some(last) if is_form(part) => *last = format!("{last}+{part}"),
+            _ => names.push(part.to_owned()),
+        }
+    }
+    names
 }
 
 /// The form of the shaders that a name asks for; none of another backend's name.
@@ -141,15 +179,25 @@ pub fn open_within(name: &str, threads: NonZeroUsize, memory: Option<u64>) -> Re
     Ok(Local::open(name, threads, memory)?.honest())
 }
 
-/// What `auto` stands for on a machine: its devices in the order in which they are worth trying, and the processor after all
-/// of them. Drivers that compute on the processor themselves are not among them.
+/// What `auto` stands for on a machine: all GPUs of the first kind that it has joined, where they are several; its devices in
+/// the order in which they are worth trying; and the processor after all of them. Drivers that compute on the processor
+/// themselves are not among them.
 pub fn in_order(gpus: &[Gpu], adapters: &[Adapter]) -> Vec<String> {
     let usable = |reason: &Option<String>| reason.is_none();
-    let gpus = gpus.iter().filter(|gpu| usable(&gpu.reason)).map(|gpu| format!("cuda/{}", gpu.number));
+    let gpus: Vec<_> =
+        gpus.iter().filter(|gpu| usable(&gpu.reason)).map(|gpu| format!("cuda/{}", gpu.number)).collect();
     let adapters = adapters.iter().enumerate();
-    let adapters = adapters.filter(|(_, adapter)| usable(&adapter.reason) && adapter.kind != "software");
-    let adapters = adapters.map(|(number, _)| format!("wgpu/{number}"));
-    gpus.chain(adapters).chain(["cpu".to_owned()]).collect()
+    let adapters: Vec<_> =
+        adapters.filter(|(_, adapter)| usable(&adapter.reason) && adapter.kind != "software").collect();
+    let named = |(number, _): &(usize, &Adapter)| format!("wgpu/{number}");
+    // One GPU may be listed once for each interface that it is reached by, and others may share the processor's memory.
+    let first = adapters.first().filter(|(_, first)| first.kind == "discrete gpu");
+    let alike = |(_, adapter): &&(usize, &Adapter)| {
+        first.is_some_and(|(_, first)| (first.kind, &first.api) == (adapter.kind, &adapter.api))
+    };
+    let alike = if gpus.is_empty() { adapters.iter().filter(alike).map(named).collect() } else { gpus.clone() };
+    let joined = (alike.len() > 1).then(|| alike.join("+"));
+    joined.into_iter().chain(gpus).chain(adapters.iter().map(named)).chain(["cpu".to_owned()]).collect()
 }
 
 /// The names in a list of them, where `auto` is what this machine has ([`in_order`]).
@@ -189,8 +237,33 @@ mod tests {
         let gpus = [gpu(0, Some("too old")), gpu(1, None), gpu(2, None)];
         let adapters =
             [adapter("discrete gpu", None), adapter("integrated gpu", Some("no")), adapter("software", None)];
-        assert_eq!(in_order(&gpus, &adapters), ["cuda/1", "cuda/2", "wgpu/0", "cpu"]);
+        assert_eq!(in_order(&gpus, &adapters), ["cuda/1+cuda/2", "cuda/1", "cuda/2", "wgpu/0", "cpu"]);
         assert_eq!(in_order(&[], &adapters[2..]), ["cpu"]);
+    }
+
+    #[test]
+    fn gpus_of_the_first_kind_are_joined_where_they_are_several() {
+        let (gpu, of) = ([gpu(0, None)], |kind| adapter(kind, None));
+        let two = [of("discrete gpu"), of("discrete gpu"), of("integrated gpu")];
+        assert_eq!(in_order(&[], &two), ["wgpu/0+wgpu/1", "wgpu/0", "wgpu/1", "wgpu/2", "cpu"]);
+        assert_eq!(in_order(&gpu, &two), ["cuda/0", "wgpu/0", "wgpu/1", "wgpu/2", "cpu"]);
+        // One GPU by two interfaces, and two that share one memory.
+        let twice = [of("discrete gpu"), Adapter { api: "dx12".into(), ..of("discrete gpu") }];
+        assert_eq!(in_order(&[], &twice), ["wgpu/0", "wgpu/1", "cpu"]);
+        assert_eq!(in_order(&[], &[of("integrated gpu"), of("integrated gpu")]), ["wgpu/0", "wgpu/1", "cpu"]);
+    }
+
+    #[test]
+    fn a_plus_joins_and_forms_of_shaders_keep_theirs() {
+        assert_eq!(joined_names("cpu"), ["cpu"]);
+        assert_eq!(joined_names("cuda/0+cuda/1 + cpu/avx2"), ["cuda/0", "cuda/1", "cpu/avx2"]);
+        assert_eq!(joined_names("wgpu+int64/1"), ["wgpu+int64/1"]);
+        assert_eq!(joined_names("wgpu+subgroups+wgpu+int64/1+wgpu/0"), ["wgpu+subgroups", "wgpu+int64/1", "wgpu/0"]);
+        assert_eq!(joined_names("wgpu+"), ["wgpu", ""]);
+        let told = |name| Local::open(name, NonZeroUsize::MIN, None).err().map(|failure| failure.error.to_string());
+        assert_eq!(told("cpu+reference"), None);
+        assert!(told("cpu+nothing").is_some_and(|why| why.contains("\"nothing\"")));
+        assert!(told("cpu+").is_some_and(|why| why.contains("\"\"")));
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use common::skipped;
 use lockstep_cuda::Cuda;
 use lockstep_cuda_emulation::{Emulation, Order};
-use lockstep_kernels::backend::{Backend, BackendError, Executor, Wrapper};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, Member, Wrapper};
 use lockstep_kernels::conformance::{Case, DecoderShape, OwnedParams, decoder, encoder};
 use lockstep_kernels::cpu::Cpu;
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::program::{Program, TensorId};
 use lockstep_kernels::value::{Params, Value};
 use lockstep_model::embed::embed;
@@ -97,15 +98,22 @@ fn cpu() -> Cpu {
     Cpu::new(None, 2).expect("a path")
 }
 
-/// The backends that hash where their rows lie.
+/// The backends that hash where their rows lie: each device alone, and two of its kind with the layers between them.
 fn devices() -> Vec<Arc<dyn Backend>> {
-    let emulation = Arc::new(Emulation::new(Order::Ascending, (8, 0)));
-    let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(Cuda::on(emulation, None).expect("a capable device"))];
-    match Wgpu::open(Options::default()) {
-        Ok(wgpu) => devices.push(Arc::new(wgpu)),
+    let cuda = || Cuda::on(Arc::new(Emulation::new(Order::Ascending, (8, 0))), None).expect("a capable device");
+    let mut devices: Vec<Arc<dyn Backend>> = vec![Arc::new(cuda()), joined([Arc::new(cuda()), Arc::new(cuda())])];
+    let wgpu = || Wgpu::open(Options::default());
+    match wgpu().and_then(|first| Ok([first.clone(), first, wgpu()?])) {
+        Ok([alone, first, second]) => {
+            devices.extend([Arc::new(alone) as _, joined([Arc::new(first), Arc::new(second)])])
+        }
         Err(why) => skipped(&why.to_string()),
     }
     devices
+}
+
+fn joined(devices: [Arc<dyn Backend>; 2]) -> Arc<dyn Backend> {
+    Arc::new(Joined::evenly(devices.map(|backend| Member { name: backend.name(), backend }).into()))
 }
 
 /// Layers, and rows of theirs.

@@ -15,10 +15,10 @@ use common::{lockstep, run_json, second_implementation, second_judge, shipped_pa
 use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::{Program, Rows, TensorId};
+use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Params, Value as Tensor};
 use lockstep_link::{Client, Frames, send};
 use lockstep_model::package::Package;
-use lockstep_model::slice::Slice;
 use lockstep_protocol::hand_over::HandOver;
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};

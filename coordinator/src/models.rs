@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use lockstep_kernels::slice;
 use lockstep_model::dispute::Disputable;
 use lockstep_model::generation::TokenText;
 use lockstep_model::package::Package;
-use lockstep_model::slice;
 use lockstep_model::template::ChatTemplate;
 use lockstep_model::tokenizer::Tokenizer;
 use lockstep_protocol::generation::Generation;

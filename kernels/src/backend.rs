@@ -60,8 +60,27 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// Bytes of that memory that no program has taken yet.
+    fn free_bytes(&self) -> Option<u64> {
+        self.memory_bytes()
+    }
+
+    /// The backends that it is made of, where it is [several joined](crate::joined).
+    fn members(&self) -> &[Member] {
+        &[]
+    }
+
     /// Prepares a program for execution. Checks the program; the caller has proven its bounds.
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError>;
+}
+
+/// A backend that is part of another one.
+#[derive(Clone)]
+pub struct Member {
+    /// What errors call it: the name that its operator knows it by.
+    pub name: String,
+    /// The backend.
+    pub backend: Arc<dyn Backend>,
 }
 
 /// A loaded program on one device, holding the activations of one batch at a time, and the caches of decoders.

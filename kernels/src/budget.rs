@@ -25,6 +25,11 @@ impl Budget {
         self.bytes
     }
 
+    /// How much of it nothing has taken; none where nobody knows.
+    pub fn free(&self) -> Option<u64> {
+        self.bytes.map(|bytes| bytes.saturating_sub(self.taken.load(Ordering::Relaxed)))
+    }
+
     /// Sets memory aside as long as what it gives lives. `what` is that which needs it.
     ///
     /// # Errors
@@ -36,7 +41,7 @@ impl Budget {
             Ok(_) => Ok(Taken { bytes, of: Arc::clone(&self.taken) }),
             Err(taken) => Err(BackendError::Unavailable(format!(
                 "{what} would take {bytes} bytes of the memory of {}, which has {most}, of which {taken} are taken: use a \
-                 device with more, or share the model's layers among workers of one device each (--pipeline-listen)",
+                 device with more or several (--backend A+B), or share the model's layers among workers (--pipeline-listen)",
                 self.device
             ))),
         }
@@ -90,7 +95,9 @@ mod tests {
         let refused = budget.clone().take(41, "another").expect_err("too much").to_string();
         assert!(refused.contains("another would take 41 bytes of the memory of a device, which has 100, of which 60"));
         let second = budget.take(40, "what is left").expect("room");
+        assert_eq!(budget.free(), Some(0));
         drop(first);
+        assert_eq!((budget.bytes(), budget.free()), (Some(100), Some(60)));
         assert!(budget.take(61, "too much again").is_err());
         assert!(budget.take(60, "as much as before").is_ok());
         drop(second);
@@ -99,6 +106,8 @@ mod tests {
 
     #[test]
     fn what_nobody_knows_has_no_end() {
-        assert!(Budget::new("a device", None).take(1 << 60, "much").is_ok());
+        let budget = Budget::new("a device", None);
+        let taken = budget.take(1 << 60, "much");
+        assert!(taken.is_ok() && budget.free().is_none());
     }
 }

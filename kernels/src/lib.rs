@@ -11,6 +11,7 @@
 //! - [`steps`]: the dispute view of a layer, in which one element is recomputed from at most 64 KiB.
 //! - [`backend`], [`host`]: the trait that every backend implements, and the executor that both host backends share.
 //! - [`pass`]: a batch as every executor takes it up. [`budget`]: memory of a device.
+//! - [`slice`]: some layers of a program as one of their own. [`joined`]: several devices as one backend.
 //! - [`conformance`]: the suite that any backend is put through, byte for byte.
 //!
 //! One op has one basename everywhere: `layer_norm.rs` in `reference`, `cpu` and `steps`, `layer_norm.json` in
@@ -27,10 +28,12 @@ pub mod conformance;
 pub mod cpu;
 pub mod fixed;
 pub mod host;
+pub mod joined;
 pub mod pass;
 pub mod program;
 pub mod reference;
 pub mod sampling;
+pub mod slice;
 pub mod steps;
 pub mod tables;
 pub mod value;

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, Member};
 use lockstep_kernels::conformance::{Case, DecoderShape, OwnedParams, decoder, encoder};
 use lockstep_kernels::cpu::Cpu;
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::program::{Layer, Op, PassShape, Program, Rows, Tensor, TensorId, TensorKind};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::sampling::Sampling;
@@ -15,10 +16,15 @@ const SHAPE: DecoderShape = DecoderShape::SMALL;
 /// Of one cache: keys and values of two layers, 256 positions each.
 const PAGES: u64 = 2 * 2 * 256 * 2 * 6 * 2;
 
-fn load(case: &Case) -> Box<dyn Executor> {
-    let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&case.params);
-    let cpu = Cpu::new(None, 1).expect("the detected path");
-    cpu.load(Arc::clone(&case.program), params).expect("a valid program")
+/// On one backend, and with its layers on two.
+fn loaded(case: &Case) -> [Box<dyn Executor>; 2] {
+    let cpu: Arc<dyn Backend> = Arc::new(Cpu::new(None, 1).expect("the detected path"));
+    let members = ["a", "b"].map(|name| Member { name: name.into(), backend: Arc::clone(&cpu) });
+    let joined: Arc<dyn Backend> = Arc::new(Joined::new(members.into()));
+    [cpu, joined].map(|backend| {
+        let params: Arc<dyn Params> = Arc::<OwnedParams>::clone(&case.params);
+        backend.load(Arc::clone(&case.program), params).expect("a valid program")
+    })
 }
 
 /// Positions `start..end` of a sequence whose only point is the last one.
@@ -45,121 +51,125 @@ fn run(executor: &mut dyn Executor, program: &Program, sequences: Vec<Sequence>)
 #[test]
 fn what_a_batch_may_ask_of_caches() {
     let case = decoder(SHAPE, &[1]);
-    let mut executor = load(&case);
-    let mut run = |sequences| run(executor.as_mut(), &case.program, sequences);
-    run(vec![part(1, 0, 20)]).expect("a new cache");
-    run(vec![part(1, 20, 21), part(2, 0, 3)]).expect("one that goes on beside a new one");
-    let alone = Sequence { cache: None, ..part(0, 4, 6) };
-    let with = |change: &dyn Fn(&mut Sequence)| {
-        let mut sequence = part(1, 21, 22);
-        change(&mut sequence);
-        vec![sequence]
-    };
-    let draws = |sequence: &mut Sequence, draws| {
-        sequence.sampler.as_mut().expect("it has one").draws = draws;
-    };
-    let prompt = |sequence: &mut Sequence, prompt_tokens| {
-        let sampling = Sampling::greedy(prompt_tokens, 1);
-        sequence.sampler.as_mut().expect("it has one").sampling = Arc::new(sampling);
-    };
-    for (sequences, why) in [
-        (vec![part(3, 1, 2)], "no such cache"),
-        (vec![part(1, 22, 23)], "21 positions, not 22"),
-        (vec![part(1, 21, 22), part(1, 21, 22)], "the same cache"),
-        (vec![alone], "4 positions are in no cache"),
-        (with(&|s| s.start = 22), "nothing of 22 tokens"),
-        (with(&|s| s.start = usize::MAX), "nothing of 22 tokens"),
-        (with(&|s| draws(s, vec![])), "0 draws for 1 points"),
-        (with(&|s| draws(s, vec![1, 2])), "2 draws for 1 points"),
-        (with(&|s| prompt(s, 0)), "at least one token"),
-        (with(&|s| prompt(s, 23)), "1 draws for 0 points"),
-        (with(&|s| s.tokens[3] = SHAPE.vocab as u32), "outside the vocabulary"),
-        (vec![part(1, 21, SHAPE.max_positions + 1)], "tokens; 1 to 700"),
-    ] {
-        let refused = run(sequences).expect_err(why).to_string();
-        assert!(refused.contains(why), "{refused}; expected {why}");
+    for mut executor in loaded(&case) {
+        let mut run = |sequences| run(executor.as_mut(), &case.program, sequences);
+        run(vec![part(1, 0, 20)]).expect("a new cache");
+        run(vec![part(1, 20, 21), part(2, 0, 3)]).expect("one that goes on beside a new one");
+        let alone = Sequence { cache: None, ..part(0, 4, 6) };
+        let with = |change: &dyn Fn(&mut Sequence)| {
+            let mut sequence = part(1, 21, 22);
+            change(&mut sequence);
+            vec![sequence]
+        };
+        let draws = |sequence: &mut Sequence, draws| {
+            sequence.sampler.as_mut().expect("it has one").draws = draws;
+        };
+        let prompt = |sequence: &mut Sequence, prompt_tokens| {
+            let sampling = Sampling::greedy(prompt_tokens, 1);
+            sequence.sampler.as_mut().expect("it has one").sampling = Arc::new(sampling);
+        };
+        for (sequences, why) in [
+            (vec![part(3, 1, 2)], "no such cache"),
+            (vec![part(1, 22, 23)], "21 positions, not 22"),
+            (vec![part(1, 21, 22), part(1, 21, 22)], "the same cache"),
+            (vec![alone], "4 positions are in no cache"),
+            (with(&|s| s.start = 22), "nothing of 22 tokens"),
+            (with(&|s| s.start = usize::MAX), "nothing of 22 tokens"),
+            (with(&|s| draws(s, vec![])), "0 draws for 1 points"),
+            (with(&|s| draws(s, vec![1, 2])), "2 draws for 1 points"),
+            (with(&|s| prompt(s, 0)), "at least one token"),
+            (with(&|s| prompt(s, 23)), "1 draws for 0 points"),
+            (with(&|s| s.tokens[3] = SHAPE.vocab as u32), "outside the vocabulary"),
+            (vec![part(1, 21, SHAPE.max_positions + 1)], "tokens; 1 to 700"),
+        ] {
+            let refused = run(sequences).expect_err(why).to_string();
+            assert!(refused.contains(why), "{refused}; expected {why}");
+        }
+        // What was refused changed nothing.
+        run(vec![part(1, 21, 22), part(2, 3, 4)]).expect("both are as they were");
     }
-    // What was refused changed nothing.
-    run(vec![part(1, 21, 22), part(2, 3, 4)]).expect("both are as they were");
 }
 
 #[test]
 fn an_encoder_has_neither_caches_nor_samplers() {
     let case = encoder(16, 2, 16, 1, false, &[2]);
     assert!(!case.program.is_decoder());
-    let mut executor = load(&case);
-    for sequence in [
-        Sequence { cache: Some(CacheId(1)), ..Sequence::new(vec![1]) },
-        Sequence { sampler: part(1, 0, 1).sampler, ..Sequence::new(vec![1]) },
-    ] {
-        let refused = executor.begin(&Batch { sequences: vec![sequence] }).expect_err("no decoder");
-        assert!(refused.to_string().contains("no decoder"), "{refused}");
+    for mut executor in loaded(&case) {
+        for sequence in [
+            Sequence { cache: Some(CacheId(1)), ..Sequence::new(vec![1]) },
+            Sequence { sampler: part(1, 0, 1).sampler, ..Sequence::new(vec![1]) },
+        ] {
+            let refused = executor.begin(&Batch { sequences: vec![sequence] }).expect_err("no decoder");
+            assert!(refused.to_string().contains("no decoder"), "{refused}");
+        }
     }
 }
 
 #[test]
 fn pages_are_shared_until_they_are_written() {
     let case = decoder(SHAPE, &[1]);
-    let mut executor = load(&case);
-    let executor = executor.as_mut();
-    let go = |executor: &mut dyn Executor, sequence| run(executor, &case.program, vec![sequence]).expect("a pass");
-    assert_eq!(executor.cache_bytes(), 0);
-    go(executor, part(1, 0, 300));
-    assert_eq!(executor.cache_bytes(), 2 * PAGES);
-    assert_eq!(case.program.cache_bytes(300), 2 * PAGES);
-    assert_eq!((case.program.cache_bytes(0), case.program.cache_bytes(1)), (0, PAGES));
-    executor.fork_cache(CacheId(1), CacheId(2), 300).expect("it has as many");
-    executor.fork_cache(CacheId(1), CacheId(3), 256).expect("it has as many");
-    assert_eq!(executor.cache_bytes(), 2 * PAGES);
-    // A page of its own for each that writes where others read.
-    let forked = go(executor, part(2, 300, 301));
-    assert_eq!(executor.cache_bytes(), 3 * PAGES);
-    assert_eq!(go(executor, part(1, 300, 301)), forked);
-    assert_eq!(executor.cache_bytes(), 3 * PAGES);
-    go(executor, part(3, 256, 257));
-    assert_eq!(executor.cache_bytes(), 4 * PAGES);
-    executor.truncate_cache(CacheId(2), 256).expect("it has as many");
-    assert_eq!(executor.cache_bytes(), 3 * PAGES);
-    executor.drop_cache(CacheId(1));
-    assert_eq!(executor.cache_bytes(), 2 * PAGES);
-    for (refused, why) in [
-        (executor.fork_cache(CacheId(1), CacheId(4), 0), "no such cache"),
-        (executor.fork_cache(CacheId(2), CacheId(4), 257), "256 positions, not 257"),
-        (executor.truncate_cache(CacheId(2), 257), "256 positions, not 257"),
-        (executor.truncate_cache(CacheId(9), 0), "no such cache"),
-    ] {
-        let refused = refused.expect_err(why).to_string();
-        assert!(refused.contains(why), "{refused}");
+    for mut executor in loaded(&case) {
+        let executor = executor.as_mut();
+        let go = |executor: &mut dyn Executor, sequence| run(executor, &case.program, vec![sequence]).expect("a pass");
+        assert_eq!(executor.cache_bytes(), 0);
+        go(executor, part(1, 0, 300));
+        assert_eq!(executor.cache_bytes(), 2 * PAGES);
+        assert_eq!(case.program.cache_bytes(300), 2 * PAGES);
+        assert_eq!((case.program.cache_bytes(0), case.program.cache_bytes(1)), (0, PAGES));
+        executor.fork_cache(CacheId(1), CacheId(2), 300).expect("it has as many");
+        executor.fork_cache(CacheId(1), CacheId(3), 256).expect("it has as many");
+        assert_eq!(executor.cache_bytes(), 2 * PAGES);
+        // A page of its own for each that writes where others read.
+        let forked = go(executor, part(2, 300, 301));
+        assert_eq!(executor.cache_bytes(), 3 * PAGES);
+        assert_eq!(go(executor, part(1, 300, 301)), forked);
+        assert_eq!(executor.cache_bytes(), 3 * PAGES);
+        go(executor, part(3, 256, 257));
+        assert_eq!(executor.cache_bytes(), 4 * PAGES);
+        executor.truncate_cache(CacheId(2), 256).expect("it has as many");
+        assert_eq!(executor.cache_bytes(), 3 * PAGES);
+        executor.drop_cache(CacheId(1));
+        assert_eq!(executor.cache_bytes(), 2 * PAGES);
+        for (refused, why) in [
+            (executor.fork_cache(CacheId(1), CacheId(4), 0), "no such cache"),
+            (executor.fork_cache(CacheId(2), CacheId(4), 257), "256 positions, not 257"),
+            (executor.truncate_cache(CacheId(2), 257), "256 positions, not 257"),
+            (executor.truncate_cache(CacheId(9), 0), "no such cache"),
+        ] {
+            let refused = refused.expect_err(why).to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
+        // In place of a cache of that name.
+        executor.fork_cache(CacheId(2), CacheId(3), 200).expect("it has as many");
+        assert_eq!(executor.cache_bytes(), PAGES);
+        [2, 3, 4].into_iter().for_each(|id| executor.drop_cache(CacheId(id)));
+        assert_eq!(executor.cache_bytes(), 0);
     }
-    // In place of a cache of that name.
-    executor.fork_cache(CacheId(2), CacheId(3), 200).expect("it has as many");
-    assert_eq!(executor.cache_bytes(), PAGES);
-    [2, 3, 4].into_iter().for_each(|id| executor.drop_cache(CacheId(id)));
-    assert_eq!(executor.cache_bytes(), 0);
 }
 
 /// A pass that ends between layers, and caches that change under a pass.
 #[test]
 fn a_pass_that_stops_leaves_the_positions_before_it() {
     let case = decoder(SHAPE, &[1]);
-    let mut executor = load(&case);
-    let whole = run(executor.as_mut(), &case.program, vec![part(9, 0, 40)]).expect("a pass");
-    run(executor.as_mut(), &case.program, vec![part(1, 0, 30)]).expect("a pass");
-    executor.begin(&Batch { sequences: vec![part(1, 30, 35)] }).expect("it has 30");
-    for layer in 0..2 {
-        executor.run_layer(layer).expect("in order");
-    }
-    let refused = executor.fork_cache(CacheId(1), CacheId(2), 35).expect_err("the last layer has 30");
-    assert!(refused.to_string().contains("30 positions"), "{refused}");
-    assert_eq!(run(executor.as_mut(), &case.program, vec![part(1, 30, 40)]).expect("it has 30"), whole);
-    for change in [&(|e: &mut dyn Executor| e.drop_cache(CacheId(1))) as &dyn Fn(&mut dyn Executor), &|e| {
-        e.truncate_cache(CacheId(1), 3).expect("it has 3")
-    }] {
+    for mut executor in loaded(&case) {
+        let whole = run(executor.as_mut(), &case.program, vec![part(9, 0, 40)]).expect("a pass");
         run(executor.as_mut(), &case.program, vec![part(1, 0, 30)]).expect("a pass");
-        executor.begin(&Batch { sequences: vec![part(1, 30, 31)] }).expect("it has 30");
-        executor.run_layer(0).expect("nothing is kept in layer 0");
-        change(executor.as_mut());
-        assert!(matches!(executor.run_layer(1), Err(BackendError::Cache { .. })));
+        executor.begin(&Batch { sequences: vec![part(1, 30, 35)] }).expect("it has 30");
+        for layer in 0..2 {
+            executor.run_layer(layer).expect("in order");
+        }
+        let refused = executor.fork_cache(CacheId(1), CacheId(2), 35).expect_err("the last layer has 30");
+        assert!(refused.to_string().contains("30 positions"), "{refused}");
+        assert_eq!(run(executor.as_mut(), &case.program, vec![part(1, 30, 40)]).expect("it has 30"), whole);
+        for change in [&(|e: &mut dyn Executor| e.drop_cache(CacheId(1))) as &dyn Fn(&mut dyn Executor), &|e| {
+            e.truncate_cache(CacheId(1), 3).expect("it has 3")
+        }] {
+            run(executor.as_mut(), &case.program, vec![part(1, 0, 30)]).expect("a pass");
+            executor.begin(&Batch { sequences: vec![part(1, 30, 31)] }).expect("it has 30");
+            executor.run_layer(0).expect("nothing is kept in layer 0");
+            change(executor.as_mut());
+            assert!(matches!(executor.run_layer(1), Err(BackendError::Cache { .. })));
+        }
     }
 }
 
@@ -167,15 +177,16 @@ fn a_pass_that_stops_leaves_the_positions_before_it() {
 #[test]
 fn logits_depend_on_every_token_before() {
     let case = decoder(SHAPE, &[1]);
-    let mut executor = load(&case);
-    let first = run(executor.as_mut(), &case.program, vec![part(1, 0, 9)]).expect("a pass");
-    assert_eq!(first.len(), SHAPE.vocab);
-    assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), SHAPE.vocab, "{first:?}");
-    for t in 0..9 {
-        let mut sequence = part(1, 0, 9);
-        sequence.tokens[t] ^= 1;
-        let other = run(executor.as_mut(), &case.program, vec![sequence]).expect("a pass");
-        assert!(first.iter().zip(&other).all(|(a, b)| a != b), "token {t}");
+    for mut executor in loaded(&case) {
+        let first = run(executor.as_mut(), &case.program, vec![part(1, 0, 9)]).expect("a pass");
+        assert_eq!(first.len(), SHAPE.vocab);
+        assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), SHAPE.vocab, "{first:?}");
+        for t in 0..9 {
+            let mut sequence = part(1, 0, 9);
+            sequence.tokens[t] ^= 1;
+            let other = run(executor.as_mut(), &case.program, vec![sequence]).expect("a pass");
+            assert!(first.iter().zip(&other).all(|(a, b)| a != b), "token {t}");
+        }
     }
 }
 

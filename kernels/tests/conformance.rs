@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, Wrapper};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, Member, Wrapper};
 use lockstep_kernels::conformance::{self, Difference, Level, Progress};
 use lockstep_kernels::cpu::{Cpu, Path};
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::program::{OP_NAMES, Program, TensorId};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::{Params, Value};
@@ -151,6 +152,29 @@ impl Wrapper for AlteredExecutor {
         }
         Ok(value)
     }
+}
+
+fn joined(right: impl Backend + 'static) -> Joined {
+    let left = Arc::new(Cpu::new(None, 1).expect("the detected path"));
+    Joined::new(vec![
+        Member { name: "left".into(), backend: left },
+        Member { name: "right".into(), backend: Arc::new(right) },
+    ])
+}
+
+#[test]
+fn several_joined_are_tested_one_by_one_and_together() {
+    let of =
+        |backend: &dyn Backend| conformance::run(backend, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
+    let (one, both) = (of(&Reference), of(&joined(Reference)));
+    assert!(both.cases > 2 * one.cases && both.elements > 2 * one.elements, "{one:?}, {both:?}");
+}
+
+#[test]
+fn of_several_joined_the_one_that_is_wrong_is_named() {
+    let joined = joined(Altered { op: "gelu", row: 1, col: 5 });
+    let found = conformance::run(&joined, Level::Quick, &mut |_| {}).expect_err("it is wrong");
+    assert_eq!((&*found.backend, found.op), ("right: altered", "gelu"));
 }
 
 /// One flipped bit in one element of any op is found, and named by op and coordinate.

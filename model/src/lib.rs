@@ -40,7 +40,6 @@ pub mod quantize;
 pub mod rerun;
 mod residual;
 pub mod rope;
-pub mod slice;
 pub mod synth;
 pub mod template;
 pub mod tokenizer;

@@ -7,11 +7,12 @@ use lockstep_kernels::conformance::{Case, DecoderShape, decoder, encoder};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::Op;
 use lockstep_kernels::reference::Reference;
+use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Batch, CacheId, Params};
+use lockstep_model::bounds;
 use lockstep_model::embed::embed;
 use lockstep_model::generation::{Event, Generator, Limits, Mark, Request, StageError, StageRun};
 use lockstep_model::output::Wanted;
-use lockstep_model::slice::Slice;
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::hand_over::{HandOver, HandOverProof, ProofError};
 use lockstep_protocol::identity::Keypair;
@@ -96,7 +97,7 @@ fn together(case: &Case, backend: &dyn Backend, job: &Job, starts: &[usize], hin
         .map(|(number, (first, last))| {
             let slice = Slice::of(&case.program, *first..=last).unwrap();
             slice.program().validate().unwrap();
-            slice.prove(Arc::clone(&params)).unwrap();
+            bounds::prove(slice.program(), &*slice.select(Arc::clone(&params))).unwrap();
             let executor = slice.load(backend, Arc::clone(&params)).unwrap();
             let cache = CacheId(number as u64 + 40);
             let run = StageRun::new(Arc::clone(&case.program), slice, job, hint.to_vec(), cache).unwrap();

@@ -258,6 +258,10 @@ impl Backend for Wgpu {
         self.gpu.budget.bytes()
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.gpu.budget.free()
+    }
+
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
         program.validate()?;
         let taken = self.gpu.budget.take(matrix::bytes_of(&program), "the weights of the model")?;

@@ -15,7 +15,8 @@ use crate::exit::Outcome;
     after_help = "The first column is what --backend takes. A worker puts what it is given through the conformance \
     suite before it offers itself: a device that is listed may still turn out not to be exact, and is then not used.\n\
     The last line is what a worker's --backend auto stands for: devices before the processor, and of drivers that compute on \
-    the processor themselves none."
+    the processor themselves none. Several GPUs of one kind stand first, joined by a plus: a model that fits one of them is \
+    loaded there, and one that fits none is shared by as few as it takes."
 )]
 pub struct DevicesArgs {
     /// Print one JSON object on the last line.

@@ -54,7 +54,7 @@ struct Options {
         env = "LOCKSTEP_BACKEND",
         value_name = "NAME[,NAME...]",
         help = format!(
-            "One of {}; or several, of which the first is used that is here and exact, and the next where it fails or is \
+            "One of {}; or a list, of which the first is used that is here and exact, and the next where it fails or is \
              lost; auto stands for what `lockstep devices` says [default: cpu]",
             backend::NAMES
         ),
@@ -74,11 +74,11 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_KEPT_RUNS_BYTES", value_name = "BYTES")]
     kept_runs_bytes: Option<u64>,
     /// Memory that each loaded model may take to generate text: keys and values of all that runs, kept prefixes and
-    /// passes [default: a quarter of the machine's].
+    /// passes [default: a quarter of the device's, or of the machine's; where several are joined, of the smallest].
     #[arg(long, env = "LOCKSTEP_GENERATION_BYTES", value_name = "BYTES")]
     generation_bytes: Option<u64>,
-    /// Most memory to use, in bytes; of a device's own, where the backend is a device that tells how much it has. A model that
-    /// does not fit is refused [default: all that there is].
+    /// Most memory to use, in bytes; of a device's own, where the backend is a device that tells how much it has, and of each
+    /// where several are joined. A model that does not fit is refused [default: all that there is].
     #[arg(long, env = "LOCKSTEP_MEMORY_BYTES", value_name = "BYTES")]
     memory_bytes: Option<u64>,
     /// Minutes between tests of the machine while it works; one is made before each dispute about a run of this worker too.

@@ -31,8 +31,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Threads that the backend computes with: told to the coordinator, and used to verify packages.
     pub threads: NonZeroUsize,
-    /// Memory that the worker may use, in bytes, as told to the coordinator: no more than its device has, or where it computes
-    /// in the machine's, what the machine has. `None` takes all of it.
+    /// Memory that the worker may use, in bytes: no more than its device has, or where it computes in the machine's, what the
+    /// machine has; of several devices that are joined, on each. The coordinator is told the sum. `None` takes all of it.
     pub memory_bytes: Option<u64>,
     /// Assignments that it takes at a time, at most [`MAX_IN_FLIGHT`].
     pub max_in_flight: NonZeroU32,
@@ -43,7 +43,7 @@ pub struct Config {
     /// about another one the run up to the disputed layer. 0 keeps none.
     pub kept_runs_bytes: u64,
     /// Memory in bytes that each loaded model may take to generate text: keys and values of what runs, kept prefixes, and
-    /// passes. `None` takes a quarter of the memory that the worker may use.
+    /// passes. `None` takes a quarter of the memory that the worker may use, on the smallest of several devices.
     pub generation_bytes: Option<u64>,
     /// Whether to pull the models that the coordinator serves before they are needed. Not where the worker takes part in
     /// pipelines: it may need a part of each only.

@@ -37,7 +37,8 @@ fn suite(backend: &dyn Backend, events: &Events) -> Result<Summary, WorkerError>
     summary.map_err(|found| match found.difference {
         // It did not come to a wrong result, but to none.
         Difference::Failed { error } => {
-            WorkerError::Backend(BackendError::Device(format!("op {}, case \"{}\": {error}", found.op, found.case)))
+            let place = format!("{}, op {}, case \"{}\"", found.backend, found.op, found.case);
+            WorkerError::Backend(BackendError::Device(format!("{place}: {error}")))
         }
         _ => WorkerError::Diverges(Box::new(found)),
     })

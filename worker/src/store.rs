@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::{Program, Rows};
+use lockstep_kernels::slice::Slice;
 use lockstep_model::ModelError;
+use lockstep_model::bounds;
 use lockstep_model::package::Package;
-use lockstep_model::slice::Slice;
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::ids::ModelId;
 use lockstep_protocol::job::{JobError, JobHeader};
@@ -65,7 +66,7 @@ impl Model {
     /// The same for some of its layers, which alone are proven.
     fn admit_slice(package: Package, layers: (u16, u16)) -> Result<Self, Failure> {
         let slice = slice_of(package.program(), layers)?;
-        let proven = slice.prove(package.params());
+        let proven = bounds::prove(slice.program(), &*slice.select(package.params()));
         proven.map_err(|error| Failure::new(FailureCode::ModelRefused, error.to_string()))?;
         Self::shaped(package, Some(slice))
     }

@@ -106,6 +106,7 @@ impl Supervisor {
             checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
             () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
         };
+        let memory = memory(&config, &*backend);
         let links = Links::open(dir.keys.clone(), config.pipeline.map(|pipeline| pipeline.listen))?;
         let offer = config.pipeline.zip(links.port());
         let hello = Hello {
@@ -114,17 +115,18 @@ impl Supervisor {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             backend: name_of(&*backend),
             threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
-            memory_bytes: memory_bytes(&config, &*backend),
+            memory_bytes: memory.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
             macs_per_second,
             max_in_flight: config.max_in_flight.get(),
             models: Vec::new(),
         };
         let kept = KeptRuns::new(config.kept_runs_bytes, Duration::from_millis(WORKER_KEPT_RUNS_MS));
         let kept = Arc::new(kept);
-        let limits =
-            Limits::within(config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(hello.memory_bytes)));
+        // A model may lie on any device, whole.
+        let least = memory.into_iter().min().unwrap_or(0);
+        let cache_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
+        let limits = Limits::within(cache_bytes);
         let tokens = config.batch_tokens;
-        let cache_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(hello.memory_bytes));
         let seats = Seats::new(Arc::clone(&backend), cache_bytes);
         let inputs = Inputs::new(dir.stages.clone());
         let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
@@ -174,14 +176,20 @@ impl Supervisor {
     }
 }
 
-/// What there is to compute in: the device's memory, or the machine's where it has none of its own.
-fn memory_bytes(config: &Config, backend: &dyn Backend) -> u64 {
-    let there = backend.memory_bytes().unwrap_or_else(preflight::machine_memory);
-    match config.memory_bytes {
+/// What there is to compute in: the memory of each device that has its own, and the machine's for all that have none.
+fn memory(config: &Config, backend: &dyn Backend) -> Vec<u64> {
+    let members = backend.members();
+    let devices: Vec<Option<u64>> = match members.is_empty() {
+        true => vec![backend.memory_bytes()],
+        false => members.iter().map(|member| member.backend.memory_bytes()).collect(),
+    };
+    let of_machine = devices.contains(&None).then(preflight::machine_memory);
+    let within = |there: u64| match config.memory_bytes {
         Some(most) if there > 0 => most.min(there),
         Some(most) => most,
         None => there,
-    }
+    };
+    devices.into_iter().flatten().chain(of_machine).map(within).collect()
 }
 
 /// The backend's name as a hello can carry it.

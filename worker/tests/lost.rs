@@ -5,8 +5,9 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use common::{Coordinator, LAYERS, POSITIONS, Peer, event, job, package, within};
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
+use common::{Coordinator, Peer, event, job, package, within};
+use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Member, Wrapper};
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::program::Program;
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::value::Params;
@@ -25,8 +26,12 @@ const DIES: u8 = 2;
 const DEAD: u8 = 3;
 
 /// The reference on a device that can be broken.
-#[derive(Clone, Default)]
-struct Fragile(Arc<AtomicU8>);
+#[derive(Clone)]
+struct Fragile {
+    state: Arc<AtomicU8>,
+    /// By as many the tests' model, and any layers of it, is told from the programs that the device is tested with.
+    tensors: usize,
+}
 
 impl Fragile {
     /// `is_model` where it is the tests' model, and no program that the device is tested with.
@@ -36,8 +41,8 @@ impl Fragile {
             (DIES, true) => Some(DEAD),
             _ => None,
         };
-        let broke = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, breaks).is_ok();
-        if broke || self.0.load(Ordering::SeqCst) == DEAD {
+        let broke = self.state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, breaks).is_ok();
+        if broke || self.state.load(Ordering::SeqCst) == DEAD {
             return Err(BackendError::Device("it fell off the bus".into()));
         }
         Ok(())
@@ -51,7 +56,7 @@ impl Backend for Fragile {
 
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
         self.check(false)?;
-        let is_model = program.max_positions as usize == POSITIONS && program.layers.len() == usize::from(LAYERS) + 2;
+        let is_model = program.tensors.len() == self.tensors;
         Ok(Box::new(FragileExecutor { inner: Reference.load(program, params)?, device: self.clone(), is_model }))
     }
 }
@@ -88,11 +93,17 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::on(|device| Arc::new(device)).await
+    }
+
+    /// With a backend that has the device.
+    async fn on(backend: impl FnOnce(Fragile) -> Arc<dyn Backend>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (package, data) = (package(dir.path(), 32, 10), dir.path().join("w"));
         common::hold(&data, &package, &dir.path().join("small-32-10.lsp"));
-        let (coordinator, device) = (Coordinator::new(), Fragile::default());
-        let worker = Worker::start(coordinator.config(&data), Arc::new(device.clone())).unwrap();
+        let tensors = package.program().tensors.len();
+        let (coordinator, device) = (Coordinator::new(), Fragile { state: Arc::default(), tensors });
+        let worker = Worker::start(coordinator.config(&data), backend(device.clone())).unwrap();
         let events = worker.subscribe();
         let peer = coordinator.welcome().await;
         Self { _dir: dir, package, device, worker, events, peer }
@@ -106,19 +117,21 @@ impl Scene {
         self.peer.say(ToWorker::Accepted { job: job.id(), epoch: LeaseEpoch(number.into()) }).await;
     }
 
-    /// A job in which the device fails; it is given back with the device's own words.
-    async fn fail(&mut self, number: u8, state: u8) {
+    /// A job in which the device fails; it is given back with the device's own words, which are returned.
+    async fn fail(&mut self, number: u8, state: u8) -> String {
         let job = job(self.package.model_id(), number, 9);
-        self.device.0.store(state, Ordering::SeqCst);
+        self.device.state.store(state, Ordering::SeqCst);
         self.peer.assign(&job, number.into()).await;
-        match self.peer.hear().await {
+        let said = match self.peer.hear().await {
             Some(ToCoordinator::Failed { job: failed, code: FailureCode::Backend, reason, .. }) => {
                 assert_eq!(failed, job.id());
                 assert!(reason.contains("it fell off the bus"), "{reason}");
+                reason
             }
             other => panic!("{other:?}"),
-        }
+        };
         assert!(self.peer.run().await.broken, "its stream is no result");
+        said
     }
 }
 
@@ -148,4 +161,28 @@ async fn a_device_that_passes_its_test_after_a_failure_goes_on() {
     let tested = |event| matches!(event, Event::SelfTested { .. }).then_some(());
     event(&mut scene.events, tested).await;
     scene.run(3).await;
+}
+
+/// One of two that share the model's layers: it has its name wherever the loss is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_several_devices_the_one_that_is_lost_is_named() {
+    let joined = |device| {
+        let members: [(&str, Arc<dyn Backend>); 2] = [("left", Arc::new(Reference)), ("right", Arc::new(device))];
+        Arc::new(Joined::new(members.map(|(name, backend)| Member { name: name.into(), backend }).into())) as Arc<_>
+    };
+    let mut scene = Scene::on(joined).await;
+    scene.run(1).await;
+    scene.fail(2, STUMBLES).await;
+    event(&mut scene.events, |event| matches!(event, Event::SelfTested { .. }).then_some(())).await;
+    scene.run(3).await;
+    let failed = scene.fail(4, DIES).await;
+    assert!(failed.contains("right: it fell off the bus"), "{failed}");
+    let lost = |event| if let Event::DeviceLost { backend, reason } = event { Some((backend, reason)) } else { None };
+    let (backend, reason) = event(&mut scene.events, lost).await;
+    assert_eq!(backend, "reference + fragile");
+    assert!(reason.contains("right: fragile, op ") && reason.contains("it fell off the bus"), "{reason}");
+    let said = scene.peer.hear().await;
+    assert!(matches!(said, Some(ToCoordinator::Draining)), "{said:?}");
+    scene.peer.connection.close(0_u32.into(), b"heard");
+    assert_eq!(within(scene.worker.wait()).await.unwrap_err().kind(), ErrorKind::NoDevice);
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use common::{Coordinator, LAYERS, Peer, expected, job, package, within};
 use lockstep_kernels::reference::Reference;
+use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::CacheId;
 use lockstep_link::{Client, Frames, send};
 use lockstep_model::generation::{Mark, StageRun};
 use lockstep_model::package::Package;
-use lockstep_model::slice::Slice;
 use lockstep_protocol::hand_over::{HandOver, HandOverProof, SignedHandOver};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Place, Root};

@@ -133,6 +133,10 @@ impl Backend for Cuda {
         self.budget.bytes()
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.budget.free()
+    }
+
     fn load(&self, program: Arc<Program>, params: Arc<dyn Params>) -> Result<Box<dyn Executor>, BackendError> {
         program.validate()?;
         let bytes = program.params.iter().filter_map(Param::bytes).fold(0, u64::saturating_add);

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use crate::backend::Backend;
+use crate::joined::Joined;
 use crate::program::Program;
 use crate::reference::Reference;
 use crate::value::Value;
@@ -123,27 +124,59 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Puts a backend through the suite.
+/// Puts a backend through the suite. Of [several joined](Joined) each is put through it by itself, so that what is wrong has
+/// its name, and then whole models through all of them, dealt out evenly so that rows cross.
 ///
 /// # Errors
 /// The first divergence from the oracle, in the suite's fixed order.
 pub fn run(backend: &dyn Backend, level: Level, progress: &mut dyn FnMut(Progress<'_>)) -> Result<Summary, Divergence> {
-    let mut summary = Summary::default();
-    let mut visit = |case: Case| {
-        progress(Progress { op: case.op, case: &case.name, done: summary.cases });
-        summary.elements += check(backend, &case)?;
-        summary.cases += 1;
-        Ok(())
-    };
-    ops::visit(level, &mut visit)?;
-    edges::visit(level, &mut visit)?;
-    models::visit(level, &mut visit)?;
-    if level == Level::Full {
-        summary.elements += long::attention(backend)?;
+    let mut suite = Suite { level, progress, summary: Summary::default() };
+    let members = backend.members();
+    for member in members {
+        let of_member =
+            |found: Divergence| Divergence { backend: format!("{}: {}", member.name, found.backend), ..found };
+        suite.ops(&*member.backend).and_then(|()| suite.models(&*member.backend)).map_err(of_member)?;
     }
-    summary.elements += models::invariance(backend)?;
-    summary.elements += passes::invariance(backend, level)?;
-    Ok(summary)
+    if members.is_empty() {
+        suite.ops(backend)?;
+        suite.models(backend)?;
+    } else {
+        suite.models(&Joined::evenly(members.to_vec()))?;
+    }
+    Ok(suite.summary)
+}
+
+struct Suite<'a> {
+    level: Level,
+    progress: &'a mut dyn FnMut(Progress<'_>),
+    summary: Summary,
+}
+
+impl Suite<'_> {
+    fn case(&mut self, backend: &dyn Backend, case: &Case) -> Result<(), Divergence> {
+        (self.progress)(Progress { op: case.op, case: &case.name, done: self.summary.cases });
+        self.summary.elements += check(backend, case)?;
+        self.summary.cases += 1;
+        Ok(())
+    }
+
+    /// Op by op.
+    fn ops(&mut self, backend: &dyn Backend) -> Result<(), Divergence> {
+        ops::visit(self.level, &mut |case| self.case(backend, &case))?;
+        edges::visit(self.level, &mut |case| self.case(backend, &case))?;
+        if self.level == Level::Full {
+            self.summary.elements += long::attention(backend)?;
+        }
+        Ok(())
+    }
+
+    /// Whole models.
+    fn models(&mut self, backend: &dyn Backend) -> Result<(), Divergence> {
+        models::visit(self.level, &mut |case| self.case(backend, &case))?;
+        self.summary.elements += models::invariance(backend)?;
+        self.summary.elements += passes::invariance(backend, self.level)?;
+        Ok(())
+    }
 }
 
 /// Runs one case on the backend and on the oracle. Returns the number of elements compared.

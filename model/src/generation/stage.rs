@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::Program;
+use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Batch, CacheId, Sequence, Value};
 use lockstep_protocol::hand_over::{HandOver, cuts};
 use lockstep_protocol::ids::{Place, Root};
@@ -21,7 +22,6 @@ use super::task::Task;
 use super::{Event, Request, TaskId};
 use crate::embed::read_i32;
 use crate::output::{Output, Wanted};
-use crate::slice::Slice;
 
 /// Why a stage does not go on.
 #[derive(Debug, thiserror::Error)]

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::program::{Program, TensorId};
+use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Batch, Params, Value};
 
 use super::Gram;
 use crate::error::ModelError;
-use crate::slice::Slice;
 use crate::tokenizer::{Tokenizer, TooLong};
 
 /// The pinned text of encoders; its digest is in every `w8` manifest of one.

@@ -56,7 +56,7 @@ pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
     let backend = local.honest();
     let threads = args.device.threads();
     let budget = Duration::from_millis(args.budget_ms);
-    let is_cpu = backend.name().starts_with("cpu") || backend.name() == "reference";
+    let is_cpu = matches!(local, Local::Cpu(_) | Local::Reference);
     if args.plot.is_some() && !is_cpu {
         return Err(anyhow!("{} has no ceilings to draw", backend.name())).or_exit(Exit::Configuration);
     }

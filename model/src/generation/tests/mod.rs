@@ -3,8 +3,9 @@ mod records;
 
 use std::collections::BTreeMap;
 
-use lockstep_kernels::backend::Backend;
+use lockstep_kernels::backend::{Backend, Member};
 use lockstep_kernels::cpu::Cpu;
+use lockstep_kernels::joined::Joined;
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::sampling::{Sampling, WORD_TOKEN_BITS, split_word};
 use proptest::prelude::*;
@@ -312,6 +313,18 @@ fn wish() -> impl Strategy<Value = Wish> {
     })
 }
 
+/// The reference, the processor on one or two threads, or the layers over two or three of these.
+fn backend(which: usize) -> Arc<dyn Backend> {
+    match which {
+        0 => Arc::new(Reference),
+        1 | 2 => Arc::new(Cpu::new(None, which).unwrap()),
+        _ => {
+            let member = |n: usize| Member { name: n.to_string(), backend: backend(n) };
+            Arc::new(Joined::new((0..which - 1).map(member).collect()))
+        }
+    }
+}
+
 fn limits() -> impl Strategy<Value = (usize, usize, u64, u64)> {
     let pass = prop_oneof![1_usize..20, 20_usize..700];
     (pass, 1_usize..5, 3_u64..12, prop_oneof![Just(0_u64), 1_u64..6])
@@ -323,15 +336,12 @@ proptest! {
     fn no_schedule_changes_a_byte(
         wishes in prop::collection::vec((wish(), 0_usize..6), 1..7),
         (pass_tokens, sequences, pages, prefixes) in limits(),
-        threads in 0_usize..3,
+        which in 0_usize..5,
         is_loud: bool,
     ) {
         let model = decoder(is_loud);
         let oracle = Cpu::new(None, 1).unwrap();
-        let backend: Box<dyn Backend> = match threads {
-            0 => Box::new(Reference),
-            threads => Box::new(Cpu::new(None, threads).unwrap()),
-        };
+        let backend = backend(which);
         let limits = Limits {
             cache_bytes: pages * model.program.cache_bytes(1),
             prefix_bytes: prefixes * memory::prefix_entry_bytes(&model.program),

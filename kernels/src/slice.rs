@@ -1,4 +1,4 @@
-//! Some consecutive layers of a model as a program of their own, for a worker that holds no others.
+//! Some consecutive layers of a model as a program of their own, for a worker or a device that holds no others.
 //!
 //! A slice is an ordinary program, so every backend runs it: its first layer stands in for everything before it and never
 //! runs, because its output is written from outside; where a decoder's last layer is missing, one stands in for it that
@@ -9,14 +9,12 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use lockstep_kernels::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
-use lockstep_kernels::program::{
-    DType, EmbedIndex, Layer, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId, TensorKind,
+use crate::backend::{Backend, BackendError, Executor, LayerReport, Wrapper};
+use crate::program::{
+    DType, EmbedIndex, Layer, MAX_OUTPUT_COLS, Norm, Op, Param, ParamId, Program, Rows, ScaledRows, Tensor, TensorId,
+    TensorKind,
 };
-use lockstep_kernels::value::{ParamData, Params};
-
-use crate::bounds;
-use crate::error::ModelError;
+use crate::value::{ParamData, Params};
 
 /// Consecutive layers of a model.
 #[derive(Clone, Debug)]
@@ -76,14 +74,6 @@ impl Slice {
     /// The slice's parameters out of the model's, of which no others are looked at.
     pub fn select(&self, model: Arc<dyn Params>) -> Arc<dyn Params> {
         Arc::new(Selected { model, ids: Arc::clone(&self.params), program: Arc::clone(&self.program) })
-    }
-
-    /// Proves that no accumulator of any of its layers can overflow.
-    ///
-    /// # Errors
-    /// The first op or parameter for which the proof fails.
-    pub fn prove(&self, model: Arc<dyn Params>) -> Result<(), ModelError> {
-        bounds::prove(&self.program, &*self.select(model))
     }
 
     /// Loads the slice. The executor's layers have the model's numbers.
@@ -184,7 +174,7 @@ struct Selected {
 static ZEROS: [i16; MAX_STAND_IN_COLS] = [0; MAX_STAND_IN_COLS];
 static ONE: [u16; 1] = [1 << 15];
 /// A layer's output is no wider (SPEC 6).
-const MAX_STAND_IN_COLS: usize = lockstep_kernels::program::MAX_OUTPUT_COLS as usize;
+const MAX_STAND_IN_COLS: usize = MAX_OUTPUT_COLS as usize;
 
 impl Params for Selected {
     fn param(&self, id: ParamId) -> ParamData<'_> {
