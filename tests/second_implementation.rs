@@ -24,7 +24,7 @@ use lockstep_kernels::reference::Reference;
 use lockstep_model::dispute::{LayerCase, Trace, export, judge};
 use lockstep_model::package::Package;
 use lockstep_protocol::dispute::{
-    Action, Entry, Input, MoveBody, Player, Reason, Referee, Side, SignedEntry, Terms, What,
+    Action, Entry, Input, MoveBody, Player, Reason, Referee, Side, SignedEntry, Tensor, Terms, What,
 };
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::identity::Keypair;
@@ -287,7 +287,11 @@ fn its_judge_gives_the_same_verdict_about_a_lie_in_every_op() {
     for generation in decoder::settings() {
         files.extend(generation_files(temp.path(), files.len(), generation));
     }
+    files.extend(logprobs_files(temp.path(), files.len()));
     let Some(steps) = same_verdicts(&files) else { return };
+    for part in ["maxima", "sums", "block_likeliest", "likeliest", "out"] {
+        assert!(steps.contains(&format!("logprobs.{part}")), "{part} was not disputed: {steps:?}");
+    }
     let ops: BTreeSet<_> = steps.iter().filter_map(|step| step.split('.').next()).collect();
     for op in lockstep_kernels::program::OP_NAMES {
         assert!(ops.contains(op), "{op} was not disputed: {steps:?}");
@@ -307,6 +311,32 @@ fn generation_files(folder: &Path, first: usize, generation: Generation) -> Vec<
         let played = play(&world, &terms, [&mut a, &mut b]);
         files.push(save(folder, first + files.len(), &world, &played.entries));
     }
+    files
+}
+
+/// Disputes about log-probabilities: every value of a row, and each of the steps that it is made by.
+fn logprobs_files(folder: &Path, first: usize) -> Vec<std::path::PathBuf> {
+    let asked = Generation { logprobs: 4, ..decoder::settings()[0].clone() };
+    let (world, honest) = (decoder::world(asked), &Reference as &dyn lockstep_kernels::backend::Backend);
+    let mut files = Vec::new();
+    let mut dispute = |index: usize, column: usize, step: Option<usize>| {
+        let changes = [(index, column, -123 - column as i32)];
+        let of: [decoder::Changes<'_>; 2] = if column % 2 == 0 { [&changes, &[]] } else { [&[], &changes] };
+        let terms = decoder::changed_terms(&world, [honest; 2], of).expect("log-probabilities that differ");
+        let ground = terms.check().expect("terms that check");
+        let mut traces = of.map(|changes| decoder::changed_trace(&world, honest, &ground, changes));
+        let case = LayerCase::of_terms(world.package.manifest(), &terms).expect("a case");
+        let plan = case.plan(0);
+        let mut steps = plan.steps().iter().enumerate().filter(|(_, step)| step.of_logprobs);
+        if let Some((step, _)) = step.and_then(|step| steps.nth(step)) {
+            assert!(traces[column % 2].alter(0, Tensor::Step(step as u16), 0, -77));
+        }
+        let [a, b] = &mut traces;
+        let played = play(&world, &terms, [a, b]);
+        files.push(save(folder, first + files.len(), &world, &played.entries));
+    };
+    (0..7).for_each(|column| dispute(column % 3, column, None));
+    (0..4).for_each(|step| dispute(1, step, Some(step)));
     files
 }
 

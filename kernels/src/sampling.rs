@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 
 use crate::fixed::{SCORE_FRAC, bit_length};
-use crate::reference::sample::{Scale, weight};
+use crate::reference::sample::{LARGEST_WEIGHT, Scale, weight};
 
 /// Low bits of a word that hold the token; the finish code lies above them.
 pub const WORD_TOKEN_BITS: u32 = 24;
@@ -16,6 +16,8 @@ pub const ONE: u32 = 10_000;
 pub const MAX_STOP_STRINGS: usize = 4;
 /// Longest stop string, in bytes.
 pub const MAX_STOP_BYTES: usize = 32;
+/// Most of the likeliest tokens whose log-probabilities can be disputed.
+pub const MAX_LIKELIEST: u8 = 20;
 
 /// Finish code of a word after which the generation goes on.
 pub const GO_ON: u8 = 0;
@@ -156,12 +158,9 @@ pub struct LogProbs {
 /// 5.17.9). `frac` is at most 31.
 pub fn logprobs(logits: &[i32], frac: u32, token: u32, k: usize) -> LogProbs {
     let max = logits.iter().copied().max().unwrap_or_default();
-    let scale = Scale::new(ONE, frac);
-    let distance = |logit: i32| scale.distance(max.abs_diff(logit));
-    let total: u64 = logits.iter().map(|logit| u64::from(weight(distance(*logit)))).sum();
-    // The largest logit weighs 2^30.
-    let above = log2(total).saturating_sub(30 << SCORE_FRAC);
-    let of = |logit: i32| -(distance(logit).saturating_add(above).min(1 << 31) as i64) as i32;
+    let total = sum_of_weights(logits.iter().copied(), max, frac);
+    let normalizer = Normalizer::new(max, total, frac);
+    let of = |logit: i32| normalizer.logprob(logit);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let key = |i: &u32| (Reverse(logits[*i as usize]), *i);
     let k = k.min(order.len());
@@ -172,6 +171,40 @@ pub fn logprobs(logits: &[i32], frac: u32, token: u32, k: usize) -> LogProbs {
     order.sort_unstable_by_key(key);
     let top = order.into_iter().map(|i| (i, of(logits[i as usize]))).collect();
     LogProbs { token: logits.get(token as usize).map(|logit| of(*logit)), top }
+}
+
+/// The sum of the weights of logits at temperature 1, of which the largest is `max`. A logit above it counts as it.
+pub(crate) fn sum_of_weights(logits: impl Iterator<Item = i32>, max: i32, frac: u32) -> u64 {
+    let scale = Scale::new(ONE, frac);
+    logits.map(|logit| u64::from(weight(scale.distance(below(max, logit))))).sum()
+}
+
+/// How far a logit is below the largest; 0 where it is above.
+fn below(max: i32, logit: i32) -> u32 {
+    (i64::from(max) - i64::from(logit)).max(0) as u32
+}
+
+/// From logits to log-probabilities, by the largest logit and the sum of all weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Normalizer {
+    scale: Scale,
+    max: i32,
+    /// `log2` of the sum of the weights in units of the largest, in Q20.
+    total: u64,
+}
+
+impl Normalizer {
+    /// Of a sum that may be any number: one below the largest weight counts as that.
+    pub(crate) fn new(max: i32, total: u64, frac: u32) -> Self {
+        let largest = u64::from(LARGEST_WEIGHT.ilog2()) << SCORE_FRAC;
+        Self { scale: Scale::new(ONE, frac), max, total: log2(total).saturating_sub(largest) }
+    }
+
+    /// The log-probability of a logit.
+    pub(crate) fn logprob(&self, logit: i32) -> i32 {
+        let distance = self.scale.distance(below(self.max, logit));
+        -(distance.saturating_add(self.total).min(1 << 31) as i64) as i32
+    }
 }
 
 /// `log2(v)` in Q20, rounded down; 0 of 0. A digit of the fraction for each squaring.

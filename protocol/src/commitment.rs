@@ -83,6 +83,11 @@ impl Geometry {
         self.layers + 1
     }
 
+    /// What stands for the layer where the log-probabilities of a point are meant: one after the last that is streamed.
+    pub fn logprobs_layer(&self) -> u16 {
+        self.streamed_layers() + 1
+    }
+
     /// The first commitment point.
     pub fn first_point(&self) -> u32 {
         self.first

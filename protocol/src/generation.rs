@@ -216,13 +216,7 @@ impl Canonical for Generation {
 }
 
 fn write_texts<S: Serializer>(texts: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
-    struct Hex<'a>(&'a [u8]);
-    impl std::fmt::Display for Hex<'_> {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            hex::write(self.0, f)
-        }
-    }
-    serializer.collect_seq(texts.iter().map(|text| Hex(text).to_string()))
+    serializer.collect_seq(texts.iter().map(|text| hex::Hex(text).to_string()))
 }
 
 fn read_texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {

@@ -21,6 +21,16 @@ pub enum HexError {
     },
 }
 
+/// Bytes of any number, shown as lower-case hexadecimal.
+#[derive(Clone, Copy, Debug)]
+pub struct Hex<'a>(pub &'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write(self.0, f)
+    }
+}
+
 /// Writes bytes as lower-case hexadecimal.
 pub fn write(bytes: &[u8], f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

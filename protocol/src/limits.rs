@@ -42,6 +42,8 @@ pub const MAX_LOGPROBS: u8 = 20;
 pub const MAX_COMPLETION_LOGPROBS: u8 = 5;
 /// Most numbers in which a point's log-probabilities are told: that of the drawn token, and two for each likely one.
 pub const MAX_LOGPROB_VALUES: usize = 1 + 2 * MAX_LOGPROBS as usize;
+/// Most bytes of an opening of one point's log-probabilities: two chunks, and two paths to the root.
+pub const MAX_LOGPROBS_OPENING_BYTES: usize = 4_096;
 /// Most bytes of one hidden row, after padding.
 pub const MAX_ROW_BYTES: usize = 256 * CHUNK_BYTES;
 /// Most numbers in an output: of an embedding one hidden row, of a generation words and log-probabilities.

@@ -86,8 +86,20 @@ pub fn roots_of_words(job: JobId, words: &[u32]) -> Vec<Root> {
 
 /// The run of a worker that drew these words and streamed these roots.
 pub fn generated(keys: &Keypair, job: &Job, epoch: LeaseEpoch, words: &[u32], roots: Vec<Root>) -> JobResult {
+    generated_with(keys, job, epoch, (words, &[]), roots)
+}
+
+/// The same with log-probabilities.
+pub fn generated_with(
+    keys: &Keypair,
+    job: &Job,
+    epoch: LeaseEpoch,
+    (words, logprobs): (&[u32], &[i32]),
+    roots: Vec<Root>,
+) -> JobResult {
     let (output_count, work_units) = (words.len() as u32, work_of(words.len()));
     let run = Run { epoch, layers: LAYERS, roots, words: words.to_vec(), output_count, work_units, saturations: 0 };
-    let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap();
-    JobResult { receipt: receipt.sign(keys), output: words.iter().map(|word| word.cast_signed()).collect() }
+    let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id()).unwrap().with_logprobs(logprobs);
+    let output = words.iter().map(|word| word.cast_signed()).chain(logprobs.iter().copied());
+    JobResult { receipt: receipt.sign(keys), output: output.collect() }
 }

@@ -102,10 +102,11 @@ def read_partial(r):
 
 
 def read_claim(r):
-    kind, claim = tagged(r, 1, read_signed_receipt, signed(read_partial))
+    kind, claim = tagged(r, 1, read_signed_receipt, signed(read_partial), read_signed_receipt)
     claim.segments = getattr(claim, "segments", [])
     words, at = r.seq(16384, Reader.u32), r.seq(513, b32)
-    return Struct(is_receipt=kind == 0, words=words, at=at, **vars(claim))
+    shown = Struct(index=r.u32(), opening=r.bytes(4096)) if kind == 2 else None
+    return Struct(is_receipt=kind != 1, words=words, at=at, shown=shown, **vars(claim))
 
 
 @raw
@@ -191,6 +192,8 @@ def check_claim(claim, terms, job_id):
         same = all(getattr(c, f) == getattr(job, f)
                    for f in ("spec_version", "model", "request", "token_count", "token_root"))
         require(same and c.layers == terms.layers and whole, "13.5", "a receipt of another job")
+        wanted = bool(job.generation and job.generation["logprobs"])
+        require((c.logprobs is not None) == wanted, "13.7", "log-probabilities of a receipt")
         require(1 <= c.output_count <= 65536, "13.4", "the output's length")
     else:
         require(not claim.words, "25.1", "words beside those of a partial run")
@@ -249,7 +252,10 @@ def check_terms(terms, manifest_bytes):
     a, b = (claim.body for claim in terms.claims)
     digests = [[*body.points, point_digest(body.roots)] for body in (a, b)]
     index = next((i for i, pair in enumerate(zip(*digests)) if pair[0] != pair[1]), None)
+    if index is None and len(digests[0]) == len(digests[1]):
+        return manifest, check_shown(terms, digests[0])
     require(index is not None, "25.2", "there is no point where both have roots and differ")
+    require(not any(claim.shown for claim in terms.claims), "25.2", "log-probabilities beside roots that differ")
     for claim, of in zip(terms.claims, digests):
         last = index == len(of) - 1
         require(not claim.at if last else point_digest(claim.at) == of[index], "25.2", "roots at the disputed point")
@@ -272,6 +278,37 @@ def check_terms(terms, manifest_bytes):
     return manifest, (index, layer)
 
 
+def shown_row(claim, index, width):
+    """25.1: the row of log-probabilities of a point, as a tensor of its own."""
+    require(claim.shown and claim.shown.index == index, "25.2.1", "a row of log-probabilities")
+    start, end = index * 4 * width, (index + 1) * 4 * width
+    first, count = start // CHUNK, -(-end // CHUNK) - start // CHUNK
+    opened = check_opening(claim.shown.opening, claim.body.logprobs, (len(claim.body.points) + 1) * 4 * width, first, count)
+    row = opened[start - first * CHUNK:end - first * CHUNK]
+    return row + bytes(-len(row) % CHUNK)
+
+
+def check_shown(terms, digests):
+    """25.2.1. The disputed place of runs with the same roots."""
+    job = terms.job
+    require(job.generation and job.generation["logprobs"] and terms.claims[0].shown, "25.2", "nothing is disputed")
+    index, width = terms.claims[0].shown.index, 2 * job.generation["logprobs"] - 1
+    require(index < len(digests), "25.2.1", "a point that there is not")
+    rows = [shown_row(claim, index, width) for claim in terms.claims]
+    require(rows[0] != rows[1] and not terms.before, "25.2.1", "rows of log-probabilities that do not differ")
+    for claim in terms.claims:
+        last = index == len(digests) - 1
+        require(not claim.at if last else point_digest(claim.at) == digests[index], "25.2.1", "roots at the disputed point")
+        claim.roots = claim.body.roots if last else claim.at
+        require(len(claim.roots) == terms.layers + 1, "25.2.1", "roots at the disputed point")
+    words = [claim.words[:index + 1] for claim in terms.claims]
+    require(words[0] == words[1] and word_root(words[0][-1]) == claim.roots[-1], "25.2.1", "the words up to the point")
+    terms.words, terms.rows = words[0], [blake3(row).digest() for row in rows]
+    terms.keys = [key_at(claim, terms.layers + 1) for claim in terms.claims]
+    require(terms.keys[0] != terms.keys[1], "25.2", "both claims are of one key")
+    return index, terms.layers + 2
+
+
 # ---- 25.3 to 25.7: the game ---------------------------------------------------------------------------------------
 
 
@@ -283,18 +320,21 @@ def height(m):
 class Game:
     def __init__(self, terms, manifest, at):
         index, layer = at
-        self.terms, self.manifest, self.layer = terms, manifest, layer
         self.positions = terms.job.token_count + index
         self.place = (self.positions - 1, layer)
+        # 24.18: log-probabilities come after the last layer, and are made of what that reads.
+        self.likeliest = terms.job.generation["logprobs"] - 1 if layer > terms.layers + 1 else None
+        layer = min(layer, terms.layers + 1)
+        self.terms, self.manifest, self.layer = terms, manifest, layer
         p = manifest.program
-        self.output = p.tensors[p.layers[layer].output]
-        self.row_chunks = chunks_of(self.output.cols * 4)
-        rows = self.positions if self.output.rows == "position" else 1
+        output = p.tensors[p.layers[layer].output]
+        self.row_chunks = chunks_of(output.cols * 4)
+        rows = self.positions if output.rows == "position" else 1
         self.chunk = self.step = self.element = self.view = None
         self.roots = []  # of the agreed steps
         # The disputed block: of a tensor of so many chunks the chunks [first, end), with each side's value.
         self.total, self.first, self.end = rows * self.row_chunks, 0, rows * self.row_chunks
-        self.values = [claim.roots[layer - 1] for claim in terms.claims]
+        self.values = terms.rows if self.likeliest is not None else [claim.roots[layer - 1] for claim in terms.claims]
         # The chunks that have a root from the point before, and that root.
         self.prefix = (0, None)
         if terms.before and layer <= terms.layers:
@@ -321,7 +361,7 @@ class Game:
             if self.chunk < self.prefix[0]:
                 self.phase = "reveal"
                 return
-            self.view = View(self.manifest, self.layer, self.row, self.positions, self.sampling())
+            self.view = View(self.manifest, self.layer, self.row, self.positions, self.sampling(), self.likeliest)
             self.phase = "ops"
             if len(self.view.steps) == 1:
                 self.dispute_last()

@@ -1,5 +1,5 @@
 """24.17: the steps of sampling, as steps.py lowers them. The arithmetic is that of 5.17."""
-from sampling import adjusted, distance, finish, least_weight, sampling_weight, share, text_of
+from sampling import adjusted, distance, finish, least_weight, log2q, sampling_weight, share, text_of
 
 COLUMN_BLOCK = 8192  # 24.8
 
@@ -151,3 +151,63 @@ def lower_sample(view, op):
         return t % 2**24 + (finish(s, generated, before, text, t) << 24)
 
     view.add(op, "out", "<i4", 1, 1, word)
+
+
+NO_KEY = -2**63
+
+
+def lower_logprobs(view, op, likeliest):
+    """24.18, for the logits of a sample."""
+    v_count, words = view.program.tensors[op.logits].cols, view.ids[1]
+    blocks = -(-v_count // COLUMN_BLOCK)
+
+    def read_block(b):
+        return view.read(op.logits, view.s, *block(b, COLUMN_BLOCK, v_count))
+
+    def maximum(_, b):
+        return max((yield from read_block(b)))
+
+    def distance_of(z, m):
+        return distance(max(m - z, 0), 10**4, op.frac)
+
+    def sum_of(_, b):
+        z = yield from read_block(b)
+        m = max((yield from maxima.all(0)))
+        return sum(sampling_weight(distance_of(x, m)) for x in z)
+
+    def largest(keys, j):
+        return sorted(keys, reverse=True)[j] if j < len(keys) else NO_KEY
+
+    def of_block(_, col):
+        b, j = divmod(col, likeliest)
+        z = yield from read_block(b)
+        return largest([x * 2**32 + 2**32 - 1 - v for v, x in enumerate(z, COLUMN_BLOCK * b)], j)
+
+    def of_all(_, j):
+        return largest((yield from of_blocks.all(0)), j)
+
+    def read_sums():
+        m = max((yield from maxima.all(0)))
+        total = sum((yield from sums.all(0))) % 2**64
+        return m, max((log2q(total) if total else 0) - 30 * 2**20, 0)
+
+    def logprob(z, m, total):
+        return max(-2**31, -(distance_of(z, m) + total))
+
+    def element(_, col):
+        if col == 0:
+            token = (yield from words.read(0, view.s + 1 - view.prompt)) % 2**24
+            of = yield from read_sums()
+            return logprob((yield from view.read(op.logits, view.s, token)), *of) if token < v_count else -2**31
+        key = yield from best.read(0, (col - 1) // 2)
+        if col % 2:
+            return -1 if key == NO_KEY else 2**32 - 1 - key % 2**32
+        of = yield from read_sums()
+        return -2**31 if key == NO_KEY else logprob(key >> 32, *of)
+
+    maxima = view.add(op, "maxima", "<i4", 1, blocks, maximum)
+    sums = view.add(op, "sums", "<i8", 1, blocks, sum_of)
+    if likeliest:
+        of_blocks = view.add(op, "block_likeliest", "<i8", 1, blocks * likeliest, of_block)
+        best = view.add(op, "likeliest", "<i8", 1, likeliest, of_all)
+    view.add(op, "out", "<i4", 1, 1 + 2 * likeliest, element)

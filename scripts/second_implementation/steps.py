@@ -5,7 +5,7 @@ from types import SimpleNamespace as Struct
 import numpy as np
 
 from inference import DTYPES, GAUSS, LOGISTIC, I64, gate, recip, require, rsqrt, softmax_weight
-from sampling_steps import COLUMN_BLOCK, block, lower_sample
+from sampling_steps import COLUMN_BLOCK, block, lower_logprobs, lower_sample
 
 POSITION_BLOCK, POOL_BLOCK = 256, 56  # 24.12, 24.13
 NORMS = ("layer_norm", "rms_norm", "l2_normalize")
@@ -122,9 +122,9 @@ def nothing(value):
 
 class View:
     """The steps of layer l for row s, over so many positions. `steps` is the list. Of a generation, `sampling` has the
-    settings and the point's draw."""
+    settings and the point's draw. With a number of likely tokens, the steps of the log-probabilities (24.18)."""
 
-    def __init__(self, manifest, layer, s, tokens, sampling=None):
+    def __init__(self, manifest, layer, s, tokens, sampling=None, likeliest=None):
         self.program, self.s, self.positions, self.steps = manifest.program, s, tokens, []
         self.sampling, self.prompt = sampling, sampling[0].prompt_tokens if sampling else tokens
         if manifest.program.tensors[manifest.program.layers[layer].output].rows == "point":
@@ -133,6 +133,9 @@ class View:
         listed = [(number, i, op) for number in ((0, 1) if layer == 1 else (layer,))
                   for i, op in enumerate(p.layers[number].ops)]
         final = p.layers[layer].output
+        if likeliest is not None:
+            sample = next(of for of in listed if of[2].op == "sample")
+            final = sample[2].logits
         self.need = {final: 0}  # by tensor: the positions 0..n, or 0 for row s alone
         for _, _, op in reversed(listed):
             if op.out in self.need:
@@ -143,13 +146,18 @@ class View:
             before = p.layers[layer - 1].output
             self.made[before] = [Array(("previous",), "<i4", tokens, p.tensors[before].cols)]
         self.ids = [Array((kind,), "<u4", 1, n, padded=False)
-                    for kind, n in (("tokens", self.prompt), ("words", tokens - self.prompt))]
+                    for kind, n in (("tokens", self.prompt), ("words", tokens - self.prompt + (likeliest is not None)))]
         self.params = [Array(("param", i), DTYPES[d.dtype], d.rows, d.cols, padded=False)
                        for i, d in enumerate(p.params)]
         for number, i, op in listed:
             if op.out in self.need:
                 self.op = Struct(layer=number, index=i, kind=op.op)
                 LOWER[op.op](self, op)
+        if likeliest is not None:
+            number, i, op = sample
+            self.op = Struct(layer=number, index=i, kind="logprobs")
+            lower_logprobs(self, op, likeliest)
+            return
         last = self.steps[-1]
         assert last.rows == 1 and last.cols == p.tensors[final].cols
 
@@ -475,6 +483,8 @@ def check_reads(manifest):
         greedy = Struct(**{**vars(every), "temperature": 0})
         views = [View(manifest, layer, 0 if rows == "sequence" else p.max_positions - 1, p.max_positions, sampling)
                  for sampling in ([(every, 0), (greedy, 0)] if is_decoder(p) else [None])]
+        if is_decoder(p) and layer == len(p.layers) - 1:
+            views.append(View(manifest, layer, p.max_positions - 1, p.max_positions, (greedy, 0), 20))
         for step in (step for view in views for step in view.steps):
             require(step.length <= 2**40, "24.6", f"a tensor of {step.op.kind} is too long")
             element, data, chunks = step.element(0), None, 0

@@ -14,7 +14,8 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::LeaseEpoch;
 use lockstep_protocol::job::JobKind;
 use lockstep_protocol::limits::MAX_RECEIPT_JSON_BYTES;
-use lockstep_protocol::receipt::{Receipt, Run, WorkerReceipt};
+use lockstep_protocol::logprobs::{ShownRow, first_difference};
+use lockstep_protocol::receipt::{Receipt, Run, WorkerReceipt, split_output};
 use serde_json::{Value, json};
 
 use crate::cli::client::Address;
@@ -26,8 +27,8 @@ use crate::{backend, paths};
 /// Arguments of `lockstep challenge`.
 #[derive(Args)]
 #[command(
-    after_help = "The job is run again here; a generation by one prefill as far as its words are right. Where every root is \
-    right there is nothing to challenge, and that is said. Where one is not, the run that was made here is signed with the \
+    after_help = "The job is run again here; a generation by one prefill as far as its words are right. Where every root and \
+    log-probability is right there is nothing to challenge, and that is said. Where one is not, the run that was made here is signed with the \
     key of a worker, and the coordinator opens a dispute between the two: within a day after the job's end, for a stake of \
     that worker's credits, which is lost with the dispute. The worker plays it: keep `lockstep worker` connected with the \
     same --data-dir. `lockstep dispute show` tells how it stands."
@@ -63,19 +64,32 @@ pub fn run(args: &ChallengeArgs) -> Outcome {
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     receipt.check().or_exit(Exit::Refuted)?;
     let keys = keys(args.data_dir.as_deref()).or_exit(Exit::Configuration)?;
-    let (theirs, ours) = (claim_of(&receipt), run_again(args, &receipt, &keys)?);
-    let Some(point) = theirs.first_difference(&ours) else {
-        report(args, "the receipt holds: every root is what the model gives; there is nothing to challenge", None);
-        return Ok(());
+    let (theirs, (ours, difference)) = (claim_of(&receipt), run_again(args, &receipt, &keys)?);
+    let wrong = match difference {
+        None => {
+            let holds = "the receipt holds: every root and log-probability is what the model gives; there is nothing to challenge";
+            report(args, holds, None);
+            return Ok(());
+        }
+        Some(Difference::Roots(point)) => format!("from {} on", place(&receipt, [&theirs, &ours], point)),
+        Some(Difference::Logprobs(point)) => format!("about the log-probabilities of word {}", point + 1),
     };
     let answer = args.address.post("challenges", Some(&args.access_token), &body(&receipt, &ours))?;
     let dispute = answer["dispute"].as_str().context("the coordinator names no dispute")?;
-    let told = format!("the receipt is wrong from {} on; dispute {dispute}", place(&receipt, [&theirs, &ours], point));
-    report(args, &told, Some(dispute));
+    report(args, &format!("the receipt is wrong {wrong}; dispute {dispute}"), Some(dispute));
     Ok(())
 }
 
-/// Where the runs part. Of an earlier point than the last one the receipt has no roots, but a digest of them.
+/// At which point, counted from 0, a run parts from the receipt.
+#[derive(Clone, Copy)]
+enum Difference {
+    /// By its roots.
+    Roots(usize),
+    /// By log-probabilities, where all roots are the same.
+    Logprobs(usize),
+}
+
+/// Where the roots part. Of an earlier point than the last one the receipt has no roots, but a digest of them.
 fn place(receipt: &Receipt, [theirs, ours]: [&Claim; 2], point: usize) -> String {
     let roots = theirs.roots_at(point).zip(ours.roots_at(point));
     let layer = roots.and_then(|(theirs, ours)| theirs.iter().zip(ours).position(|(a, b)| a != b));
@@ -89,8 +103,8 @@ fn claim_of(receipt: &Receipt) -> Claim {
     Claim { words: receipt.words(), ..receipt.worker.clone().into() }
 }
 
-/// The run that is made here, as the claim of the challenger.
-fn run_again(args: &ChallengeArgs, receipt: &Receipt, keys: &Keypair) -> Result<Claim, Failure> {
+/// The run that is made here, as the claim of the challenger, and where it parts from the receipt.
+fn run_again(args: &ChallengeArgs, receipt: &Receipt, keys: &Keypair) -> Result<(Claim, Option<Difference>), Failure> {
     let threads = args.threads.unwrap_or_else(backend::all_threads);
     let opened = Package::open_checked(&args.package, threads);
     let package = opened.with_context(|| args.package.display().to_string()).or_exit(Exit::Configuration)?;
@@ -116,8 +130,13 @@ fn keys(data_dir: Option<&Path>) -> anyhow::Result<Keypair> {
     Ok(keyfile::load_or_create(&file)?)
 }
 
-/// A whole run of the job as a claim, with its roots where it differs from the receipt.
-fn claim(receipt: &Receipt, package: &Package, again: Rerun, keys: &Keypair) -> anyhow::Result<Claim> {
+/// A whole run of the job as a claim, with what it has where it differs from the receipt; and where that is.
+fn claim(
+    receipt: &Receipt,
+    package: &Package,
+    again: Rerun,
+    keys: &Keypair,
+) -> anyhow::Result<(Claim, Option<Difference>)> {
     let Rerun { roots, output, saturations, work_units } = again;
     let streamed = package.program().layers.len() - 1;
     // A generation has a word for each point, and after them the log-probabilities that were asked for.
@@ -141,12 +160,23 @@ fn claim(receipt: &Receipt, package: &Package, again: Rerun, keys: &Keypair) -> 
     };
     let signed = WorkerReceipt::of_run(&receipt.job.header(), run, keys.id())?.with_logprobs(logprobs).sign(keys);
     let mut ours = Claim { words, ..signed.into() };
-    let differs = claim_of(receipt).first_difference(&ours);
+    let difference = match (claim_of(receipt).first_difference(&ours), receipt.job.kind.generation()) {
+        (Some(point), _) => Some(Difference::Roots(point)),
+        (None, Some(asked)) => {
+            let (_, theirs) = split_output(&receipt.output, &receipt.worker.receipt);
+            let point = first_difference(theirs, logprobs, asked);
+            ours.logprobs = point.and_then(|point| ShownRow::of(logprobs, asked, point));
+            point.map(Difference::Logprobs)
+        }
+        (None, None) => None,
+    };
     // The roots of the last point are in the receipt.
-    if let Some(point) = differs.filter(|point| *point < ours.points().len()) {
+    if let Some(Difference::Roots(point) | Difference::Logprobs(point)) = difference
+        && point < ours.points().len()
+    {
         ours.at = roots.chunks(streamed).nth(point).unwrap_or_default().to_vec();
     }
-    Ok(ours)
+    Ok((ours, difference))
 }
 
 /// What the coordinator is asked.
@@ -154,6 +184,7 @@ fn body(receipt: &Receipt, ours: &Claim) -> Value {
     let challenged = receipt.worker.receipt.digest();
     json!({
         "job": receipt.job.id(), "run": challenged, "receipt": ours.receipt(), "words": ours.words, "at": ours.at,
+        "logprobs": ours.logprobs,
     })
 }
 

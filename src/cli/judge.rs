@@ -75,10 +75,17 @@ fn print(report: &Report) {
     for (side, key) in SIDES.iter().zip(report.players) {
         println!("{side:<12} {key}");
     }
-    println!(
-        "claimed      both signed a root of every layer; the first that differs is that of layer {} ({}) after position {}",
-        verdict.place.layer, report.layer_name, verdict.place.point
-    );
+    let point = verdict.place.point;
+    if report.is_of_logprobs {
+        println!(
+            "claimed      both signed the same root of every layer, and other log-probabilities after position {point}"
+        );
+    } else {
+        println!(
+            "claimed      both signed a root of every layer; the first that differs is that of layer {} ({}) after position {point}",
+            verdict.place.layer, report.layer_name
+        );
+    }
     if let (Some(chunk), Some(row)) = (verdict.chunk, report.row) {
         println!("row          {row}, by chunk {chunk} of the layer's rows");
     }

@@ -111,7 +111,12 @@ impl Scene {
     async fn dispute(&self, peer: &mut Peer, job: &Job, place: Place) -> usize {
         let (honest, lying) = (Cpu::new(None, 1).unwrap(), liar(place));
         let runs = [run(&self.package, &honest, job, 1, &self.keys), run(&self.package, &lying, job, 2, &other_keys())];
-        let held = [0, 1].map(|side| Held { signed: &runs[side].0, roots: &runs[side].1, words: &runs[side].2 });
+        let held = [0, 1].map(|side| Held {
+            signed: &runs[side].0,
+            roots: &runs[side].1,
+            words: &runs[side].2,
+            logprobs: &[],
+        });
         let terms = Terms::of_runs(common::keys().id(), job.header(), LAYERS, held, [BUDGET_MS; 2]).unwrap();
         assert_eq!(terms.check().unwrap().place, place);
         let mut table = Table::new(&self.package, job, terms, Side::Claimant, &lying);

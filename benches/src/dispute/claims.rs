@@ -15,6 +15,9 @@ use super::lies::Lied;
 /// Time enough for both sides: what is measured is not their hurry.
 const BUDGET_MS: u64 = 3_600_000;
 
+/// Those of the drawn tokens and of five likely ones.
+const LOGPROBS: u8 = 6;
+
 /// The keys of everybody.
 pub(super) struct Keys {
     pub coordinator: Keypair,
@@ -33,7 +36,8 @@ impl Keys {
 /// A job over these tokens: an embedding, or two words that follow them.
 pub(super) fn job(package: &Package, tokens: Vec<u32>) -> Job {
     let generation = || {
-        let generation = Generation { temperature: SAMPLING_ONE, top_p: 9_500, ..Generation::greedy(2) };
+        let (temperature, top_p, logprobs) = (SAMPLING_ONE, 9_500, LOGPROBS);
+        let generation = Generation { temperature, top_p, logprobs, ..Generation::greedy(2) };
         JobKind::Generation(Box::new(generation))
     };
     let nonce = Nonce::from_bytes([7; 32]);
@@ -48,28 +52,39 @@ pub(super) fn job(package: &Package, tokens: Vec<u32>) -> Job {
     }
 }
 
-/// The terms between the liar, who was halted where its run differs, and the honest one, whose run is whole.
+/// The terms between the liar, who was halted where its run differs, and the honest one, whose run is whole. That of who lies
+/// about log-probabilities is whole too.
 pub(super) fn terms(honest: &Honest<'_>, keys: &Keys, lied: &Lied) -> Result<Terms> {
     let (job, words) = (honest.job, honest.words());
     let layers = u16::try_from(honest.package.program().layers.len() - 2)?;
     let geometry = job.header().geometry(layers)?;
     let [liar, other] = &keys.sides;
-    let partial = Partial::of_roots(job.id(), &geometry, LeaseEpoch(1), &lied.roots, &lied.words, liar.id());
-    let partial = partial.context("the liar streamed no run of this job")?;
-    let run = Run {
-        epoch: LeaseEpoch(2),
-        layers,
-        roots: honest.run.roots.clone(),
-        words: words.clone(),
-        output_count: u32::try_from(honest.run.output.len())?,
-        work_units: honest.run.work_units,
-        saturations: honest.run.saturations,
+    let is_generation = job.kind.generation().is_some();
+    let whole = |keys: &Keypair, epoch: u64, logprobs: &[i32]| {
+        let run = Run {
+            epoch: LeaseEpoch(epoch),
+            layers,
+            roots: honest.run.roots.clone(),
+            words: words.clone(),
+            output_count: u32::try_from(if is_generation { words.len() } else { honest.run.output.len() })?,
+            work_units: honest.run.work_units,
+            saturations: honest.run.saturations,
+        };
+        let receipt = WorkerReceipt::of_run(&job.header(), run, keys.id())?;
+        Ok::<_, anyhow::Error>(Signed::Receipt(receipt.with_logprobs(logprobs).sign(keys)))
     };
-    let receipt = WorkerReceipt::of_run(&job.header(), run, other.id())?;
-    let signed = [Signed::Partial(partial.sign(liar)), Signed::Receipt(receipt.sign(other))];
+    let lie = match &lied.logprobs {
+        Some(logprobs) => whole(liar, 1, logprobs)?,
+        None => {
+            let partial = Partial::of_roots(job.id(), &geometry, LeaseEpoch(1), &lied.roots, &lied.words, liar.id());
+            Signed::Partial(partial.context("the liar streamed no run of this job")?.sign(liar))
+        }
+    };
+    let signed = [lie, whole(other, 2, honest.logprobs())?];
+    let told = lied.logprobs.as_deref().unwrap_or_default();
     let held = [
-        Held { signed: &signed[0], roots: &lied.roots, words: &lied.words },
-        Held { signed: &signed[1], roots: &honest.run.roots, words: &words },
+        Held { signed: &signed[0], roots: &lied.roots, words: &lied.words, logprobs: told },
+        Held { signed: &signed[1], roots: &honest.run.roots, words: &words, logprobs: honest.logprobs() },
     ];
     Ok(Terms::of_runs(keys.coordinator.id(), job.header(), layers, held, [BUDGET_MS; 2])?)
 }

@@ -10,6 +10,7 @@ use lockstep_kernels::value::{Batch, Value};
 use lockstep_model::dispute::{Below, Trace};
 use lockstep_model::package::Package;
 use lockstep_model::rerun::{Rerun, rerun_recorded};
+use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::job::Job;
 
@@ -33,8 +34,17 @@ impl<'a> Honest<'a> {
 
     /// The words of a generation.
     pub fn words(&self) -> Vec<u32> {
-        let is_generation = self.package.program().is_decoder();
-        self.run.output.iter().filter(|_| is_generation).map(|word| word.cast_unsigned()).collect()
+        words_of(self.split().0)
+    }
+
+    /// The log-probabilities of its points.
+    pub fn logprobs(&self) -> &[i32] {
+        self.split().1
+    }
+
+    fn split(&self) -> (&[i32], &[i32]) {
+        let per_point = self.job.kind.generation().map(Generation::values_per_point);
+        per_point.map_or((&[], &[]), |per_point| self.run.output.split_at(self.run.output.len() / per_point))
     }
 
     /// The last place of the run at this layer: all disputes are about that point.
@@ -64,7 +74,8 @@ impl<'a> Honest<'a> {
     pub fn trace(&self, executor: &mut dyn Executor, place: Place) -> Result<(Trace, Duration)> {
         let (program, params, words) = (self.package.program(), self.package.params(), self.words());
         let start = Instant::now();
-        if let Some(below) = usize::from(place.layer).checked_sub(2) {
+        // Log-probabilities come after the last layer, and are made from what that reads.
+        if let Some(below) = usize::from(place.layer).min(self.layers()).checked_sub(2) {
             let below = Below { rows: &self.rows[below], signed: self.last_roots() };
             let inputs = (self.job, &words[..]);
             if let Some(trace) = Trace::resume(executor, program, Arc::clone(&params), inputs, place, below)? {

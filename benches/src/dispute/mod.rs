@@ -1,4 +1,4 @@
-//! What disputes cost: one lie about each kind of op, played to its verdict with the real players and the real referee.
+//! What disputes cost: one lie about each kind of op, and one about log-probabilities, played to its verdict with the real players and the real referee.
 //!
 //! - `honest`: the run that both sides share up to the lie. `lies`: which numbers are altered. `claims`: what both sides
 //!   signed. `play`: the game, and who spends how long. `many`: how many a second.
@@ -82,11 +82,12 @@ impl Seconds {
 /// One dispute.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// The kind of op that was lied about.
+    /// The kind of op that was lied about; `logprobs` where it was these.
     pub op: &'static str,
-    /// Its layer.
+    /// Its layer; of log-probabilities one after the last.
     pub layer: usize,
-    /// The first layer whose root differs: that one, or 1 for the embedding.
+    /// The first layer whose root differs: that one, or 1 for the embedding; of log-probabilities, for which no root differs,
+    /// one after the last.
     pub disputed_layer: u16,
     /// Rounds in which anybody moved.
     pub rounds: u16,
@@ -147,7 +148,7 @@ pub fn measure(
     let middle = truth.middle(honest)?;
     let (mut all, mut prefills) = (Vec::with_capacity(workload.places.len()), BTreeMap::new());
     for at in &workload.places {
-        let lied = lies::tell(&truth, *at, liar)?;
+        let lied = lies::tell(&truth, *at, honest, liar)?;
         let prefill = match prefills.entry(lied.place.layer) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(room) => *room.insert(truth.prefill(honest, lied.place)?),
@@ -162,7 +163,7 @@ pub fn measure(
 fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]: [Duration; 2]) -> Result<Measured> {
     let (package, keys) = (truth.package, Keys::new());
     let terms = claims::terms(truth, &keys, &lied)?;
-    let Lied { lie, place, trace, layer, .. } = lied;
+    let Lied { op, layer_of_op, place, trace, layer, .. } = lied;
     ensure!(terms.check()?.place == place, "the runs differ elsewhere than at the lie");
     let case = || Ok(LayerCase::new(package.manifest(), &terms.job, place)?);
     let mut executor = backend.load(Arc::clone(package.program()), package.params())?;
@@ -185,8 +186,8 @@ fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]:
     let [claimant, challenger] = parties.map(|party| party.game);
     let seconds = |layer: Duration, game: Duration| Seconds { layer: layer.as_secs_f64(), game: game.as_secs_f64() };
     Ok(Measured {
-        op: package.program().layers[lie.layer].ops[lie.op].name(),
-        layer: lie.layer,
+        op,
+        layer: layer_of_op,
         disputed_layer: place.layer,
         rounds,
         referee_bytes: bytes,

@@ -11,6 +11,7 @@ use lockstep_protocol::generation::words_of;
 use lockstep_protocol::ids::{Digest, DisputeId, JobId, Millis, Root};
 use lockstep_protocol::job::JobKind;
 use lockstep_protocol::limits::MAX_HTTP_BODY_BYTES;
+use lockstep_protocol::logprobs::ShownRow;
 use lockstep_protocol::machine::Challenge;
 use lockstep_protocol::receipt::{Receipt, SignedReceipt, split_output};
 use serde::Deserialize;
@@ -40,6 +41,8 @@ struct ChallengeBody {
     /// Its roots at the first point at which the runs differ, where that is not its last one.
     #[serde(default)]
     at: Vec<Root>,
+    /// Where its roots are the same: its log-probabilities at a point at which the runs differ.
+    logprobs: Option<ShownRow>,
 }
 
 /// `POST /v1/challenges`: disputes a run of a job that has ended, with a run of one's own and a stake. The key of that
@@ -65,7 +68,8 @@ pub async fn challenge(State(app): State<Arc<App>>, presented: Presented, body: 
         JobKind::Embedding => KeptRun::default(),
         JobKind::Generation(_) => kept(&app, job, wanted).await?,
     };
-    let challenger = Claim { words: asked.words, at: asked.at, ..asked.receipt.into() };
+    let ChallengeBody { words, at, logprobs, .. } = asked;
+    let challenger = Claim { words, at, logprobs, ..asked.receipt.into() };
     let challenge = against(&receipt, (claimant, kept), challenger, ended);
     match app.engine.challenge(challenge).await.map_err(|_| ApiError::stopping())? {
         ChallengeOutcome::Opened(dispute) => Ok(taken(job, dispute, false)),
@@ -96,16 +100,21 @@ fn against(
     ended: Option<Millis>,
 ) -> Challenge {
     let (layers, work_units) = (claimant.receipt.layers, claimant.receipt.work_units);
-    let (words, _) = split_output(&kept.output, &claimant.receipt);
+    let (words, logprobs) = split_output(&kept.output, &claimant.receipt);
     let mut claimant = Claim { words: words_of(words), ..claimant.into() };
-    // Where they do not differ, the machine says so.
-    let point = claimant.first_difference(&challenger).unwrap_or_default();
     let roots_at = |point: Option<usize>| {
         let roots = point.and_then(|point| kept.before.chunks(usize::from(layers) + 1).nth(point));
         roots.unwrap_or_default().to_vec()
     };
-    let before = roots_at(point.checked_sub(1));
-    claimant.at = roots_at(Some(point));
+    // Where they do not differ, the machine says so.
+    let difference = claimant.first_difference(&challenger);
+    let before = roots_at(difference.and_then(|point| point.checked_sub(1)));
+    if let (None, Some(shown), Some(asked)) = (difference, &challenger.logprobs, receipt.job.kind.generation()) {
+        let point = shown.index as usize;
+        (claimant.logprobs, claimant.at) = (ShownRow::of(logprobs, asked, point), roots_at(Some(point)));
+    } else {
+        claimant.at = roots_at(difference);
+    }
     Challenge { job: receipt.job.header(), layers, work_units, ended, claimant, challenger, before }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{CHUNK_BYTES, MAX_READ_BYTES, Plan, PlanError};
 use crate::program::{Program, Rows};
-use crate::sampling::{ONE, Sampling};
+use crate::sampling::{MAX_LIKELIEST, ONE, Sampling};
 
 /// Checks that every layer of a validated program has a dispute view at any length and row, and that no element of it
 /// reads more than [`MAX_READ_BYTES`] in whole chunks.
@@ -10,13 +10,14 @@ use crate::sampling::{ONE, Sampling};
 /// The longest sequence and its last row bound all others: no range that an element reads, and no tensor, shrinks when
 /// the sequence grows. Ops that no committed value depends on can't be disputed and are not looked at.
 ///
-/// Settings that take every step of sampling bound all others but the greedy ones, which have a step of their own.
+/// Settings that take every step of sampling bound all others but the greedy ones, which have a step of their own; and the
+/// most log-probabilities bound fewer.
 ///
 /// # Errors
 /// The first op for which that fails, with the step and the figure.
 pub fn check_reads(program: &Program) -> Result<(), PlanError> {
     let greedy = Sampling::greedy(1, 1);
-    let settings = [with_every_step(), greedy];
+    let settings = [with_every_step(), greedy.clone()];
     let settings = if program.is_decoder() { &settings[..] } else { &settings[..0] };
     for (layer, shape) in program.layers.iter().enumerate().skip(1) {
         let row = match program.tensor(shape.output).rows {
@@ -29,6 +30,9 @@ pub fn check_reads(program: &Program) -> Result<(), PlanError> {
         for settings in settings {
             check(program, &Plan::new(program, layer, program.max_positions, row, Some((settings, 0)))?)?;
         }
+    }
+    if program.is_decoder() {
+        check(program, &Plan::logprobs(program, program.max_positions, (&greedy, 0), MAX_LIKELIEST)?)?;
     }
     Ok(())
 }

@@ -6,7 +6,8 @@ use super::ids::Ids;
 use super::view::{Activation, View};
 use super::{
     Lowered, MAX_TENSOR_BYTES, Part, Plan, PlanError, Source, Step, Width, add, attention, embed, first_pool, gather,
-    gelu, l2_normalize, layer_norm, matmul, mean_pool, multiply, quantize, rms_norm, rope, sample, shift, silu,
+    gelu, l2_normalize, layer_norm, logprobs, matmul, mean_pool, multiply, quantize, rms_norm, rope, sample, shift,
+    silu,
 };
 use crate::program::{Op, ParamId, Program, Rows, TensorId};
 use crate::sampling::Sampling;
@@ -59,11 +60,51 @@ pub(super) fn plan(
     check_sampling(program, layer, sampling.map(|(settings, _)| settings))?;
     let row = if of == Rows::Point { positions - 1 } else { row };
     let place = Place { positions: positions.into(), row: row.into() };
+    let (lowering, _) = lower_ops(program, layer, program.layers[layer].output, place, sampling)?;
+    Ok(lowering.finish())
+}
+
+/// See [`Plan::logprobs`].
+pub(super) fn logprobs_plan(
+    program: &Program,
+    positions: u32,
+    sampling: (&Sampling, u64),
+    likeliest: u8,
+) -> Result<Plan, PlanError> {
+    let (layers, layer) = (program.layers.len(), program.layers.len().saturating_sub(1));
+    let reaches = (1..=program.max_positions).contains(&positions) && sampling.0.prompt_tokens <= positions;
+    if layer == 0 || !reaches {
+        return Err(PlanError::Place { layers, layer: layers, positions, row: 0 });
+    }
+    check_sampling(program, layer, Some(sampling.0))?;
+    let sample = program.layers[layer].ops.iter().enumerate().find_map(|(op, kind)| match kind {
+        Op::Sample { logits, frac, .. } => Some((op, *logits, *frac)),
+        _ => None,
+    });
+    let none = || PlanError::Sampling { layer, reason: "it samples nothing, and so has no log-probabilities".into() };
+    let (op, logits, frac) = sample.ok_or_else(none)?;
+    let place = Place { positions: positions.into(), row: u64::from(positions) - 1 };
+    let (mut lowering, view) = lower_ops(program, layer, logits, place, Some(sampling))?;
+    (lowering.at, lowering.of_logprobs) = ((layer, op), true);
+    let logits = logprobs::Logits { view, vocabulary: program.tensor(logits).cols.into(), frac: frac.into() };
+    let logprobs = logprobs::lower(&mut lowering, logits, likeliest.into())?;
+    lowering.ops.resize(lowering.steps.len(), logprobs);
+    Ok(lowering.finish())
+}
+
+/// Lowers the ops of a layer that a row of one of its tensors depends on. Returns where that row is, too.
+fn lower_ops<'a>(
+    program: &'a Program,
+    layer: usize,
+    output: TensorId,
+    place: Place,
+    sampling: Option<(&'a Sampling, u64)>,
+) -> Result<(Lowering<'a>, View), PlanError> {
     let nodes = nodes(program, layer);
-    let needs = needs(&nodes, program.layers[layer].output, place)?;
+    let needs = needs(&nodes, output, place)?;
+    let (at, steps, first, ops) = ((layer, 0), vec![], vec![], vec![]);
     let mut lowering =
-        Lowering { program, place, sampling, at: (layer, 0), need: Need::Row, steps: vec![], first: vec![] };
-    let mut ops: Vec<Arc<dyn Lowered>> = Vec::new();
+        Lowering { program, place, sampling, at, of_logprobs: false, need: Need::Row, steps, first, ops };
     let mut outs: Vec<Option<Activation>> = vec![None; nodes.len()];
     for (n, (node, need)) in nodes.iter().zip(&needs).enumerate() {
         let Some(need) = need else { continue };
@@ -75,9 +116,11 @@ pub(super) fn plan(
         let inputs: Vec<Activation> = inputs.collect();
         let (out, op) = lowering.op(node.kind, &inputs)?;
         outs[n] = Some(out);
-        ops.resize(lowering.steps.len(), op);
+        lowering.ops.resize(lowering.steps.len(), op);
     }
-    Ok(Plan { steps: lowering.steps, ops: ops.into_iter().zip(lowering.first).collect() })
+    let last = outs.into_iter().flatten().next_back().expect("the op that writes the row is needed");
+    let (Activation::Plain(view) | Activation::Bfp { codes: view, .. }) = last;
+    Ok((lowering, view))
 }
 
 /// What samples needs settings, and they must be well formed.
@@ -141,14 +184,22 @@ pub(super) struct Lowering<'a> {
     sampling: Option<(&'a Sampling, u64)>,
     /// Layer and index of the op that is being lowered.
     at: (usize, usize),
+    /// Whether what follows from its input is lowered instead of it.
+    of_logprobs: bool,
     /// Rows of it that are needed.
     need: Need,
     steps: Vec<Step>,
     /// Number of the first row of each step.
     first: Vec<u64>,
+    /// The op of each step.
+    ops: Vec<Arc<dyn Lowered>>,
 }
 
 impl Lowering<'_> {
+    fn finish(self) -> Plan {
+        Plan { steps: self.steps, ops: self.ops.into_iter().zip(self.first).collect() }
+    }
+
     fn op(&mut self, op: &Op, inputs: &[Activation]) -> Result<(Activation, Arc<dyn Lowered>), PlanError> {
         let plain = |n: usize| match inputs[n] {
             Activation::Plain(view) | Activation::Bfp { codes: view, .. } => view,
@@ -233,8 +284,8 @@ impl Lowering<'_> {
         width: Width,
         first: u64,
     ) -> Result<View, PlanError> {
-        let (layer, op) = self.at;
-        let step = Step { layer, op, part, all_rows, rows, cols, width };
+        let ((layer, op), of_logprobs) = (self.at, self.of_logprobs);
+        let step = Step { layer, op, of_logprobs, part, all_rows, rows, cols, width };
         let bytes = u128::from(rows) * u128::from(step.row_bytes());
         if bytes > MAX_TENSOR_BYTES.into() {
             return Err(PlanError::Tensor { layer, op, step: step.name(self.program), bytes });

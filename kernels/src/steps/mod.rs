@@ -10,6 +10,7 @@
 //! - `view`: where an element of a tensor lies, and typed access to what was read.
 //! - `check`: the proof that no element of a program reads too much.
 //! - `maxima`, `normalize`, `ids`, `threshold`: parts that ops share or consist of; and one file per op.
+//! - `logprobs`: what a run reports beside its words, which is no op but follows from the same logits.
 //!
 //! Evaluation is total. Parties may agree on nonsense, maxima that no row has for example, so the bytes that were read
 //! may be anything: sums, products and left shifts keep their low 64 bits, counts of right shifts are clamped, and the
@@ -31,6 +32,7 @@ mod gelu;
 mod ids;
 mod l2_normalize;
 mod layer_norm;
+mod logprobs;
 mod lower;
 mod matmul;
 mod maxima;
@@ -69,7 +71,8 @@ pub enum Source {
     Input,
     /// The token ids of the job's input as `u32`, one after the other; of a generation, those of the prompt.
     Tokens,
-    /// The words that a generation made before the point, as `u32`, one after the other.
+    /// The words that a generation made before the point, as `u32`, one after the other; of log-probabilities also the
+    /// point's own.
     Words,
     /// A parameter as the package holds it, without padding.
     Param(ParamId),
@@ -152,6 +155,10 @@ pub enum Part {
     Token,
     /// The bytes before those of the token.
     Tail,
+    /// The likeliest tokens of blocks of logits.
+    BlockLikeliest,
+    /// The likeliest tokens.
+    Likeliest,
 }
 
 /// A setting that keeps the likeliest tokens, by a threshold.
@@ -186,6 +193,8 @@ impl Part {
             Self::Digit(Filter::TopP, _) => "top_p_digit",
             Self::Token => "token",
             Self::Tail => "tail",
+            Self::BlockLikeliest => "block_likeliest",
+            Self::Likeliest => "likeliest",
         }
     }
 }
@@ -197,7 +206,9 @@ pub struct Step {
     pub layer: usize,
     /// Index of the op in its layer.
     pub op: usize,
-    /// What the step is of the op.
+    /// Whether it belongs to the log-probabilities that follow from the op's input, and not to the op.
+    pub of_logprobs: bool,
+    /// What the step is of the op, or of these.
     pub part: Part,
     /// Whether the rows are the positions `0..rows`; otherwise all of them belong to the disputed row.
     pub all_rows: bool,
@@ -220,9 +231,10 @@ impl Step {
         self.rows * self.row_bytes()
     }
 
-    /// Name for people, as in `layer_norm.squares`.
+    /// Name for people, as in `layer_norm.squares` or `logprobs.likeliest`.
     pub fn name(&self, program: &Program) -> String {
-        format!("{}.{}", program.layers[self.layer].ops[self.op].name(), self.part.name())
+        let op = if self.of_logprobs { "logprobs" } else { program.layers[self.layer].ops[self.op].name() };
+        format!("{op}.{}", self.part.name())
     }
 }
 
@@ -307,7 +319,7 @@ trait Lowered: std::fmt::Debug + Send + Sync {
     fn chunks(&self, part: Part) -> u64;
 }
 
-/// The steps of one layer for one disputed row.
+/// The steps of one layer for one disputed row, or of the log-probabilities of a point.
 #[derive(Clone, Debug)]
 pub struct Plan {
     steps: Vec<Step>,
@@ -333,6 +345,21 @@ impl Plan {
         sampling: Option<(&Sampling, u64)>,
     ) -> Result<Self, PlanError> {
         lower::plan(program, layer, positions, row, sampling)
+    }
+
+    /// Lowers the log-probabilities of a point: those of the word that was drawn there, and of the `likeliest` likeliest
+    /// tokens. The last layer is lowered as far as its logits; then come steps of their own, of which the last one is the
+    /// row as a run signs it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; or the program samples nothing.
+    pub fn logprobs(
+        program: &Program,
+        positions: u32,
+        sampling: (&Sampling, u64),
+        likeliest: u8,
+    ) -> Result<Self, PlanError> {
+        lower::logprobs_plan(program, positions, sampling, likeliest)
     }
 
     /// The steps, each of which reads earlier ones only. The last one is the row itself.

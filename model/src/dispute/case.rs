@@ -52,10 +52,14 @@ impl Disputable {
             }
         };
         let is_point = points.contains(&place.point) && place.point < program.max_positions;
-        if !is_point || !(1..program.layers.len()).contains(&layer) || program.is_decoder() != generation.is_some() {
+        // After the last layer come the log-probabilities, where the job asks for them.
+        let (last, asked) = (program.layers.len() - 1, generation.map_or(0, |asked| asked.logprobs));
+        let likeliest = asked.checked_sub(1).filter(|_| layer == last + 1);
+        let is_layer = (1..=last).contains(&layer) || likeliest.is_some();
+        if !is_point || !is_layer || program.is_decoder() != generation.is_some() {
             return Err(none);
         }
-        let positions = place.point + 1;
+        let (positions, layer) = (place.point + 1, layer.min(last));
         let sampling = generation.map(|asked| (sampling(asked, job.token_count), draw(&job.seed, place.point)));
         Ok(LayerCase {
             program: Arc::clone(program),
@@ -65,6 +69,7 @@ impl Disputable {
             layer,
             positions,
             sampling,
+            likeliest,
             plan: Mutex::default(),
         })
     }
@@ -84,17 +89,21 @@ impl Disputable {
     }
 }
 
-/// The disputed layer of one job, lowered to steps. Needs no weights: digests stand for them.
+/// The disputed layer of one job, or the log-probabilities of a point, lowered to steps. Needs no weights: digests stand
+/// for them.
 #[derive(Debug)]
 pub struct LayerCase {
     program: Arc<Program>,
     params: Arc<[BlobInfo]>,
     tokens: (Root, u64),
     place: Place,
+    /// Of the program; where log-probabilities are disputed the last one, of which they are made.
     layer: usize,
     positions: u32,
     /// Settings and draw of the point, in a generation.
     sampling: Option<(Sampling, u64)>,
+    /// Where log-probabilities are disputed, of how many of the likeliest tokens.
+    likeliest: Option<u8>,
     /// The plan that was asked for last, with its row: a dispute is about one row, once that is found.
     plan: Mutex<Option<(u64, Arc<Plan>)>>,
 }
@@ -127,20 +136,25 @@ impl LayerCase {
         &self.program
     }
 
-    /// The row of the disputed layer's output that a chunk of it belongs to.
+    /// The row of what is disputed that a chunk of it belongs to.
     pub fn row(&self, chunk: u64) -> u64 {
         chunk / self.row_chunks()
     }
 
     /// The plan of the row that a chunk belongs to. A chunk beyond the end counts to the last row.
     pub fn plan(&self, chunk: u64) -> Arc<Plan> {
-        let row = self.row(chunk).min(self.rows(self.layer) - 1);
+        let row = self.row(chunk).min(self.output_rows() - 1);
         let mut cached = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         match &*cached {
             Some((of, plan)) if *of == row => Arc::clone(plan),
             _ => {
                 let sampling = self.sampling.as_ref().map(|(settings, draw)| (settings, *draw));
-                let plan = Plan::new(&self.program, self.layer, self.positions, row as u32, sampling);
+                let plan = match (self.likeliest, sampling) {
+                    (Some(likeliest), Some(sampling)) => {
+                        Plan::logprobs(&self.program, self.positions, sampling, likeliest)
+                    }
+                    _ => Plan::new(&self.program, self.layer, self.positions, row as u32, sampling),
+                };
                 let plan = Arc::new(plan.expect("every row of a program that was checked can be disputed"));
                 *cached = Some((row, Arc::clone(&plan)));
                 plan
@@ -159,6 +173,27 @@ impl LayerCase {
         self.evaluate(element.chunk, element.step, element.element, &data)
     }
 
+    /// Whether log-probabilities are disputed, and no layer.
+    pub fn is_of_logprobs(&self) -> bool {
+        self.likeliest.is_some()
+    }
+
+    /// The name of what is disputed, for people.
+    pub fn name(&self) -> &str {
+        if self.is_of_logprobs() { "log-probabilities" } else { &self.program.layers[self.layer].name }
+    }
+
+    /// Rows of what is disputed: of log-probabilities, that of the point.
+    fn output_rows(&self) -> u64 {
+        if self.is_of_logprobs() { 1 } else { self.rows(self.layer) }
+    }
+
+    /// Bytes of one of these, with its padding.
+    fn output_row_bytes(&self) -> u64 {
+        let bytes = |likeliest: u8| padded_row_bytes(1 + 2 * usize::from(likeliest)) as u64;
+        self.likeliest.map_or_else(|| self.row_bytes(self.layer), bytes)
+    }
+
     /// Rows of a layer's output up to the point.
     fn rows(&self, layer: usize) -> u64 {
         match self.program.tensor(self.program.layers[layer].output).rows {
@@ -175,7 +210,7 @@ impl LayerCase {
 
 impl Lowering for LayerCase {
     fn output(&self) -> Shape {
-        Shape { bytes: self.rows(self.layer) * self.row_bytes(self.layer), width: 4 }
+        Shape { bytes: self.output_rows() * self.output_row_bytes(), width: 4 }
     }
 
     fn input_bytes(&self) -> u64 {
@@ -208,7 +243,7 @@ impl Lowering for LayerCase {
     }
 
     fn row_chunks(&self) -> u64 {
-        self.row_bytes(self.layer) / CHUNK_BYTES as u64
+        self.output_row_bytes() / CHUNK_BYTES as u64
     }
 }
 

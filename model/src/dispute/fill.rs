@@ -61,6 +61,7 @@ pub(super) fn fill(plan: &Plan, kept: &Kept, ids: &Ids, params: &dyn Params, row
     let mut sources = Sources { steps: Vec::with_capacity(plan.steps().len()), kept, ids, params };
     for (index, step) in plan.steps().iter().enumerate() {
         let bytes = match step.part {
+            Part::Out if step.of_logprobs => kept.output.clone(),
             Part::Out | Part::Codes | Part::Exponent => kept.output_of(step, row),
             Part::Values => values(plan, index, step, &sources.steps),
             Part::Counts => counts(plan, index, step, &sources),

@@ -12,6 +12,7 @@ use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::trace::{RowTree, push_padded_row, root_of_rows};
 
 use super::TraceError;
+use crate::generation::Logits;
 
 /// The output of the layer below the disputed one, kept from the run that was signed.
 #[derive(Clone, Copy, Debug)]
@@ -22,20 +23,32 @@ pub struct Below<'a> {
     pub signed: &'a [Root],
 }
 
+/// What is drawn at the disputed point of a generation, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Point {
+    pub settings: Arc<Sampling>,
+    pub draw: u64,
+    /// Where its log-probabilities are disputed: the word, and how many likely tokens are beside it.
+    pub logprobs: Option<(u32, u8)>,
+}
+
 /// A run up to the disputed layer.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub program: Arc<Program>,
     pub place: Place,
-    /// Settings and draw of the point, in a generation.
-    sampling: Option<(Arc<Sampling>, u64)>,
-    /// The roots of layers 1 to the disputed one, over the rows up to the point.
+    /// The disputed layer, or the last one, where log-probabilities are disputed.
+    layer: usize,
+    /// Of a generation.
+    of_point: Option<Point>,
+    /// The roots of layers 1 to the disputed one, over the rows up to the point. After those of all layers comes that of the
+    /// log-probabilities, where it is these that are disputed.
     pub roots: Vec<Root>,
     /// The same while layers run.
     trees: Vec<RowTree>,
     /// `R_{l-1}`: padded rows. Empty for layer 1.
     pub input: Vec<u8>,
-    /// `R_l`: padded rows.
+    /// `R_l`: padded rows; or the one row of log-probabilities.
     pub output: Vec<u8>,
     /// What each op of the layer wrote, by layer and op; for layer 1 the ops of layer 0 too.
     values: BTreeMap<(usize, usize), Value>,
@@ -48,15 +61,16 @@ impl Kept {
         program: &Arc<Program>,
         tokens: &[u32],
         place: Place,
-        sampling: Option<(Arc<Sampling>, u64)>,
+        of_point: Option<Point>,
     ) -> Result<Self, TraceError> {
-        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
-        let rows = kept.begin(executor, tokens)?;
-        for l in 0..=usize::from(place.layer) {
+        let mut kept = Self::empty(program, tokens.len(), place, of_point)?;
+        let pass = kept.begin(executor, tokens)?;
+        for l in 0..=kept.layer {
             executor.run_layer(l)?;
-            kept.after(executor, l, rows)?;
+            kept.after(executor, l, pass)?;
         }
         kept.roots = kept.trees.drain(..).map(|tree| tree.root()).collect();
+        kept.add_logprobs(executor, pass)?;
         Ok(kept)
     }
 
@@ -67,12 +81,12 @@ impl Kept {
         program: &Arc<Program>,
         tokens: &[u32],
         place: Place,
-        sampling: Option<(Arc<Sampling>, u64)>,
+        of_point: Option<Point>,
         (first, below): (u16, Below<'_>),
     ) -> Result<Option<Self>, TraceError> {
-        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
-        let (first, positions) = (usize::from(first), place.point as usize + 1);
-        if first < 2 || first > usize::from(place.layer) {
+        let mut kept = Self::empty(program, tokens.len(), place, of_point)?;
+        let (first, layer, positions) = (usize::from(first), kept.layer, place.point as usize + 1);
+        if first < 2 || first > layer {
             return Err(TraceError::Place { place, layers: program.layers.len(), tokens: tokens.len() });
         }
         let cols = program.tensor(program.layers[first - 1].output).cols as usize;
@@ -84,15 +98,16 @@ impl Kept {
         }
         let pass = kept.begin(executor, tokens)?;
         executor.write(program.layers[first - 1].output, Value::I32(rows.to_vec()))?;
-        if first == usize::from(place.layer) {
+        if first == layer {
             rows.chunks_exact(cols).for_each(|row| push_padded_row(row, &mut kept.input));
         }
-        for l in first..=usize::from(place.layer) {
+        for l in first..=layer {
             executor.run_layer(l)?;
             kept.after(executor, l, pass)?;
         }
         let own = kept.trees.drain(..).skip(first - 1).map(|tree| tree.root());
         kept.roots = signed.iter().copied().chain(own).collect();
+        kept.add_logprobs(executor, pass)?;
         Ok(Some(kept))
     }
 
@@ -103,11 +118,11 @@ impl Kept {
         program: &Arc<Program>,
         tokens: &[u32],
         place: Place,
-        sampling: Option<(Arc<Sampling>, u64)>,
+        of_point: Option<Point>,
         below: Below<'_>,
     ) -> Result<Option<Self>, TraceError> {
-        let mut kept = Self::empty(program, tokens.len(), place, sampling)?;
-        let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
+        let mut kept = Self::empty(program, tokens.len(), place, of_point)?;
+        let (layer, positions) = (kept.layer, place.point as usize + 1);
         let input = program.layers[layer - 1].output;
         let cols = program.tensor(input).cols as usize;
         let (Some(rows), Some(signed)) = (below.rows.get(..positions * cols), below.signed.get(..layer - 1)) else {
@@ -123,15 +138,16 @@ impl Kept {
         kept.after(executor, layer, pass)?;
         let output = kept.trees.drain(..).next_back().map(|tree| tree.root());
         kept.roots = signed.iter().copied().chain(output).collect();
+        kept.add_logprobs(executor, pass)?;
         Ok(Some(kept))
     }
 
     /// Begins a pass over the tokens up to the point, in which only the disputed word is sampled, if any: all of a long
     /// generation have more logits than anybody has memory. Returns how many positions and points it has.
     fn begin(&self, executor: &mut dyn Executor, tokens: &[u32]) -> Result<[usize; 2], TraceError> {
-        let is_last = usize::from(self.place.layer) + 1 == self.program.layers.len();
-        let sampler = self.sampling.clone().filter(|_| is_last);
-        let sampler = sampler.map(|(sampling, draw)| Sampler { sampling, draws: vec![draw] });
+        let is_last = self.layer + 1 == self.program.layers.len();
+        let point = self.of_point.clone().filter(|_| is_last);
+        let sampler = point.map(|point| Sampler { sampling: point.settings, draws: vec![point.draw] });
         let tokens = tokens[..=self.place.point as usize].to_vec();
         let sequence = Sequence { sampler, ..Sequence::new(tokens) };
         let pass = [sequence.rows(), sequence.points().len()];
@@ -140,22 +156,20 @@ impl Kept {
     }
 
     /// Nothing of a run over so many tokens yet.
-    fn empty(
-        program: &Arc<Program>,
-        tokens: usize,
-        place: Place,
-        sampling: Option<(Arc<Sampling>, u64)>,
-    ) -> Result<Self, TraceError> {
-        let (layer, positions) = (usize::from(place.layer), place.point as usize + 1);
-        let prompt = sampling.as_ref().map_or(1, |(settings, _)| settings.prompt_tokens as usize);
-        if layer == 0 || layer >= program.layers.len() || !(prompt..=tokens).contains(&positions) {
+    fn empty(program: &Arc<Program>, tokens: usize, place: Place, of_point: Option<Point>) -> Result<Self, TraceError> {
+        let (last, positions) = (program.layers.len().saturating_sub(1), place.point as usize + 1);
+        let prompt = of_point.as_ref().map_or(1, |point| point.settings.prompt_tokens as usize);
+        let has_logprobs = of_point.as_ref().is_some_and(|point| point.logprobs.is_some());
+        let layer = if has_logprobs { last } else { place.layer.into() };
+        if !(1..=last).contains(&layer) || !(prompt..=tokens).contains(&positions) {
             return Err(TraceError::Place { place, layers: program.layers.len(), tokens });
         }
         let columns = |l: usize| program.tensor(program.layers[l].output).cols as usize;
         Ok(Self {
             program: Arc::clone(program),
             place,
-            sampling,
+            layer,
+            of_point,
             roots: Vec::with_capacity(layer),
             trees: (1..=layer).map(|l| RowTree::new(columns(l))).collect(),
             input: Vec::new(),
@@ -164,15 +178,45 @@ impl Kept {
         })
     }
 
+    fn logprobs(&self) -> Option<(u32, u8)> {
+        self.of_point.as_ref().and_then(|point| point.logprobs)
+    }
+
+    /// Columns of what is disputed, without padding.
+    pub fn output_columns(&self) -> usize {
+        let output = self.program.layers[self.layer].output;
+        self.logprobs()
+            .map_or(self.program.tensor(output).cols as usize, |(_, likeliest)| 1 + 2 * usize::from(likeliest))
+    }
+
     /// The dispute view of a row.
     pub fn plan(&self, row: u32) -> Result<Plan, PlanError> {
-        let sampling = self.sampling.as_ref().map(|(settings, draw)| (&**settings, *draw));
-        Plan::new(&self.program, self.place.layer.into(), self.place.point + 1, row, sampling)
+        let sampling = self.of_point.as_ref().map(|point| (&*point.settings, point.draw));
+        let positions = self.place.point + 1;
+        match (self.logprobs(), sampling) {
+            (Some((_, likeliest)), Some(sampling)) => Plan::logprobs(&self.program, positions, sampling, likeliest),
+            _ => Plan::new(&self.program, self.layer, positions, row, sampling),
+        }
+    }
+
+    /// Where log-probabilities are disputed, takes those of the pass that has just run in place of the words.
+    fn add_logprobs(&mut self, executor: &mut dyn Executor, pass: [usize; 2]) -> Result<(), TraceError> {
+        let Some((word, likeliest)) = self.logprobs() else { return Ok(()) };
+        let logits = Logits::of(&self.program, |tensor| match self.read(executor, tensor, pass)? {
+            Value::I32(values) => Ok::<_, TraceError>(values),
+            _ => unreachable!("validation: logits are i32"),
+        })?;
+        // One point was sampled.
+        let row = logits.map(|logits| logits.row(0, word, likeliest + 1)).unwrap_or_default();
+        self.output.clear();
+        push_padded_row(&row, &mut self.output);
+        self.roots.push(Root::from(blake3::hash(&self.output)));
+        Ok(())
     }
 
     /// Takes what is needed of a layer that has just run; later ones may write over it.
     fn after(&mut self, executor: &mut dyn Executor, l: usize, pass: [usize; 2]) -> Result<(), TraceError> {
-        let (program, layer) = (Arc::clone(&self.program), usize::from(self.place.layer));
+        let (program, layer) = (Arc::clone(&self.program), self.layer);
         let output = program.layers[l].output;
         if l > 0 {
             let rows = self.read(executor, output, pass)?;
@@ -220,7 +264,7 @@ impl Kept {
     }
 
     fn output_rows(&self) -> Rows {
-        self.program.tensor(self.program.layers[usize::from(self.place.layer)].output).rows
+        self.program.tensor(self.program.layers[self.layer].output).rows
     }
 
     /// The bytes of a step that is an op's output, from what the backend wrote. `row` is the disputed one.

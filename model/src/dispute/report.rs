@@ -18,7 +18,7 @@ pub struct ElementReport {
     pub layer_name: String,
     /// Index of the op in its layer.
     pub op_index: usize,
-    /// Op and part, as in `layer_norm.squares`.
+    /// Op and part, as in `layer_norm.squares`; of log-probabilities as in `logprobs.likeliest`.
     pub step: String,
     /// The tensor that the op writes.
     pub tensor: String,
@@ -47,8 +47,10 @@ pub struct Report {
     pub players: [NodeId; 2],
     /// The verdict. What it refutes is refuted; it confirms nothing.
     pub verdict: Verdict,
-    /// The name of the disputed layer.
+    /// The name of the disputed layer; where log-probabilities are disputed, what these are called.
     pub layer_name: String,
+    /// Whether all roots are agreed, and log-probabilities are disputed.
+    pub is_of_logprobs: bool,
     /// The row of that layer's output, once it was found.
     pub row: Option<u64>,
     /// The element in dispute, once it was found.
@@ -80,7 +82,8 @@ impl Report {
             coordinator: terms.coordinator,
             players: Side::BOTH.map(|side| terms.key(side)),
             verdict,
-            layer_name: case.program().layers[usize::from(verdict.place.layer)].name.clone(),
+            layer_name: case.name().to_owned(),
+            is_of_logprobs: case.is_of_logprobs(),
             row: verdict.chunk.map(|chunk| case.row(chunk)),
             element: element(case, &verdict),
             rounds: 0,
@@ -109,7 +112,8 @@ fn element(case: &LayerCase, verdict: &Verdict) -> Option<ElementReport> {
     let ((chunk, step), element) = (step_of(case, verdict)?, verdict.element?);
     let (program, stride) = (case.program(), step.row_bytes() / step.width.bytes());
     let op = &program.layers[step.layer].ops[step.op];
-    let own = matches!(op, Op::Attention { .. } | Op::MeanPool { .. } | Op::Sample { .. }) && step.part != Part::Out;
+    let own = step.of_logprobs
+        || matches!(op, Op::Attention { .. } | Op::MeanPool { .. } | Op::Sample { .. }) && step.part != Part::Out;
     let row = if own || step.all_rows { element / stride } else { case.row(chunk) };
     Some(ElementReport {
         layer: step.layer,

@@ -10,7 +10,7 @@ use blake3::hazmat::HasherExt;
 
 use lockstep_kernels::backend::Executor;
 use lockstep_kernels::program::{ParamId, Program};
-use lockstep_kernels::sampling::{Sampling, split_word};
+use lockstep_kernels::sampling::split_word;
 use lockstep_kernels::steps::Plan;
 use lockstep_kernels::value::Params;
 use lockstep_protocol::dispute::{Evidence, EvidenceError, Source, Tensor};
@@ -22,7 +22,7 @@ use lockstep_protocol::trace::padded_row_bytes;
 
 use super::TraceError;
 use super::fill::{Ids, fill};
-use super::kept::{Below, Kept};
+use super::kept::{Below, Kept, Point};
 use crate::generation::{draw, sampling};
 use crate::lower::param_bytes;
 
@@ -43,24 +43,32 @@ pub struct Trace {
 struct Inputs<'a> {
     /// Those of the prompt, and of the words before the point.
     tokens: Cow<'a, [u32]>,
-    /// Settings and draw of the point, in a generation.
-    sampling: Option<(Arc<Sampling>, u64)>,
+    /// Of a generation.
+    of_point: Option<Point>,
     ids: Ids,
 }
 
 impl<'a> Inputs<'a> {
-    fn of(job: &'a Job, words: &[u32], place: Place) -> Result<Self, TraceError> {
+    fn of(job: &'a Job, words: &[u32], place: Place, program: &Program) -> Result<Self, TraceError> {
         let Some(generation) = job.kind.generation() else {
             let ids = Ids { tokens: le_bytes(&job.tokens), words: Vec::new() };
-            return Ok(Self { tokens: Cow::Borrowed(&job.tokens), sampling: None, ids });
+            return Ok(Self { tokens: Cow::Borrowed(&job.tokens), of_point: None, ids });
         };
+        // The log-probabilities, which come after all layers, are also those of the point's own word.
+        let likeliest = generation.logprobs.checked_sub(1);
+        let likeliest = likeliest.filter(|_| usize::from(place.layer) == program.layers.len());
         let before = (place.point as usize + 1).saturating_sub(job.tokens.len());
-        let words = words.get(..before).ok_or(TraceError::Words { place, words: words.len() })?;
-        let generated = words.iter().map(|word| split_word(*word).0);
-        let settings = sampling(generation, job.header().token_count);
+        let needed = before.saturating_add(usize::from(likeliest.is_some()));
+        let words = words.get(..needed).ok_or(TraceError::Words { place, words: words.len() })?;
+        let generated = words[..before].iter().map(|word| split_word(*word).0);
+        let point = Point {
+            settings: Arc::new(sampling(generation, job.header().token_count)),
+            draw: draw(&job.seed, place.point),
+            logprobs: words.last().copied().zip(likeliest),
+        };
         Ok(Self {
             tokens: job.tokens.iter().copied().chain(generated).collect(),
-            sampling: Some((Arc::new(settings), draw(&job.seed, place.point))),
+            of_point: Some(point),
             ids: Ids { tokens: le_bytes(&job.tokens), words: le_bytes(words) },
         })
     }
@@ -104,13 +112,13 @@ impl Trace {
         place: Place,
         below: Below<'_>,
     ) -> Result<Option<Self>, TraceError> {
-        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
-        let kept = Kept::resume(executor, program, &tokens, place, sampling, below)?;
+        let Inputs { tokens, of_point, ids } = Inputs::of(job, words, place, program)?;
+        let kept = Kept::resume(executor, program, &tokens, place, of_point, below)?;
         Ok(kept.map(|kept| Self { kept, params, ids, view: None, outboards: BTreeMap::new() }))
     }
 
-    /// As [`run`](Self::run), for a job of any kind. `words` are those that its run had made before the disputed point,
-    /// or more of them; none of an embedding.
+    /// As [`run`](Self::run), for a job of any kind. `words` are those that its run had made before the disputed point, where
+    /// log-probabilities are disputed also the point's own, or more of them; none of an embedding.
     ///
     /// # Errors
     /// As [`run`](Self::run); there are fewer words.
@@ -122,8 +130,8 @@ impl Trace {
         words: &[u32],
         place: Place,
     ) -> Result<Self, TraceError> {
-        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
-        let kept = Kept::run(executor, program, &tokens, place, sampling)?;
+        let Inputs { tokens, of_point, ids } = Inputs::of(job, words, place, program)?;
+        let kept = Kept::run(executor, program, &tokens, place, of_point)?;
         Ok(Self { kept, params, ids, view: None, outboards: BTreeMap::new() })
     }
 
@@ -140,12 +148,13 @@ impl Trace {
         place: Place,
         (first, below): (u16, Below<'_>),
     ) -> Result<Option<Self>, TraceError> {
-        let Inputs { tokens, sampling, ids } = Inputs::of(job, words, place)?;
-        let kept = Kept::run_from(executor, program, &tokens, place, sampling, (first, below))?;
+        let Inputs { tokens, of_point, ids } = Inputs::of(job, words, place, program)?;
+        let kept = Kept::run_from(executor, program, &tokens, place, of_point, (first, below))?;
         Ok(kept.map(|kept| Self { kept, params, ids, view: None, outboards: BTreeMap::new() }))
     }
 
-    /// The roots of layers 1 to the disputed one, at the disputed point. A player who finds others here than it signed
+    /// The roots of layers 1 to the disputed one, at the disputed point; after those of all layers that of the
+    /// log-probabilities, where these are disputed. A player who finds others here than it signed
     /// must not play, but concede or retract.
     pub fn roots(&self) -> &[Root] {
         &self.kept.roots
@@ -186,8 +195,7 @@ impl Trace {
 
     /// Bytes of a row of the output, with its padding.
     fn row_bytes(&self) -> usize {
-        let output = self.kept.program.layers[usize::from(self.kept.place.layer)].output;
-        padded_row_bytes(self.kept.program.tensor(output).cols as usize)
+        padded_row_bytes(self.kept.output_columns())
     }
 
     /// The dispute view of the row that a chunk of the output lies in.

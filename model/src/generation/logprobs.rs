@@ -2,14 +2,18 @@
 
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::{Op, Program, TensorId};
-use lockstep_kernels::sampling::{logprobs, split_word};
+use lockstep_kernels::sampling::{MAX_LIKELIEST, logprobs, split_word};
 use lockstep_protocol::generation::Generation;
+use lockstep_protocol::limits::MAX_LOGPROBS;
 use lockstep_protocol::logprobs::{LEAST, row};
 
 use crate::embed::read_i32;
 
+// What may be asked for can be disputed.
+const _: () = assert!(MAX_LOGPROBS <= MAX_LIKELIEST);
+
 /// The logits of all points of a pass.
-pub(super) struct Logits {
+pub(crate) struct Logits {
     rows: Vec<i32>,
     cols: usize,
     frac: u8,
@@ -18,9 +22,14 @@ pub(super) struct Logits {
 impl Logits {
     /// Of the pass that has just run; `None` where the program samples nothing.
     pub fn read(executor: &mut dyn Executor, program: &Program) -> Result<Option<Self>, BackendError> {
+        Self::of(program, |tensor| read_i32(executor, tensor))
+    }
+
+    /// The same, by whoever reads tensors.
+    pub fn of<E>(program: &Program, read: impl FnOnce(TensorId) -> Result<Vec<i32>, E>) -> Result<Option<Self>, E> {
         let Some((tensor, frac)) = tensor(program) else { return Ok(None) };
         let cols = program.tensor(tensor).cols as usize;
-        Ok(Some(Self { rows: read_i32(executor, tensor)?, cols, frac }))
+        Ok(Some(Self { rows: read(tensor)?, cols, frac }))
     }
 
     /// The row of log-probabilities of a point of the pass at which this word was drawn.

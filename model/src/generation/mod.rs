@@ -36,6 +36,7 @@ use lockstep_kernels::value::{Batch, CacheId, Params};
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::ids::{Place, Root, Seed};
 
+pub(crate) use logprobs::Logits;
 pub use memory::{Limits, Refused};
 pub use recorder::Recorder;
 pub use sampling::{draw, sampling};

@@ -4,7 +4,7 @@ use lockstep_kernels::backend::Backend;
 use lockstep_kernels::conformance::{DecoderShape, decoder};
 use lockstep_kernels::program::TensorKind;
 use lockstep_model::dispute::Trace;
-use lockstep_protocol::dispute::{Ground, Held, Signed, Terms};
+use lockstep_protocol::dispute::{Ground, Held, Signed, Tensor, Terms};
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::job::JobKind;
 
@@ -41,10 +41,34 @@ pub fn settings() -> [Generation; 2] {
 
 /// The terms between two runs; none where they do not differ.
 pub fn terms(world: &World, backends: [&dyn Backend; 2]) -> Option<Terms> {
-    let runs = [0, 1].map(|i| world.generation(backends[i], &keys(i as u8 + 1), i as u64 + 1));
-    let runs = runs.map(|(receipt, roots, words)| (Signed::Receipt(receipt), roots, words));
-    let held = [0, 1].map(|i| Held { signed: &runs[i].0, roots: &runs[i].1, words: &runs[i].2 });
+    changed_terms(world, backends, [&[], &[]])
+}
+
+/// Changes of log-probabilities: of which point, counted from 0, which column, and to what.
+pub type Changes<'a> = &'a [(usize, usize, i32)];
+
+/// The same where sides say other log-probabilities than their backends give.
+pub fn changed_terms(world: &World, backends: [&dyn Backend; 2], changes: [Changes<'_>; 2]) -> Option<Terms> {
+    let width = world.job.kind.generation().map_or(0, Generation::logprob_values);
+    let runs = [0, 1].map(|i| {
+        let change = |values: &mut [i32]| {
+            changes[i].iter().for_each(|(index, column, value)| values[index * width + column] = *value);
+        };
+        let run = world.generation(backends[i], &keys(i as u8 + 1), i as u64 + 1, change);
+        let (receipt, roots, words, logprobs) = run;
+        (Signed::Receipt(receipt), roots, words, logprobs)
+    });
+    let held = runs.each_ref().map(|(signed, roots, words, logprobs)| Held { signed, roots, words, logprobs });
     Terms::of_runs(keys(9).id(), world.job.header(), world.layers(), held, [600_000; 2]).ok()
+}
+
+/// What a player has of it who says other log-probabilities at the disputed point.
+pub fn changed_trace(world: &World, backend: &dyn Backend, ground: &Ground, changes: Changes<'_>) -> Trace {
+    let mut trace = trace(world, backend, ground);
+    for (_, column, value) in changes.iter().filter(|(index, ..)| *index == ground.index) {
+        assert!(trace.alter(0, Tensor::Output, *column as u64, (*value).into()));
+    }
+    trace
 }
 
 /// What a player has of it.

@@ -67,7 +67,7 @@ fn a_trace_of_a_generation_from_the_layer_below_is_that_of_the_run() {
     let cpu = Cpu::new(None, 1).unwrap();
     let world = world(settings()[0].clone());
     let (program, params) = (world.package.program(), world.package.params());
-    let (_, roots, words) = world.generation(&cpu, &keys(1), 1);
+    let (_, roots, words, _) = world.generation(&cpu, &keys(1), 1, |_| {});
     let of_point = program.layers.len() - 1;
     for (index, signed) in roots.chunks_exact(of_point).enumerate() {
         let point = (world.job.tokens.len() - 1 + index) as u32;
@@ -107,7 +107,7 @@ fn a_trace_of_a_generation_from_the_layer_below_is_that_of_the_run() {
 }
 
 /// The output of a layer over all positions of the run.
-fn rows_of(world: &World, words: &[u32], layer: usize, executor: &mut dyn Executor) -> Vec<i32> {
+pub fn rows_of(world: &World, words: &[u32], layer: usize, executor: &mut dyn Executor) -> Vec<i32> {
     let program = world.package.program();
     let inputs = words[..words.len() - 1].iter().map(|word| split_word(*word).0);
     executor.begin(&Batch::single(world.job.tokens.iter().copied().chain(inputs).collect())).unwrap();

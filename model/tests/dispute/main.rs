@@ -5,6 +5,7 @@ mod decoder;
 mod game;
 mod generation;
 mod liar;
+mod logprobs;
 mod scan;
 mod world;
 

@@ -60,7 +60,7 @@ fn trace(world: &World, backend: &dyn Backend, ground: &Ground) -> Trace {
 /// The first place at which two runs have other roots.
 fn first_place(world: &World, backends: [&dyn Backend; 2]) -> usize {
     let roots = |backend: &dyn Backend| match world.job.kind.generation() {
-        Some(_) => world.generation(backend, &keys(1), 1).1,
+        Some(_) => world.generation(backend, &keys(1), 1, |_| {}).1,
         None => world.run(backend, &keys(1), 1).receipt.roots,
     };
     let [a, b] = backends.map(roots);

@@ -6,6 +6,7 @@ use lockstep_kernels::backend::Backend;
 use lockstep_kernels::conformance::{Case, ParamValue};
 use lockstep_model::package::{BlobInfo, Manifest, Package, SPEC_VERSION, WeightMode, write};
 use lockstep_model::rerun::{rerun, rerun_job};
+use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{Digest, LeaseEpoch, Nonce, Root, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
@@ -59,15 +60,20 @@ impl World {
         self.package.program().layers.len() as u16 - 2
     }
 
-    /// The generation of whoever has this backend, signed, with all its roots.
+    /// The generation of whoever has this backend, signed, with all its roots, its words, and its log-probabilities, which may
+    /// be changed.
     pub fn generation(
         &self,
         backend: &dyn Backend,
         keys: &Keypair,
         epoch: u64,
-    ) -> (SignedReceipt, Vec<Root>, Vec<u32>) {
+        change: impl FnOnce(&mut [i32]),
+    ) -> (SignedReceipt, Vec<Root>, Vec<u32>, Vec<i32>) {
         let run = rerun_job(&self.package, backend, &self.job, &[]).unwrap();
-        let words: Vec<u32> = run.output.iter().map(|word| word.cast_unsigned()).collect();
+        let per_point = self.job.kind.generation().map_or(1, Generation::values_per_point);
+        let (words, logprobs) = run.output.split_at(run.output.len() / per_point);
+        let (words, mut logprobs) = (words_of(words), logprobs.to_vec());
+        change(&mut logprobs);
         let of = Run {
             epoch: LeaseEpoch(epoch),
             layers: self.layers(),
@@ -77,7 +83,8 @@ impl World {
             work_units: run.work_units,
             saturations: run.saturations,
         };
-        (WorkerReceipt::of_run(&self.job.header(), of, keys.id()).unwrap().sign(keys), run.roots, words)
+        let receipt = WorkerReceipt::of_run(&self.job.header(), of, keys.id()).unwrap().with_logprobs(&logprobs);
+        (receipt.sign(keys), run.roots, words, logprobs)
     }
 
     /// The run of whoever has this backend, signed.

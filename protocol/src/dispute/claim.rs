@@ -5,11 +5,12 @@ use thiserror::Error;
 use crate::canonical::{Canonical, DecodeError, Reader, Writer, to_bytes};
 use crate::commitment::{ChainHead, Geometry, PointDigest};
 use crate::domain::Domain;
-use crate::generation;
+use crate::generation::{self, Generation};
 use crate::identity::{IdentityError, Keypair, Signature};
 use crate::ids::{JobId, LeaseEpoch, NodeId, Root};
 use crate::job::{JobError, JobHeader, JobKind};
 use crate::limits::{MAX_POINTS, MAX_RECEIPT_ROOTS};
+use crate::logprobs::ShownRow;
 use crate::receipt::{ReceiptError, SignedReceipt};
 
 /// Why a claim is none about a job.
@@ -44,6 +45,9 @@ pub enum ClaimError {
     /// The words are not those that were signed, or can't be those of such a run.
     #[error("the words are not those of the signed run")]
     Words,
+    /// Log-probabilities are shown of a partial run, which has signed none.
+    #[error("a partial run has no log-probabilities")]
+    Logprobs,
     /// The partial run is not signed by its worker.
     #[error("the signature of the partial run by {worker}: {error}")]
     Signature {
@@ -155,23 +159,30 @@ pub struct Claim {
     pub words: Vec<u32>,
     /// The roots at the disputed point, where that is not the last one of the run, whose roots are signed themselves.
     pub at: Vec<Root>,
+    /// The log-probabilities at the disputed point, where it is these that are disputed.
+    pub logprobs: Option<ShownRow>,
 }
 
 impl From<SignedReceipt> for Claim {
     /// The claim of a run that differs at its last point, as that of an embedding does, without words.
     fn from(signed: SignedReceipt) -> Self {
-        Self { signed: Signed::Receipt(signed), words: Vec::new(), at: Vec::new() }
+        Self::of_last(Signed::Receipt(signed))
     }
 }
 
 impl From<SignedPartial> for Claim {
     /// The claim of a run that differs at its last point.
     fn from(signed: SignedPartial) -> Self {
-        Self { signed: Signed::Partial(signed), words: Vec::new(), at: Vec::new() }
+        Self::of_last(Signed::Partial(signed))
     }
 }
 
 impl Claim {
+    /// The claim of a run that differs at its last point, without words.
+    fn of_last(signed: Signed) -> Self {
+        Self { signed, words: Vec::new(), at: Vec::new(), logprobs: None }
+    }
+
     /// Whose claim it is. Who plays its side, [`crate::dispute::Terms::key`] says.
     pub fn worker(&self) -> NodeId {
         match &self.signed {
@@ -261,6 +272,13 @@ impl Claim {
         (0..=points).find(|index| self.digest_at(*index) != other.digest_at(*index))
     }
 
+    /// The log-probabilities that are shown, with their point, counted from 0; where these were signed.
+    pub fn shown_logprobs(&self, asked: &Generation) -> Option<(usize, Vec<i32>)> {
+        let (shown, root) = (self.logprobs.as_ref()?, self.receipt()?.receipt.logprobs?);
+        let values = shown.values(&root, asked, self.points().len() + 1)?;
+        Some((shown.index as usize, values))
+    }
+
     /// Checks that it is a claim about this job, on a model with so many transformer layers, and signed. The roots at the
     /// disputed point are checked with the terms.
     ///
@@ -280,6 +298,7 @@ impl Claim {
                 }
             }
             Signed::Partial(_) if !self.words.is_empty() => Err(ClaimError::Words),
+            Signed::Partial(_) if self.logprobs.is_some() => Err(ClaimError::Logprobs),
             Signed::Partial(signed) => check_partial(signed, job, layers),
         }
     }
@@ -323,7 +342,7 @@ impl Canonical for Claim {
     fn encode(&self, writer: &mut Writer) {
         match &self.signed {
             Signed::Receipt(signed) => {
-                writer.u16(1);
+                writer.u16(if self.logprobs.is_some() { 3 } else { 1 });
                 signed.encode(writer);
             }
             Signed::Partial(signed) => {
@@ -333,14 +352,20 @@ impl Canonical for Claim {
         }
         writer.seq(&self.words);
         writer.seq(&self.at);
+        if let (Signed::Receipt(_), Some(shown)) = (&self.signed, &self.logprobs) {
+            shown.encode(writer);
+        }
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let signed = match reader.u16()? {
-            1 => Signed::Receipt(reader.value()?),
+        let tag = reader.u16()?;
+        let signed = match tag {
+            1 | 3 => Signed::Receipt(reader.value()?),
             2 => Signed::Partial(reader.value()?),
             tag => return Err(DecodeError::InvalidTag { what: "claim", tag: tag.into() }),
         };
         let words = reader.seq("words of a claim", MAX_POINTS)?;
-        Ok(Self { signed, words, at: reader.seq("roots of a claim", MAX_RECEIPT_ROOTS)? })
+        let at = reader.seq("roots of a claim", MAX_RECEIPT_ROOTS)?;
+        let logprobs = if tag == 3 { Some(reader.value()?) } else { None };
+        Ok(Self { signed, words, at, logprobs })
     }
 }

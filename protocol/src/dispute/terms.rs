@@ -10,6 +10,7 @@ use crate::generation;
 use crate::ids::{DisputeId, JobId, NodeId, Place, Root};
 use crate::job::{JobError, JobHeader};
 use crate::limits::MAX_RECEIPT_ROOTS;
+use crate::logprobs::{self, Logprobs, ShownRow};
 
 /// Why two claims are no dispute.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -28,8 +29,9 @@ pub enum TermsError {
     /// Both claims are of one key: nobody plays against himself.
     #[error("both claims are of {0}")]
     OneKey(NodeId),
-    /// There is no place at which both have a root and the roots differ.
-    #[error("the claims do not differ where both have roots")]
+    /// There is no place at which both have a root and the roots differ, and no point at which both show other
+    /// log-probabilities.
+    #[error("the claims do not differ where both have roots, nor in log-probabilities that both show")]
     NoDifference,
     /// A claim has not its roots at the disputed point, as it was signed.
     #[error("the roots at the disputed point are not those that the {0} signed")]
@@ -37,6 +39,9 @@ pub enum TermsError {
     /// The roots at the point before are not those on which both agree, or are there where there is no such point.
     #[error("the agreed roots at the point before are not those that follow from the claims")]
     Before,
+    /// The log-probabilities at the disputed point are not shown as they were signed, or for nothing.
+    #[error("the log-probabilities at the disputed point are not shown as the {0} signed them")]
+    Logprobs(Side),
     /// The words before the disputed point differ, though the roots do not: one of the sides signed words that it did not
     /// commit to.
     #[error("the words before the disputed point are not those that were committed to")]
@@ -71,22 +76,26 @@ pub struct Held<'a> {
     pub roots: &'a [Root],
     /// Of a whole generation its words.
     pub words: &'a [u32],
+    /// And its log-probabilities, where the job asks for them.
+    pub logprobs: &'a [i32],
 }
 
 /// Where a dispute begins, as it follows from two claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ground {
-    /// The first place at which the claims differ.
+    /// The first place at which the claims differ. Where only log-probabilities do, its layer is
+    /// [`Geometry::logprobs_layer`].
     pub place: Place,
     /// Which of the job's points that is, counted from 0.
     pub index: usize,
-    /// What claimant and challenger have there.
+    /// What claimant and challenger have there; of log-probabilities the root of the point's row.
     pub roots: [Root; 2],
-    /// What both have for the layer below; `None` for layer 1.
+    /// What both have for the layer below, of log-probabilities for layer L; `None` for layer 1.
     pub input: Option<Root>,
     /// So many rows of the disputed layer have a root already, at an earlier point, that both have signed.
     pub prefix: Option<(u32, Root)>,
-    /// The words that were generated before the disputed point, on which both agree: one for each earlier point.
+    /// The words that were generated before the disputed point, on which both agree: one for each earlier point. Where
+    /// log-probabilities are disputed, the point's own is among them.
     pub words: Vec<u32>,
 }
 
@@ -121,9 +130,18 @@ impl Terms {
         budgets_ms: [u64; 2],
     ) -> Result<Self, TermsError> {
         let geometry = job.geometry(layers)?;
-        let difference = geometry.first_difference(runs[0].roots, runs[1].roots);
-        let root = difference.and_then(|difference| geometry.index_of(difference.place));
-        let point = root.ok_or(TermsError::NoDifference)? / usize::from(geometry.streamed_layers());
+        let Some(difference) = geometry.first_difference(runs[0].roots, runs[1].roots) else {
+            let asked = job.kind.generation().ok_or(TermsError::NoDifference)?;
+            let point = logprobs::first_difference(runs[0].logprobs, runs[1].logprobs, asked);
+            let point = point.ok_or(TermsError::NoDifference)?;
+            let claims = runs.map(|run| {
+                let logprobs = ShownRow::of(run.logprobs, asked, point);
+                Claim { logprobs, ..run.claim(&geometry, point) }
+            });
+            return Self::between(coordinator, job, layers, claims, Vec::new(), budgets_ms);
+        };
+        let root = geometry.index_of(difference.place).ok_or(TermsError::NoDifference)?;
+        let point = root / usize::from(geometry.streamed_layers());
         let before = point.checked_sub(1).map(|before| roots_at(&geometry, runs[0].roots, before).to_vec());
         let claims = runs.map(|run| run.claim(&geometry, point));
         Self::between(coordinator, job, layers, claims, before.unwrap_or_default(), budgets_ms)
@@ -152,6 +170,14 @@ impl Terms {
         let claim = self.claim(side);
         let layer = if claim.is_shared() { self.disputed_layer() } else { None };
         layer.map_or_else(|| claim.worker(), |layer| claim.key_at(layer))
+    }
+
+    /// What a side signed of the disputed point: the roots of its layers, and after these that of its log-probabilities, where
+    /// it is these that are disputed.
+    pub fn signed(&self, side: Side, ground: &Ground) -> Vec<Root> {
+        let claim = self.claim(side);
+        let row = claim.logprobs.as_ref().map(|_| ground.roots[side.index()]);
+        claim.roots_at(ground.index).unwrap_or_default().iter().copied().chain(row).collect()
     }
 
     fn disputed_layer(&self) -> Option<u16> {
@@ -189,28 +215,80 @@ impl Terms {
         if !is_shared && self.claimant.worker() == self.challenger.worker() {
             return Err(TermsError::OneKey(self.claimant.worker()));
         }
-        let index = self.claimant.first_difference(&self.challenger).ok_or(TermsError::NoDifference)?;
+        match self.claimant.first_difference(&self.challenger) {
+            Some(index) => self.ground_of_roots(index, &geometry),
+            None => self.ground_of_logprobs(&geometry),
+        }
+    }
+
+    /// Where runs begin to differ whose roots do, first at this point.
+    fn ground_of_roots(&self, index: usize, geometry: &Geometry) -> Result<Ground, TermsError> {
         if Side::BOTH.iter().any(|side| self.claim(*side).digest_at(index).is_none()) {
             return Err(TermsError::NoDifference);
         }
+        if let Some(side) = Side::BOTH.into_iter().find(|side| self.claim(*side).logprobs.is_some()) {
+            return Err(TermsError::Logprobs(side));
+        }
+        let [a, b] = self.roots_at(index, geometry)?;
+        let layer = a.iter().zip(b).position(|(a, b)| a != b).ok_or(TermsError::NoDifference)?;
+        let words = self.agreed_words(index)?;
+        let point = geometry.point(index).ok_or(TermsError::NoDifference)?;
+        let place = Place { point, layer: layer as u16 + 1 };
+        self.two_keys(place.layer)?;
+        let prefix = self.prefix(index, place, geometry)?;
+        let input = layer.checked_sub(1).map(|below| a[below]);
+        Ok(Ground { place, index, roots: [a[layer], b[layer]], input, prefix, words })
+    }
+
+    /// Where runs differ that have the same roots: at the point whose log-probabilities both show. Their tensor is the row
+    /// that was signed, and what it is computed from are the rows below the output layer, and the word.
+    fn ground_of_logprobs(&self, geometry: &Geometry) -> Result<Ground, TermsError> {
+        let asked = self.job.kind.generation().ok_or(TermsError::NoDifference)?;
+        if self.claimant.logprobs.is_none() && self.challenger.logprobs.is_none() {
+            return Err(TermsError::NoDifference);
+        }
+        let shown = |side: Side| self.claim(side).shown_logprobs(asked).ok_or(TermsError::Logprobs(side));
+        let ((index, a), (other, b)) = (shown(Side::Claimant)?, shown(Side::Challenger)?);
+        if index != other {
+            return Err(TermsError::Logprobs(Side::Challenger));
+        }
+        if a == b {
+            return Err(TermsError::NoDifference);
+        }
+        if !self.before.is_empty() {
+            return Err(TermsError::Before);
+        }
+        let [agreed, _] = self.roots_at(index, geometry)?;
+        let [.., input, word] = agreed else { return Err(TermsError::At(Side::Claimant)) };
+        if agreed.len() != usize::from(geometry.streamed_layers()) {
+            return Err(TermsError::At(Side::Claimant));
+        }
+        let words = self.agreed_words(index + 1)?;
+        if words.last().map(|word| generation::word_root(*word)).as_ref() != Some(word) {
+            return Err(TermsError::Words);
+        }
+        let place =
+            Place { point: geometry.point(index).ok_or(TermsError::NoDifference)?, layer: geometry.logprobs_layer() };
+        self.two_keys(place.layer)?;
+        let roots = [a, b].map(|row| Logprobs::of(&row).root());
+        Ok(Ground { place, index, roots, input: Some(*input), prefix: None, words })
+    }
+
+    /// What both have signed at a point.
+    fn roots_at(&self, index: usize, geometry: &Geometry) -> Result<[&[Root]; 2], TermsError> {
         let mut at = [&[][..]; 2];
         for side in Side::BOTH {
             let roots = self.claim(side).roots_at(index);
             let is_point = |roots: &&[Root]| roots.len() <= usize::from(geometry.streamed_layers());
             at[side.index()] = roots.filter(is_point).ok_or(TermsError::At(side))?;
         }
-        let [a, b] = at;
-        let layer = a.iter().zip(b).position(|(a, b)| a != b).ok_or(TermsError::NoDifference)?;
-        let words = self.agreed_words(index)?;
-        let point = geometry.point(index).ok_or(TermsError::NoDifference)?;
-        let place = Place { point, layer: layer as u16 + 1 };
-        let [claimant, challenger] = Side::BOTH.map(|side| self.claim(side).key_at(place.layer));
-        if claimant == challenger {
-            return Err(TermsError::OneKey(claimant));
-        }
-        let prefix = self.prefix(index, place, &geometry)?;
-        let input = layer.checked_sub(1).map(|below| a[below]);
-        Ok(Ground { place, index, roots: [a[layer], b[layer]], input, prefix, words })
+        Ok(at)
+    }
+
+    /// Those who answer for a layer are two.
+    fn two_keys(&self, layer: u16) -> Result<(), TermsError> {
+        let [claimant, challenger] = Side::BOTH.map(|side| self.claim(side).key_at(layer));
+        if claimant == challenger { Err(TermsError::OneKey(claimant)) } else { Ok(()) }
     }
 
     /// The words before a point: both have the same.
@@ -248,7 +326,7 @@ impl Held<'_> {
             Signed::Receipt(_) => self.words.to_vec(),
             Signed::Partial(_) => Vec::new(),
         };
-        let mut claim = Claim { signed: self.signed.clone(), words, at: Vec::new() };
+        let mut claim = Claim { signed: self.signed.clone(), words, at: Vec::new(), logprobs: None };
         if index < claim.points().len() {
             claim.at = roots_at(geometry, self.roots, index).to_vec();
         }

@@ -15,9 +15,13 @@ const SEGMENTS_BYTES: usize = MAX_CREW * 160;
 const DISPUTE_FIXED_BYTES: usize = 512;
 /// Upper bound of the terms of a dispute.
 const TERMS_BYTES: usize = 2 * CLAIM_BYTES + MAX_STREAMED_LAYERS * 32 + JOB_FIXED_BYTES + DISPUTE_FIXED_BYTES;
-/// Upper bound of a claim: the signed run, its words, and the roots at the disputed point.
-const CLAIM_BYTES: usize =
-    POINTS_BYTES + MAX_POINTS * 4 + 2 * MAX_RECEIPT_ROOTS * 32 + RECEIPT_FIXED_BYTES + SEGMENTS_BYTES;
+/// Upper bound of a claim: the signed run, its words, and the roots and log-probabilities at the disputed point.
+const CLAIM_BYTES: usize = POINTS_BYTES
+    + MAX_POINTS * 4
+    + 2 * MAX_RECEIPT_ROOTS * 32
+    + RECEIPT_FIXED_BYTES
+    + SEGMENTS_BYTES
+    + MAX_LOGPROBS_OPENING_BYTES;
 /// Most levels of the tree of a blob. A range of two chunks or more has two paths, and there are half as many of these.
 const TREE_LEVELS: usize = 30;
 /// Upper bound of all moves but those of the last round: a frontier of every step, all descents, and the revealed chunks.
@@ -27,6 +31,9 @@ const PLAYED_BYTES: usize =
 const _: () = {
     assert!(MAX_ROW_BYTES.is_multiple_of(CHUNK_BYTES));
     assert!(MAX_OUTPUT_VALUES * 4 <= MAX_ROW_BYTES);
+    // The values of one point lie in two chunks, each below at most as many parents as the output has levels.
+    assert!(MAX_LOGPROB_VALUES * 4 <= CHUNK_BYTES);
+    assert!(2 * (CHUNK_BYTES + (MAX_ROW_BYTES / CHUNK_BYTES).ilog2() as usize * 64) <= MAX_LOGPROBS_OPENING_BYTES);
     // An assignment, a result, a manifest and an opening each fit in a frame of their stream.
     assert!((MAX_POSITIONS + MAX_POINTS) * 4 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);
     assert!(MAX_HELD_MODELS * 32 + JOB_FIXED_BYTES <= MAX_CONTROL_DOWN_BYTES);

@@ -20,7 +20,7 @@ impl Machine {
         let entry = &self.jobs[&job];
         if entry.dispute.is_none() {
             let (first, other) = entry.opponents().expect("a job is disputed where two of its runs differ");
-            let difference = entry.difference(first, other).expect("their roots differ");
+            let difference = entry.difference(first, other).expect("they differ in roots or log-probabilities");
             let (first, auditor) = (first.receipt().worker, other.receipt().worker);
             let terms = Box::new(self.terms(entry));
             self.record(Record::Disputed { job, terms }, out);
@@ -43,12 +43,17 @@ impl Machine {
         let words = [held(claimant), held(challenger)];
         let signed = [claimant, challenger].map(|run| Signed::Receipt(run.result.receipt.clone()));
         let runs = [
-            Held { signed: &signed[0], roots: &claimant.roots, words: &words[0] },
-            Held { signed: &signed[1], roots: &challenger.roots, words: &words[1] },
+            Held { signed: &signed[0], roots: &claimant.roots, words: &words[0], logprobs: claimant.result.logprobs() },
+            Held {
+                signed: &signed[1],
+                roots: &challenger.roots,
+                words: &words[1],
+                logprobs: challenger.result.logprobs(),
+            },
         ];
         let budgets = [budget(claimant), budget(challenger)];
         let terms = Terms::of_runs(self.config.coordinator, entry.header.clone(), entry.spec.layers, runs, budgets);
-        terms.expect("both receipts were checked when they were accepted, and their roots differ")
+        terms.expect("both receipts were checked when they were accepted, and they differ")
     }
 
     /// How long a side may take for all its moves together: a player that starts anew runs the prompt up to the disputed

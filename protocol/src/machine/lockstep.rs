@@ -117,7 +117,7 @@ impl Machine {
         let epochs = partials.each_ref().map(|signed| signed.partial.epoch);
         let signed = partials.map(Signed::Partial);
         let roots = epochs.map(|epoch| entry.halted_roots(&entry.leases[&epoch]));
-        let runs = [0, 1].map(|side| Held { signed: &signed[side], roots: roots[side], words: &[] });
+        let runs = [0, 1].map(|side| Held { signed: &signed[side], roots: roots[side], words: &[], logprobs: &[] });
         let terms = Terms::of_runs(self.config.coordinator, entry.header.clone(), layers, runs, budgets);
         let terms = Box::new(terms.expect("both were checked, and differ where they were halted"));
         self.end_halt(job);

@@ -1,13 +1,14 @@
 //! The accepted runs of a job: which of them stand, whether those agree, and what follows at the end.
 //!
-//! Runs agree when their roots do: only roots can be disputed. (That one of them counts saturations wrongly, the receipt
-//! says: the audit does not match.)
+//! Runs agree when their roots and their log-probabilities do: only these can be disputed. (That one of them counts
+//! saturations wrongly, the receipt says: the audit does not match.)
 
 use std::collections::BTreeSet;
 
 use crate::commitment::Difference;
 use crate::ids::{DisputeId, LeaseEpoch, Place, Root, VerdictKind};
 use crate::limits::MAX_AUDITORS;
+use crate::logprobs;
 use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::{Event, Stage};
 use crate::machine::types::Outcome;
@@ -81,7 +82,7 @@ impl Entry {
     fn agreement(&self, receipts: &[&WorkerReceipt]) -> Agreement {
         match receipts.split_first() {
             None => Agreement::Nobody,
-            Some((first, others)) if others.iter().any(|other| !first.has_roots_of(other)) => Agreement::Split,
+            Some((first, others)) if others.iter().any(|other| !first.agrees_with(other)) => Agreement::Split,
             _ if receipts.len() < self.wanted_runs() => Agreement::Few,
             _ => Agreement::Enough,
         }
@@ -139,7 +140,7 @@ impl Entry {
     pub fn opponents(&self) -> Option<(&Run, &Run)> {
         let mut standing = self.standing();
         let first = standing.next()?;
-        let other = standing.find(|run| !first.receipt().has_roots_of(run.receipt()))?;
+        let other = standing.find(|run| !first.receipt().agrees_with(run.receipt()))?;
         Some((first, other))
     }
 
@@ -150,9 +151,18 @@ impl Entry {
         self.halt.is_some() || self.opponents().is_some() || self.leases.values().any(differs)
     }
 
-    /// Where two runs differ first.
+    /// Where two runs differ first: in a root, or where all of these are the same, in the log-probabilities of a point.
     pub fn difference(&self, a: &Run, b: &Run) -> Option<Difference> {
-        self.geometry.first_difference(&a.roots, &b.roots)
+        self.geometry.first_difference(&a.roots, &b.roots).or_else(|| self.logprobs_difference(a, b))
+    }
+
+    fn logprobs_difference(&self, a: &Run, b: &Run) -> Option<Difference> {
+        let asked = self.header.kind.generation()?;
+        let [of_a, of_b] = [a, b].map(|run| run.result.logprobs());
+        let index = logprobs::first_difference(of_a, of_b, asked)?;
+        let place = Place { point: self.geometry.point(index)?, layer: self.geometry.logprobs_layer() };
+        let root = |values| logprobs::rows(values, asked).nth(index).map(|row| row.root());
+        Some(Difference { place, a: root(of_a), b: root(of_b) })
     }
 
     /// The runs that were refuted, each with where and how.

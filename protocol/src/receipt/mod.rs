@@ -424,8 +424,11 @@ impl Receipt {
     }
 
     fn has_place(&self, run: &WorkerReceipt, place: Place) -> bool {
-        let geometry = self.job.header().geometry(run.layers).ok();
-        geometry.and_then(|geometry| geometry.index_of(place)).is_some_and(|index| index < run.root_count())
+        let Ok(geometry) = self.job.header().geometry(run.layers) else { return false };
+        let is_of_logprobs = run.logprobs.is_some() && place.layer == geometry.logprobs_layer();
+        // Where a run has log-probabilities, it has the word.
+        let root = if is_of_logprobs { Place { layer: geometry.streamed_layers(), ..place } } else { place };
+        geometry.index_of(root).is_some_and(|index| index < run.root_count())
     }
 }
 
@@ -437,9 +440,8 @@ pub fn split_output<'a>(output: &'a [i32], receipt: &WorkerReceipt) -> (&'a [i32
 /// Whether two runs of one job arrived at the same: roots, output and work.
 pub fn same_result(a: &WorkerReceipt, b: &WorkerReceipt) -> bool {
     a.layers == b.layers
-        && a.has_roots_of(b)
+        && a.agrees_with(b)
         && a.output_root == b.output_root
-        && a.logprobs == b.logprobs
         && a.output_count == b.output_count
         && a.finish == b.finish
         && a.work_units == b.work_units

@@ -81,8 +81,7 @@ pub struct WorkerReceipt {
     /// The root of the output: of an embedding as one row of `i32` ([`root_of_rows`]), of a generation that of its words
     /// ([`generation::words_root`]).
     pub output_root: Root,
-    /// Where log-probabilities were asked for, their root ([`logprobs::logprobs_root`]). No layer's root covers them: they
-    /// follow from the model, and whoever runs the job again compares them.
+    /// Where log-probabilities were asked for, their root ([`logprobs::logprobs_root`]). No layer's root covers them.
     pub logprobs: Option<Root>,
     /// Transformer layers of the model.
     pub layers: u16,
@@ -167,9 +166,9 @@ impl WorkerReceipt {
         Self { logprobs: (!values.is_empty()).then(|| logprobs::logprobs_root(values)), ..self }
     }
 
-    /// Whether another run streamed the same roots.
-    pub fn has_roots_of(&self, other: &Self) -> bool {
-        self.points == other.points && self.roots == other.roots
+    /// Whether another run has the same roots and log-probabilities: all that can be disputed.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        self.points == other.points && self.roots == other.roots && self.logprobs == other.logprobs
     }
 
     /// How many roots were streamed, all points together.

@@ -30,6 +30,8 @@ pub enum Adversary {
     Padding,
     /// Signs, at a later point of a generation, another row than it signed before.
     Perjurer,
+    /// Says other log-probabilities of the right words.
+    Misquoter,
     /// Runs another model.
     OtherModel,
     /// Runs other tokens, as another tokenizer would.
@@ -71,13 +73,14 @@ pub enum Adversary {
 
 impl Adversary {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::ConsistentLiar,
         Self::InconsistentLiar,
         Self::SamplerCheat,
         Self::OutOfRange,
         Self::Padding,
         Self::Perjurer,
+        Self::Misquoter,
         Self::OtherModel,
         Self::OtherTokens,
         Self::Withholder,
@@ -107,6 +110,7 @@ impl Adversary {
             Self::OutOfRange => "out of range",
             Self::Padding => "padding",
             Self::Perjurer => "perjurer",
+            Self::Misquoter => "misquoter",
             Self::OtherModel => "other model",
             Self::OtherTokens => "other tokens",
             Self::Withholder => "withholder",
@@ -147,6 +151,10 @@ impl Adversary {
             Self::Padding => "puts a number into the padding of the rows that it commits to",
             Self::Perjurer => {
                 "signs, at a later point of a generation, a row of a layer that is not the one it signed before"
+            }
+            Self::Misquoter => {
+                "draws the right words, and reports other log-probabilities: a value, which tokens are the likeliest, or their \
+                 order"
             }
             Self::OtherModel => "runs the tokens through a model with other weights",
             Self::OtherTokens => "runs other tokens than the job's, as another tokenizer would have made them",

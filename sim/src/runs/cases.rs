@@ -50,8 +50,9 @@ const LONG_EMBEDDINGS: usize = 2;
 type Asked = fn() -> Generation;
 
 /// Which decoder, how many tokens of prompt, and what is asked of it: a prompt of one token; a run of one point; greedy,
-/// sampled from all tokens, filtered and penalised, and ended by a token or text that stops.
-const GENERATIONS: [(usize, usize, Asked); 12] = [
+/// sampled from all tokens, filtered and penalised, and ended by a token or text that stops; without log-probabilities, and
+/// with those of the drawn token, of some likely ones, and of more than the vocabulary's first few.
+const GENERATIONS: [(usize, usize, Asked); 15] = [
     (0, 1, || Generation::greedy(1)),
     (0, 1, || Generation::greedy(5)),
     (0, 7, || Generation::greedy(6)),
@@ -59,12 +60,15 @@ const GENERATIONS: [(usize, usize, Asked); 12] = [
     (0, 12, || sampled(6)),
     (0, 5, || filtered(6)),
     (0, 2, || filtered(3)),
+    (0, 1, || listed(Generation::greedy(1), 3)),
+    (0, 6, || listed(filtered(4), 1)),
+    (1, 4, || listed(sampled(3), 21)),
     (0, 4, || ended_by_text(8)),
     (0, 9, || ended_by_token(8)),
     (1, 3, || sampled(4)),
     (1, 6, || Generation::greedy(3)),
     // The words lie on both sides of an attention block's end, and of a round of a descent.
-    (0, 254, || filtered(4)),
+    (0, 254, || listed(filtered(4), 5)),
 ];
 /// Generations at the end of the list that take long.
 const LONG_GENERATIONS: usize = 1;
@@ -89,6 +93,11 @@ fn filtered(max_tokens: u32) -> Generation {
         logit_bias: vec![(3, 5_000)],
         ..Generation::greedy(max_tokens)
     }
+}
+
+/// With the log-probabilities of the drawn tokens and of the likeliest ones, so many together.
+fn listed(asked: Generation, logprobs: u8) -> Generation {
+    Generation { logprobs, ..asked }
 }
 
 /// Ended by a token, most of the time.
@@ -166,6 +175,23 @@ impl Case {
         self.job.kind != JobKind::Embedding
     }
 
+    /// Values of a point's log-probabilities; 0 where none are asked for.
+    pub fn logprob_values(&self) -> usize {
+        self.job.kind.generation().map_or(0, Generation::logprob_values)
+    }
+
+    /// The words of an output, and the log-probabilities after them; of an embedding there are none of either.
+    pub fn split_output<'a>(&self, output: &'a [i32]) -> (Vec<u32>, &'a [i32]) {
+        let Some(asked) = self.job.kind.generation() else { return (Vec::new(), &[]) };
+        let (words, logprobs) = output.split_at(output.len() / asked.values_per_point());
+        (words_of(words), logprobs)
+    }
+
+    /// The words of the honest run.
+    pub fn words(&self) -> Vec<u32> {
+        self.split_output(&self.honest().output).0
+    }
+
     /// What its kind is called in reports.
     pub fn kind(&self) -> &'static str {
         if self.is_generation() { "generation" } else { "embedding" }
@@ -190,7 +216,7 @@ impl Case {
     pub fn of_hint(&self, hint: &[u32]) -> Arc<Rerun> {
         if hint.is_empty() {
             Arc::clone(self.honest())
-        } else if hint == words_of(&self.honest().output) {
+        } else if hint == self.words() {
             Arc::clone(self.hinted.get_or_init(|| Arc::new(self.rerun(hint))))
         } else {
             Arc::new(self.rerun(hint))
@@ -205,7 +231,7 @@ impl Case {
     pub fn read_tokens(&self) -> Vec<u32> {
         let mut tokens = self.tokens().to_vec();
         if self.is_generation() {
-            let words = words_of(&self.honest().output);
+            let words = self.words();
             let fed = &words[..words.len() - 1];
             tokens.extend(fed.iter().map(|word| lockstep_protocol::generation::word_token(*word)));
         }

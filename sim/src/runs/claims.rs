@@ -32,6 +32,15 @@ pub struct Rows {
     pub value: i32,
 }
 
+/// Log-probabilities of one point that are other ones. Nothing is computed from them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The point, counted from 0.
+    pub index: usize,
+    /// The values of its row that are others, by their column.
+    pub changes: Vec<(usize, i32)>,
+}
+
 /// From what a party can answer in a dispute.
 #[derive(Clone, Debug)]
 pub enum Basis {
@@ -41,6 +50,8 @@ pub enum Basis {
     Lies(Vec<Lie>),
     /// The job, run honestly, with an element of a layer's rows changed.
     Rows(Rows),
+    /// The job, run honestly, with log-probabilities of a point changed.
+    Listed(Listed),
     /// Another model.
     OtherModel,
     /// Another job: of other tokens, or sampled in another way.
@@ -69,6 +80,15 @@ impl Case {
             run.roots[at] = Root::from(blake3::hash(&bytes[..row_bytes * (point as usize + 1)]));
         }
         (Rows { value, ..rows }, run)
+    }
+
+    /// The honest run with log-probabilities of a point changed. No root differs.
+    pub fn with_listed(&self, listed: &Listed) -> Rerun {
+        let mut run = Rerun::clone(self.honest());
+        let (words, _) = self.split_output(&run.output);
+        let start = words.len() + listed.index * self.logprob_values();
+        listed.changes.iter().for_each(|(column, value)| run.output[start + column] = *value);
+        run
     }
 
     /// Columns of a layer's rows, without padding.
@@ -113,10 +133,21 @@ impl Case {
         let made = "the models of the simulation run whatever fits them";
         let mut executor = backend.load(program.clone(), params.clone()).expect(made);
         let mut trace = Trace::of_job(&mut *executor, program, params, job, words, place).expect(made);
-        if let Basis::Rows(rows) = basis {
-            self.alter(&mut trace, rows, place);
+        match basis {
+            Basis::Rows(rows) => self.alter(&mut trace, rows, place),
+            Basis::Listed(listed) => self.alter_listed(&mut trace, listed, place),
+            _ => {}
         }
         trace
+    }
+
+    fn alter_listed(&self, trace: &mut Trace, listed: &Listed, place: Place) {
+        let geometry = self.geometry();
+        let of = Place { point: geometry.point(listed.index).unwrap_or(u32::MAX), layer: geometry.logprobs_layer() };
+        for (column, value) in listed.changes.iter().filter(|_| of == place) {
+            let altered = trace.alter(0, Tensor::Output, *column as u64, (*value).into());
+            assert!(altered, "there is such a column, or the run would not be this one");
+        }
     }
 
     fn alter(&self, trace: &mut Trace, rows: &Rows, place: Place) {

@@ -5,7 +5,6 @@ use lockstep_kernels::program::{Op, Rows, TensorKind};
 use lockstep_kernels::reference::Reference;
 use lockstep_model::package::Package;
 use lockstep_model::rerun::{Rerun, rerun_job};
-use lockstep_protocol::generation::words_of;
 use lockstep_protocol::job::Job;
 
 use super::cases::Case;
@@ -81,7 +80,7 @@ impl Case {
 
     /// Another word than the honest one at a point: another token, an end that is none, or no end where there is one.
     fn other_word(&self, point: usize, random: &mut Random) -> i32 {
-        let words = words_of(&self.honest().output);
+        let words = self.words();
         let word = words.get(point + 1 - self.tokens().len()).copied().unwrap_or_default();
         let vocabulary = u64::from(self.package().program().vocab_size);
         match random.index(3) {

@@ -10,4 +10,4 @@ mod tests;
 #[cfg(test)]
 use cases::cases;
 pub use cases::{Case, draw};
-pub use claims::{Basis, Rows};
+pub use claims::{Basis, Listed, Rows};

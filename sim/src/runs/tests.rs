@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use lockstep_protocol::generation::{ends_run, word_finish, words_of};
+use lockstep_protocol::generation::{ends_run, word_finish};
 use lockstep_protocol::ids::Place;
 
 use super::*;
@@ -26,8 +26,7 @@ fn most_lies_show_and_a_changed_row_changes_roots_of_its_layer_only() {
                 (0..changed.roots.len()).filter(|at| changed.roots[*at] != case.honest().roots[*at]).collect();
             assert_eq!(differ, (from..points).map(|point| point * per_point).collect::<Vec<_>>());
             let place = Place { point: case.geometry().point(points - 1).unwrap(), layer };
-            let words = if case.is_generation() { words_of(&case.honest().output) } else { Vec::new() };
-            let trace = case.trace(&Basis::Rows(rows), &words, place);
+            let trace = case.trace(&Basis::Rows(rows), &case.words(), place);
             assert_eq!(trace.roots(), &changed.roots[(points - 1) * per_point..][..1]);
         }
     }
@@ -37,7 +36,7 @@ fn most_lies_show_and_a_changed_row_changes_roots_of_its_layer_only() {
 fn generations_end_in_every_way_and_a_hint_changes_nothing() {
     let mut finishes = BTreeSet::new();
     for case in cases().iter().filter(|case| case.is_generation()) {
-        let words = words_of(&case.honest().output);
+        let words = case.words();
         finishes.extend(words.last().and_then(|word| word_finish(*word)));
         assert!(words.last().is_some_and(|word| ends_run(*word)));
         for hint in [words.clone(), words.iter().map(|word| word ^ 1).collect(), vec![7; 30]] {

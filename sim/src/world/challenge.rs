@@ -1,8 +1,8 @@
 //! What comes after the end of a job: everybody looks at its answer, and may challenge it.
 
 use lockstep_protocol::dispute::Claim;
-use lockstep_protocol::generation::words_of;
 use lockstep_protocol::ids::{JobId, Millis, Root};
+use lockstep_protocol::logprobs::{ShownRow, first_difference};
 use lockstep_protocol::machine::{self, Challenge, ChallengeError, Input};
 use lockstep_protocol::receipt::SignedReceipt;
 
@@ -18,8 +18,8 @@ pub struct Answer {
     pub receipt: SignedReceipt,
     /// All its roots.
     pub roots: Vec<Root>,
-    /// Of a generation its words.
-    pub words: Vec<u32>,
+    /// What it put out.
+    pub output: Vec<i32>,
     /// When the job ended.
     pub ended: Millis,
 }
@@ -36,9 +36,8 @@ impl World {
             _ => return,
         };
         let result = &outcome.result;
-        let words = if self.jobs.get(job).case.is_generation() { words_of(&result.output) } else { Vec::new() };
-        let (receipt, roots, ended) = (result.receipt.clone(), outcome.roots.clone(), self.now);
-        self.answers.insert(*job, Answer { receipt, roots, words, ended });
+        let (receipt, roots, output) = (result.receipt.clone(), outcome.roots.clone(), result.output.clone());
+        self.answers.insert(*job, Answer { receipt, roots, output, ended: self.now });
         for party in 0..self.parties.len() {
             self.challenges += 1;
             // Shams come first, or they would be of no use.
@@ -50,11 +49,12 @@ impl World {
 
     /// Whether a party contradicts the answer of a job.
     pub(super) fn wants_to_challenge(&mut self, party: usize, job: JobId) -> bool {
-        let Some(Answer { receipt, roots, .. }) = self.answers.get(&job) else {
+        let Some(Answer { receipt, roots, output, .. }) = self.answers.get(&job) else {
             return false;
         };
         let (role, id) = (self.parties[party].role, self.parties[party].id());
-        let differs = self.parties[party].claimed(job, &self.jobs).run.roots != *roots;
+        let own = &self.parties[party].claimed(job, &self.jobs).run;
+        let differs = own.roots != *roots || own.output != *output;
         let likes_to = match role {
             Role::Honest => true,
             // Whoever finds that its own machine errs has no quarrel with others.
@@ -111,9 +111,21 @@ impl World {
         let own = self.parties[party].claimed(job, &self.jobs).clone();
         let (answer, of) = (&self.answers[&job], self.jobs.get(&job));
         let claim = |signed: &SignedReceipt, words| Claim { words, ..signed.clone().into() };
-        let mut claimant = claim(&answer.receipt, answer.words.clone());
+        let (words, logprobs) = of.case.split_output(&answer.output);
+        let mut claimant = claim(&answer.receipt, words);
         let mut challenger = claim(&signed, own.words(of.case));
-        let point = claimant.first_difference(&challenger)?;
+        let of_roots = claimant.first_difference(&challenger);
+        let point = match (of_roots, of.case.job.kind.generation()) {
+            (Some(point), _) => point,
+            (None, Some(asked)) => {
+                let own = own.logprobs(of.case);
+                let point = first_difference(logprobs, own, asked)?;
+                claimant.logprobs = ShownRow::of(logprobs, asked, point);
+                challenger.logprobs = ShownRow::of(own, asked, point);
+                point
+            }
+            (None, None) => return None,
+        };
         let at =
             |roots: &[Root], point: usize| roots.chunks(usize::from(of.spec.layers) + 1).nth(point).map(<[_]>::to_vec);
         for (claim, roots) in [(&mut claimant, &answer.roots), (&mut challenger, &own.run.roots)] {
@@ -126,7 +138,10 @@ impl World {
             layers: of.spec.layers,
             work_units: answer.receipt.receipt.work_units,
             ended: Some(answer.ended),
-            before: point.checked_sub(1).and_then(|before| at(&answer.roots, before)).unwrap_or_default(),
+            before: of_roots
+                .and_then(|point| point.checked_sub(1))
+                .and_then(|before| at(&answer.roots, before))
+                .unwrap_or_default(),
             claimant,
             challenger,
         })

@@ -18,7 +18,7 @@ use lockstep_protocol::trace::root_of_rows;
 
 use super::cast::Role;
 use super::party::{Said, Up, receipt_of};
-use super::perform::Performance;
+use super::perform::{Performance, misquoted};
 use super::{Held, World};
 use crate::adversary::{Lie, StageTrick};
 use crate::random::Random;
@@ -70,6 +70,14 @@ impl CrewRun {
 
 /// A lie in some layers, beside those that are told already, that shows.
 fn lie_in(case: &Case, layers: (u16, u16), claim: &mut Performance, random: &mut Random) {
+    if layers.1 > case.layers()
+        && case.logprob_values() > 0
+        && matches!(claim.basis, Basis::Honest)
+        && random.per_mille(300)
+    {
+        *claim = misquoted(case, random);
+        return;
+    }
     let program = case.package().program();
     let first = if layers.0 <= 1 { 0 } else { layers.0 };
     let told = if let Basis::Lies(lies) = &claim.basis { lies.clone() } else { Vec::new() };
@@ -163,7 +171,7 @@ impl World {
                 said.push(Said::HandedOver(Box::new(self.signed(run, at, lease, (place, *root)))));
             }
             if place.layer == geometry.streamed_layers() {
-                said.extend(words.get(point).map(|word| Said::Word(*word)));
+                said.extend(words.get(point).map(|word| Said::Word(*word, run.claim.logprobs_at(case, point))));
             }
             said.push(Said::Root(place, *root));
         }

@@ -56,8 +56,8 @@ pub enum Said {
     Began,
     /// The root of a place.
     Root(Place, Root),
-    /// The word of a point, before its root.
-    Word(u32),
+    /// The word of a point, before its root, with the log-probabilities that are asked for.
+    Word(u32, Vec<i32>),
     /// That was all; this binds the party to it.
     Committed(RunCommitment),
     /// Of a pipeline: what was signed of rows.
@@ -300,9 +300,10 @@ fn pieces(job: &WorldJob, claim: &Performance) -> Vec<Said> {
     for (index, root) in claim.run.roots.iter().enumerate() {
         // A run that goes on for longer than it may has no place for its last roots.
         let Some(place) = geometry.place(index) else { break };
-        let word = words.get(index / usize::from(geometry.streamed_layers()));
+        let point = index / usize::from(geometry.streamed_layers());
         let is_output = place.layer == geometry.streamed_layers();
-        said.extend(word.filter(|_| is_output).map(|word| Said::Word(*word)));
+        let word = words.get(point).filter(|_| is_output);
+        said.extend(word.map(|word| Said::Word(*word, claim.logprobs_at(job.case, point))));
         said.push(Said::Root(place, *root));
     }
     said
@@ -321,10 +322,11 @@ pub fn receipt_of(job: &WorldJob, epoch: LeaseEpoch, claim: &Performance, worker
         epoch,
         layers: spec.layers,
         roots: run.roots.clone(),
-        output_count: run.output.len() as u32,
+        output_count: if job.case.is_generation() { words.len() as u32 } else { run.output.len() as u32 },
         words,
         work_units: spec.work.units(points),
         saturations: run.saturations,
     };
-    WorkerReceipt::of_run(&spec.job.header(), made, worker).ok()
+    let receipt = WorkerReceipt::of_run(&spec.job.header(), made, worker).ok()?;
+    Some(receipt.with_logprobs(claim.logprobs(job.case)))
 }

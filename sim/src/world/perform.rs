@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_model::rerun::Rerun;
-use lockstep_protocol::generation::{word_root, words_of};
+use lockstep_protocol::generation::word_root;
 use lockstep_protocol::ids::{Root, Seed};
 use lockstep_protocol::job::{Job, JobKind};
 use lockstep_protocol::trace::padded_row_bytes;
@@ -11,7 +11,10 @@ use lockstep_protocol::trace::padded_row_bytes;
 use super::cast::Role;
 use crate::adversary::{Adversary, Change, Lie};
 use crate::random::Random;
-use crate::runs::{Basis, Case, Rows};
+use crate::runs::{Basis, Case, Listed, Rows};
+
+/// So many lies are tried until one shows in log-probabilities and in no root.
+const MOST_TRIES: usize = 8;
 
 /// What a party claims about a job.
 #[derive(Clone, Debug)]
@@ -25,7 +28,18 @@ pub struct Performance {
 impl Performance {
     /// Of a generation its words.
     pub fn words(&self, case: &Case) -> Vec<u32> {
-        if case.is_generation() { words_of(&self.run.output) } else { Vec::new() }
+        case.split_output(&self.run.output).0
+    }
+
+    /// Their log-probabilities, where these are asked for.
+    pub fn logprobs(&self, case: &Case) -> &[i32] {
+        case.split_output(&self.run.output).1
+    }
+
+    /// Those of one point, counted from 0.
+    pub fn logprobs_at(&self, case: &Case, index: usize) -> Vec<i32> {
+        let rows = self.logprobs(case).chunks_exact(case.logprob_values().max(1));
+        rows.into_iter().nth(index).unwrap_or_default().to_vec()
     }
 }
 
@@ -35,6 +49,7 @@ pub fn acts_as(adversary: Adversary, case: &Case) -> Adversary {
     let has_points = case.honest().roots.len() > usize::from(case.layers()) + 1;
     match adversary {
         Adversary::Perjurer if !has_points => Adversary::ConsistentLiar,
+        Adversary::Misquoter if case.logprob_values() == 0 => Adversary::ConsistentLiar,
         other => other,
     }
 }
@@ -54,6 +69,7 @@ pub fn perform(role: Role, case: &'static Case, hint: &[u32], shared: &mut Rando
         Adversary::OutOfRange => lied(case.lied_visibly(own, |random| out_of_range(case, random))),
         Adversary::Padding => padding(case, own),
         Adversary::Perjurer => perjury(case, own),
+        Adversary::Misquoter => misquoted(case, own),
         Adversary::OtherModel => Performance { run: Arc::new(case.of_other_model()), basis: Basis::OtherModel },
         Adversary::OtherTokens => other_tokens(case, own),
         Adversary::LazyAuditor => made_up(case, hint, own),
@@ -139,6 +155,54 @@ fn perjury(case: &Case, random: &mut Random) -> Performance {
     changed_rows(case, Rows { layer, row, column, from, value: 1 << random.index(31) })
 }
 
+/// Other log-probabilities than those of the words: of other logits, or made up.
+pub fn misquoted(case: &Case, random: &mut Random) -> Performance {
+    if random.per_mille(400) {
+        let layer = usize::from(case.layers()) + 1;
+        let ops = case.package().program().layers[layer].ops.len();
+        // Its rounding may swallow a lie, and the word may show it.
+        for _ in 0..MOST_TRIES {
+            let lie = case.lie_about(layer, random.index(ops - 1), random);
+            let shows = |run: &Rerun| run.roots == case.honest().roots && run.output != case.honest().output;
+            if let Some(run) = case.lied(&[lie]).filter(shows) {
+                return lied((lie, run));
+            }
+        }
+    }
+    let (words, logprobs) = case.split_output(&case.honest().output);
+    let (index, width) = (random.index(words.len()), case.logprob_values());
+    let row = &logprobs[index * width..][..width];
+    let listed = Listed { index, changes: changes(row, random) };
+    Performance { run: Arc::new(case.with_listed(&listed)), basis: Basis::Listed(listed) }
+}
+
+/// Changes that a coordinator does not see through: of one value, of one token, or of the order of two. At times any.
+fn changes(row: &[i32], random: &mut Random) -> Vec<(usize, i32)> {
+    let likely = row.len() / 2;
+    let (token, value) = (|n: usize| 1 + 2 * n, |n: usize| 2 + 2 * n);
+    match random.index(5) {
+        0 if likely > 0 => {
+            let n = random.index(likely);
+            vec![(token(n), row[token(n)] ^ 1)]
+        }
+        1 if likely > 1 => {
+            let n = random.index(likely - 1);
+            // Where both are equally likely, the order of their tokens is a lie too.
+            vec![(token(n), row[token(n + 1)]), (token(n + 1), row[token(n)])]
+        }
+        2 if likely > 0 => {
+            // Below the one before it, and above the one after it.
+            let n = random.index(likely);
+            let least = if n + 1 < likely { row[value(n + 1)] } else { i32::MIN };
+            let changed =
+                if row[value(n)] > least { row[value(n)] - 1 } else { row[value(n)].saturating_add(1).min(0) };
+            vec![(value(n), changed)]
+        }
+        3 => vec![(random.index(row.len()), random.next_u64() as i32)],
+        _ => vec![(0, if row[0] == 0 { -1 } else { row[0] + 1 })],
+    }
+}
+
 fn changed_rows(case: &Case, rows: Rows) -> Performance {
     let (rows, run) = case.with_rows(rows);
     Performance { run: Arc::new(run), basis: Basis::Rows(rows) }
@@ -160,7 +224,8 @@ fn made_up(case: &Case, hint: &[u32], random: &mut Random) -> Performance {
     if let JobKind::Generation(asked) = &case.job.kind {
         let words = if hint.is_empty() { any_words(case, asked.max_tokens, random) } else { hint.to_vec() };
         run.roots = words.iter().flat_map(|word| vec![word_root(*word); per_point]).collect();
-        run.output = words.iter().map(|word| word.cast_signed()).collect();
+        let rows = vec![-1; words.len() * case.logprob_values()];
+        run.output = words.iter().map(|word| word.cast_signed()).chain(rows).collect();
     }
     for point in run.roots.chunks_exact_mut(per_point) {
         point[..per_point - 1].iter_mut().for_each(|root| *root = Root::from_bytes(random.bytes32()));

@@ -278,7 +278,7 @@ fn heard((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Vec<Said>) -> Ve
 fn alone((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Said) -> Input {
     match said {
         Said::Root(place, root) => Input::Streamed { node, job, epoch, said: vec![Streamed::Root(place, root)] },
-        Said::Word(word) => Input::Streamed { node, job, epoch, said: vec![Streamed::Word(word, Vec::new())] },
+        Said::Word(word, logprobs) => Input::Streamed { node, job, epoch, said: vec![Streamed::Word(word, logprobs)] },
         Said::Began => Input::Began { node, job, epoch },
         Said::Committed(commitment) => Input::Committed { node, job, epoch, commitment },
         Said::HandedOver(signed) => Input::HandedOver { node, job, epoch, signed },

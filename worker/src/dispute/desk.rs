@@ -140,7 +140,7 @@ impl Hand {
         }
         let case = LayerCase::new(model.package.manifest(), &ask.terms.job, place).map_err(Trouble::lasting)?;
         let player = Player::new(&ask.terms, side, &ask.moves, &case).map_err(Trouble::lasting)?;
-        let signed = ask.terms.claim(side).roots_at(question.ground.index).unwrap_or_default();
+        let signed = &ask.terms.signed(side, &question.ground)[..];
         // The last word is not had from memory.
         let epoch = ask.terms.claim(side).epoch();
         let from = match question.layers() {

@@ -92,7 +92,8 @@ impl Question {
     fn layers(&self) -> Option<(u16, u16)> {
         let claim = self.ask.terms.claim(self.side);
         let signed = claim.receipt().filter(|_| claim.is_shared())?;
-        let layer = self.ground.place.layer;
+        // Log-probabilities come after the last layer, and are whose that is.
+        let layer = self.ground.place.layer.min(self.ask.terms.layers.saturating_add(1));
         let own = signed.members().find(|(_, first, last)| (*first..=*last).contains(&layer));
         own.map(|(_, first, last)| (first, last))
     }

@@ -98,7 +98,9 @@ impl Traces {
     fn make(&self, model: &Model, job: &Job, ground: &Ground, from: From<'_>) -> Result<Trace, String> {
         let place = ground.place;
         let (program, params) = (model.package.program(), model.package.params());
-        let below = place.layer.checked_sub(1).and_then(|below| self.runs.output(&job.id(), below));
+        // Log-probabilities, which come after the last layer, are made from what that reads.
+        let last = u16::try_from(program.layers.len() - 1).unwrap_or(u16::MAX);
+        let below = place.layer.min(last).checked_sub(1).and_then(|below| self.runs.output(&job.id(), below));
         let made = catch_unwind(AssertUnwindSafe(|| {
             let loaded = model.load(&*self.backend);
             let mut executor = loaded.map_err(|error| error.to_string())?;

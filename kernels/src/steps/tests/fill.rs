@@ -7,7 +7,7 @@ use crate::backend::{Backend, Executor};
 use crate::conformance::{OwnedParams, Pattern, SplitMix, random_sampling};
 use crate::program::{Op, Program, Rows, TensorId};
 use crate::reference::Reference;
-use crate::sampling::{Sampling, word};
+use crate::sampling::{Sampling, logprobs, split_word, word};
 use crate::value::{Batch, ParamData, Params, Sampler, Sequence, Value};
 
 /// A run by the oracle, as the bytes that parties commit to.
@@ -84,6 +84,41 @@ impl Run {
             tensors.push(tensor);
         }
         tensors
+    }
+
+    /// Fills the plan of the last point's log-probabilities, of a token with any finish and of the likeliest ones, and compares
+    /// the row, and each output of an op before it, with the oracle's.
+    pub fn check_logprobs(&mut self, own: u32, likeliest: u8) {
+        let (settings, draw) = self.sampling.as_ref().expect("a decoder");
+        let plan = Plan::logprobs(&self.program, self.positions, (settings, *draw), likeliest).expect("a dispute view");
+        self.words.extend(own.to_le_bytes());
+        let layer = self.program.layers.len() - 1;
+        let tensors = self.fill(layer, &plan);
+        let (last, before) = plan.steps().split_last().expect("a row");
+        for (step, tensor) in before.iter().zip(&tensors) {
+            let Some(expected) = self.expected(step, self.positions - 1) else { continue };
+            assert!(*tensor == expected, "{}", step.name(&self.program));
+        }
+        let found = self.program.layers[layer].ops.iter().enumerate().find_map(|(op, kind)| match kind {
+            Op::Sample { logits, frac, .. } => Some((op, *logits, *frac)),
+            _ => None,
+        });
+        let (op, logits, frac) = found.expect("a decoder samples");
+        let writer = self.program.layers[layer].ops.iter().position(|kind| kind.out() == logits).expect("logits");
+        let Value::I32(values) = &self.values[layer][writer] else { panic!("logits are i32") };
+        let values = &values[values.len() - self.program.tensor(logits).cols as usize..];
+        let of = logprobs(values, frac.into(), split_word(own).0, likeliest.into());
+        let mut row = vec![of.token.unwrap_or(i32::MIN)];
+        row.extend(of.top.iter().flat_map(|(token, value)| [*token as i32, *value]));
+        while row.len() < 1 + 2 * usize::from(likeliest) {
+            row.extend([-1, i32::MIN]);
+        }
+        let mut expected: Vec<u8> = row.iter().flat_map(|value| value.to_le_bytes()).collect();
+        expected.resize(CHUNK_BYTES as usize, 0);
+        assert!(tensors.last() == Some(&expected), "the row of {own} and {likeliest} others");
+        let shape =
+            (last.layer, last.op, last.name(&self.program), last.part, last.all_rows, last.rows, last.cols as usize);
+        assert_eq!(shape, (layer, op, "logprobs.out".to_owned(), Part::Out, false, 1, row.len()));
     }
 
     fn open<'a>(&'a self, reads: &[Read], layer: usize, steps: &'a [Vec<u8>]) -> Vec<&'a [u8]> {

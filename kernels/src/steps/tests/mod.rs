@@ -15,9 +15,10 @@ use crate::sampling::Sampling;
 use fill::{Run, chunks};
 use programs::{LARGEST, LONG, Maker, SMALL, Sizes, WIDE, params};
 
-/// Rows of a layer's output.
+/// Rows of a layer's output; of log-probabilities, which come after the last one, there is one.
 fn rows(program: &Program, layer: usize, positions: u32) -> u32 {
-    if program.tensor(program.layers[layer].output).rows == Rows::Position { positions } else { 1 }
+    let output = program.layers.get(layer).map(|layer| program.tensor(layer.output).rows);
+    if output == Some(Rows::Position) { positions } else { 1 }
 }
 
 /// Checks a program at some rows of each layer, and returns the ops that took part.
@@ -79,6 +80,23 @@ fn steps_of_an_encoder_make_the_oracles_rows() {
     let run = Run::new(program, case.params, 270, &mut rng);
     for (layer, row) in [(1, 0), (1, 269), (2, 255), (2, 256), (3, 0)] {
         run.check(layer, row);
+    }
+}
+
+/// Vocabularies of one block, of exactly one and of several; fewer tokens than are asked for; a token that there is not.
+#[test]
+fn steps_of_log_probabilities_make_the_oracles_row() {
+    for (n, vocab) in [3_u32, 11, 8_192, 8_193, 20_000].into_iter().cycle().take(30).enumerate() {
+        let mut maker = Maker::new(&format!("log-probabilities {n}"), SMALL);
+        let mut rng = maker.rng.clone();
+        maker.program.vocab_size = vocab;
+        let program = maker.decoder();
+        check_reads(&program).expect("a program that can be disputed");
+        let (params, positions) = (params(&program, &mut rng), rng.range(1, 12) as u32);
+        let mut run = Run::new(program, params, positions, &mut rng);
+        let token = if n % 7 == 0 { vocab } else { rng.range(0, i64::from(vocab) - 1) as u32 };
+        let likeliest = [0, 1, 5, 20][n % 4];
+        run.check_logprobs(crate::sampling::word(token, rng.range(0, 3) as u8), likeliest);
     }
 }
 
@@ -237,6 +255,22 @@ fn settings(program: &Program, rng: &mut SplitMix) -> Option<Sampling> {
     program.is_decoder().then(|| random(rng))
 }
 
+/// The plan for a row of a layer; that of the log-probabilities where there is no such layer any more.
+fn plan_of(
+    program: &Program,
+    layer: usize,
+    positions: u32,
+    row: u32,
+    sampling: Option<(&Sampling, u64)>,
+) -> Result<Plan, PlanError> {
+    match sampling {
+        Some(sampling) if layer == program.layers.len() => {
+            Plan::logprobs(program, positions, sampling, (sampling.1 % 21) as u8)
+        }
+        _ => Plan::new(program, layer, positions, row, sampling),
+    }
+}
+
 /// The largest vocabulary over the longest context, with texts of any length.
 #[test]
 fn the_largest_decoders_can_be_disputed() {
@@ -252,6 +286,19 @@ fn the_largest_decoders_can_be_disputed() {
         program.validate().expect("a valid program");
         check_reads(&program).unwrap_or_else(|e| panic!("rows of {width} bytes: {e}"));
     }
+}
+
+#[test]
+fn log_probabilities_need_a_point_of_a_program_that_samples() {
+    let program = Maker::new("settings", SMALL).decoder();
+    let settings = Sampling::greedy(3, 5);
+    let plan = |positions| Plan::logprobs(&program, positions, (&settings, 0), 1);
+    assert!(matches!(plan(2), Err(PlanError::Place { .. })));
+    assert!(matches!(plan(program.max_positions + 1), Err(PlanError::Place { .. })));
+    plan(3).expect("the first point");
+    let encoder = Maker::new("settings", SMALL).random();
+    let refused = Plan::logprobs(&encoder, 3, (&settings, 0), 1);
+    assert!(matches!(refused, Err(PlanError::Sampling { .. })));
 }
 
 #[test]
@@ -282,13 +329,14 @@ proptest! {
         let sampling = settings.as_ref().map(|settings| (settings, draws[3]));
         check_reads(&program).unwrap();
         let max = program.max_positions;
-        let layer = 1 + (draws[0] % (program.layers.len() as u64 - 1)) as usize;
+        let disputed = program.layers.len() as u64 - if sampling.is_some() { 0 } else { 1 };
+        let layer = 1 + (draws[0] % disputed) as usize;
         let positions = 1 + ((draws[1] % u64::from(max)) >> (draws[0] % 17)) as u32;
         // A first point has no tail; then steps could not be compared with those of a later one.
         let positions = if sampling.is_some() { positions.max(2) } else { positions };
         let row = (draws[2] % u64::from(rows(&program, layer, positions))) as u32;
-        let plan = Plan::new(&program, layer, positions, row, sampling).unwrap();
-        let longest = Plan::new(&program, layer, max, rows(&program, layer, max) - 1, sampling).unwrap();
+        let plan = plan_of(&program, layer, positions, row, sampling).unwrap();
+        let longest = plan_of(&program, layer, max, rows(&program, layer, max) - 1, sampling).unwrap();
         for (s, step) in plan.steps().iter().enumerate() {
             let bound = longest.ops[s].0.chunks(step.part);
             prop_assert!(bound * CHUNK_BYTES <= MAX_READ_BYTES);
@@ -315,11 +363,11 @@ proptest! {
         let program = if cut.is_multiple_of(2) { maker.random() } else { maker.decoder() };
         let mut rng = SplitMix::named(&seed.to_string());
         let settings = settings(&program, &mut rng);
-        for layer in 1..program.layers.len() {
+        for layer in 1..program.layers.len() + usize::from(settings.is_some()) {
             let positions = program.max_positions;
             let row = (draw % u64::from(rows(&program, layer, positions))) as u32;
             let sampling = settings.as_ref().map(|settings| (settings, draw));
-            let plan = Plan::new(&program, layer, positions, row, sampling).unwrap();
+            let plan = plan_of(&program, layer, positions, row, sampling).unwrap();
             for (s, step) in plan.steps().iter().enumerate() {
                 let stride = step.row_bytes() / step.width.bytes();
                 let element = (draw % step.rows) * stride + draw / step.rows % step.cols;

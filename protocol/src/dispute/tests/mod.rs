@@ -4,6 +4,7 @@ mod clocks;
 mod docket;
 mod files;
 mod games;
+mod logprobs;
 mod points;
 mod random;
 mod restarts;

@@ -33,7 +33,7 @@ fn terms(runs: [&Run; 2]) -> Terms {
         let result = generated(&keys, &job, LeaseEpoch(side as u64 + 1), &WORDS, roots.clone());
         (Signed::Receipt(result.receipt), roots)
     });
-    let held = claims.each_ref().map(|(signed, roots)| Held { signed, roots, words: &WORDS });
+    let held = claims.each_ref().map(|(signed, roots)| Held { signed, roots, words: &WORDS, logprobs: &[] });
     Terms::of_runs(coordinator().id(), job.header(), LAYERS, held, [BUDGET; 2]).unwrap()
 }
 

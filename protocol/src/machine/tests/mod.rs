@@ -10,6 +10,7 @@ mod faults;
 mod generation_worlds;
 mod generations;
 mod lockstep;
+mod logprobs;
 mod random;
 mod rows;
 mod scripted;

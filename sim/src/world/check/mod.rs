@@ -20,6 +20,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{JobId, Millis, NodeId};
 use lockstep_protocol::ledger::Ledger;
 use lockstep_protocol::limits::{GRACE_MS, MAX_ROUNDS, MOVE_MIN_MS};
+use lockstep_protocol::logprobs::rows;
 use lockstep_protocol::machine::{Action, Record};
 
 use self::runs::Runs;
@@ -265,10 +266,13 @@ impl Check {
         };
         counts.jobs_done += 1;
         let (truth, result) = (jobs.get(job).case.honest(), &outcome.result);
-        if outcome.roots == truth.roots {
-            if result.output != truth.output {
-                return Err(Broken::new(format!("job {job} ends with an output that is not that of its roots")));
-            }
+        let case = jobs.get(job).case;
+        let (words, _) = case.split_output(&result.output);
+        let is_of_roots = if case.is_generation() { words == case.words() } else { result.output == truth.output };
+        if outcome.roots == truth.roots && !is_of_roots {
+            return Err(Broken::new(format!("job {job} ends with an output that is not that of its roots")));
+        }
+        if outcome.roots == truth.roots && result.output == truth.output {
             return Ok(());
         }
         if self.honestly_run.contains(job) {
@@ -383,6 +387,12 @@ pub fn is_right(claim: &Claim, ground: &Ground, case: &Case) -> bool {
     let is_agreed =
         (0..ground.index).zip(&mut truth).all(|(at, roots)| claim.digest_at(at) == Some(PointDigest::of(roots)));
     let layers = usize::from(ground.place.layer);
+    if let (true, Some(asked)) = (layers > per_point, case.job.kind.generation()) {
+        // All roots are agreed, and log-probabilities disputed.
+        let (_, truth) = case.split_output(&case.honest().output);
+        let truth = rows(truth, asked).nth(ground.index).map(|row| (ground.index, row.values().to_vec()));
+        return is_agreed && truth.is_some() && claim.shown_logprobs(asked) == truth;
+    }
     let of_point = truth.next().map(|roots| &roots[..layers]);
     let claimed = claim.roots_at(ground.index).and_then(|roots| roots.get(..layers));
     is_agreed && of_point.is_some() && claimed == of_point
@@ -392,6 +402,7 @@ pub fn is_right(claim: &Claim, ground: &Ground, case: &Case) -> bool {
 fn place_name(case: &Case, ground: &Ground) -> String {
     let layer = match ground.place.layer {
         1 => "first layer",
+        layer if layer > case.layers() + 1 => "log-probabilities",
         layer if layer > case.layers() => "output layer",
         _ => "later layer",
     };

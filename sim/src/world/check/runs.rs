@@ -65,7 +65,8 @@ impl Runs {
                 let receipt = &result.receipt.receipt;
                 let operator = party(parties, &receipt.worker)?.operator;
                 let of = jobs.get(job);
-                let is_right = [before, &receipt.roots[..]].concat() == of.case.honest().roots;
+                let truth = of.case.honest();
+                let is_right = [before, &receipt.roots[..]].concat() == truth.roots && result.output == truth.output;
                 let members = result.receipt.members().map(|(node, ..)| node).collect();
                 let run = Accepted { node: receipt.worker, members, operator, is_right, stands: true };
                 self.of.entry(*job).or_default().insert(receipt.epoch, run);
