@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 use common::liar::{LAYER, Liar};
 use common::processes::{Coordinator, PATIENCE, Process};
 use common::{lockstep, run, run_json, second_judge, shipped_package};
+use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::Op;
 use lockstep_model::package::Package;
+use lockstep_model::rerun::rerun_job;
+use lockstep_protocol::generation::{Generation, word_token, words_of};
+use lockstep_protocol::ids::{Nonce, Seed};
+use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
 use lockstep_sim::adversary::{Change, Lie, Target};
 use serde_json::{Value, json};
 
@@ -132,4 +137,55 @@ fn a_lie_in_the_middle_of_a_text_is_convicted_by_a_challenge_and_a_right_text_is
     assert_ne!(author, liar.key.to_string());
     let told = world.challenge(&receipt, &access);
     assert_eq!((&told["challenged"], &told["dispute"]), (&json!(false), &Value::Null), "{told}");
+}
+
+/// A lie about the logits of one position that shows in log-probabilities alone: greedy sampling takes the likeliest token
+/// however much likelier it is made.
+fn quiet_lie(prompt: &[u32]) -> Lie {
+    let package = Package::open(shipped_package()).expect("a package");
+    let nonce = Nonce::from_bytes([1; 32]);
+    let job = Job {
+        spec_version: SPEC_VERSION,
+        model: package.model_id(),
+        kind: JobKind::Generation(Box::new(Generation::greedy(WORDS))),
+        tokens: prompt.to_vec(),
+        request: RequestInput::Tokens(prompt.to_vec()).hash(&nonce),
+        seed: Seed::from_bytes([2; 32]),
+        nonce,
+    };
+    let cpu = Cpu::new(None, 1).expect("a processor");
+    let words = words_of(&rerun_job(&package, &cpu, &job, &[]).expect("a run").output);
+    assert!(words.len() > QUIET, "{words:?}");
+    let last = package.program().layers.len() - 1;
+    let op = package.program().layers[last].ops.iter().rposition(|op| matches!(op, Op::MatMul { .. })).expect("logits");
+    let target = Target::Element { row: prompt.len() - 1 + QUIET, col: word_token(words[QUIET]) as usize };
+    Lie { layer: last, op, target, change: Change::Set(1 << 29) }
+}
+
+/// The word whose log-probability is lied about, counted from 0.
+const QUIET: usize = 3;
+
+#[test]
+fn a_text_with_a_wrong_log_probability_and_nothing_else_wrong_is_convicted_by_a_challenge() {
+    let world = World::new();
+    let prompt: Vec<u32> = (300..312).collect();
+    let lie = quiet_lie(&prompt);
+    let liar = Liar::telling(lie, &world.coordinator.address, &world.temp.path().join("liar"));
+    liar.let_go();
+    world.has_worker();
+    let receipt = world.temp.path().join("receipt.json");
+    let (author, access) = world.receipt(&receipt, &json!({ "prompt": prompt, "logprobs": 2 }));
+    assert_eq!(author, liar.key.to_string());
+    let _honest = world.honest();
+    let told = world.challenge(&receipt, &access);
+    assert_eq!(told["challenged"], true, "{told}");
+    let file = world.judged(&text(&told["dispute"]), &access);
+    let told = run_json(lockstep().args(["judge", "--json"]).arg(&file));
+    assert_eq!((&told["kind"], &told["losers"]), (&json!("proven"), &json!([author])), "{told}");
+    let place = json!({ "point": prompt.len() - 1 + QUIET, "layer": lie.layer + 1 });
+    assert_eq!((&told["place"], &told["element"]["step"]), (&place, &json!("matmul.out")), "{told}");
+    if let Some(mut other) = second_judge() {
+        let theirs = run_json(other.arg(&file));
+        assert_eq!((&theirs["kind"], &theirs["place"]), (&json!("proven"), &place));
+    }
 }

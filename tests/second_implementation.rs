@@ -321,7 +321,7 @@ fn logprobs_files(folder: &Path, first: usize) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
     let mut dispute = |index: usize, column: usize, step: Option<usize>| {
         let changes = [(index, column, -123 - column as i32)];
-        let of: [decoder::Changes<'_>; 2] = if column % 2 == 0 { [&changes, &[]] } else { [&[], &changes] };
+        let of: [decoder::Changes<'_>; 2] = if column.is_multiple_of(2) { [&changes, &[]] } else { [&[], &changes] };
         let terms = decoder::changed_terms(&world, [honest; 2], of).expect("log-probabilities that differ");
         let ground = terms.check().expect("terms that check");
         let mut traces = of.map(|changes| decoder::changed_trace(&world, honest, &ground, changes));

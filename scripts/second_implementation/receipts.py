@@ -274,7 +274,9 @@ def check_statements(receipt, digests):
             if kind == "refuted":
                 r, place = runs[digests.index(body["receipt"])]["receipt"], body["place"]
                 point = place["point"] - r["token_count"] + 1
-                require(0 <= point <= len(r["points"]) and 1 <= place["layer"] <= len(r["roots"]),
+                # Where a run has log-probabilities, they stand after its last layer (12.4).
+                last = len(r["roots"]) + (r["logprobs"] is not None)
+                require(0 <= point <= len(r["points"]) and 1 <= place["layer"] <= last,
                         "15.3", "a refuted place")
         previous, time = digest, s["time"]
     require(receipt["statements"], "14.5", "no statement")

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::{Coordinator, Peer, decoder_package};
 use lockstep_kernels::backend::Backend;
 use lockstep_kernels::cpu::Cpu;
-use lockstep_kernels::program::{Program, Rows};
+use lockstep_kernels::program::{Op, Program, Rows};
 use lockstep_kernels::sampling::split_word;
 use lockstep_kernels::value::Value;
 use lockstep_link::keyfile::load_or_create;
@@ -47,21 +47,29 @@ fn counting(layers: &Arc<AtomicUsize>, rows: &Arc<AtomicUsize>) -> Watched {
     })
 }
 
-/// A backend that changes the output of a layer at a position, when it runs a sequence alone, and computes on from it.
+/// A backend that changes the output of a layer at a position, when it runs a sequence alone, and computes on from it. Of
+/// log-probabilities, which come after the last layer, it changes the logits once the word is drawn.
 fn liar(place: Place) -> Watched {
     Watched::new(move |ran| {
-        let layer = &ran.program.layers[ran.layer];
-        if !is_decoder(ran.program) || ran.layer != usize::from(place.layer) {
+        let (layer, last) = (&ran.program.layers[ran.layer], ran.program.layers.len() - 1);
+        if !is_decoder(ran.program) || ran.layer != usize::from(place.layer).min(last) {
             return;
         }
-        let (sequence, tensor) = (&ran.batch.sequences[0], ran.program.tensor(layer.output));
+        let is_of_logprobs = usize::from(place.layer) > last;
+        let logits = layer.ops.iter().find_map(|op| match op {
+            Op::Sample { logits, .. } => Some(*logits),
+            _ => None,
+        });
+        let output = logits.filter(|_| is_of_logprobs).unwrap_or(layer.output);
+        let (sequence, tensor) = (&ran.batch.sequences[0], ran.program.tensor(output));
         let first = if tensor.rows == Rows::Point { sequence.points().start } else { sequence.start };
-        let Value::I32(mut rows) = ran.executor.read(layer.output).unwrap() else { panic!("outputs are i32") };
+        let Value::I32(mut rows) = ran.executor.read(output).unwrap() else { panic!("outputs are i32") };
         let row = (place.point as usize).checked_sub(first).map(|row| row * tensor.cols as usize);
         if let Some(element) = row.and_then(|row| rows.get_mut(row)) {
             // Of a word another token, and the same finish.
-            *element += if split_word(element.cast_unsigned()).0 > 0 { -1 } else { 1 };
-            ran.executor.write(layer.output, Value::I32(rows)).unwrap();
+            let other = if split_word(element.cast_unsigned()).0 > 0 { *element - 1 } else { *element + 1 };
+            *element = if is_of_logprobs { i32::MAX } else { other };
+            ran.executor.write(output, Value::I32(rows)).unwrap();
         }
     })
 }
@@ -111,12 +119,7 @@ impl Scene {
     async fn dispute(&self, peer: &mut Peer, job: &Job, place: Place) -> usize {
         let (honest, lying) = (Cpu::new(None, 1).unwrap(), liar(place));
         let runs = [run(&self.package, &honest, job, 1, &self.keys), run(&self.package, &lying, job, 2, &other_keys())];
-        let held = [0, 1].map(|side| Held {
-            signed: &runs[side].0,
-            roots: &runs[side].1,
-            words: &runs[side].2,
-            logprobs: &[],
-        });
+        let held = runs.each_ref().map(|(signed, roots, words, logprobs)| Held { signed, roots, words, logprobs });
         let terms = Terms::of_runs(common::keys().id(), job.header(), LAYERS, held, [BUDGET_MS; 2]).unwrap();
         assert_eq!(terms.check().unwrap().place, place);
         let mut table = Table::new(&self.package, job, terms, Side::Claimant, &lying);
@@ -127,25 +130,34 @@ impl Scene {
     }
 }
 
+fn asked() -> Generation {
+    Generation { temperature: 9_000, repetition_penalty: 11_000, logprobs: 3, ..Generation::greedy(9) }
+}
+
+/// Words and log-probabilities.
+fn split(output: &[i32]) -> (Vec<u32>, Vec<i32>) {
+    let (words, logprobs) = output.split_at(output.len() / asked().values_per_point());
+    (words_of(words), logprobs.to_vec())
+}
+
 fn job(model: ModelId, number: u8, tokens: usize) -> Job {
-    let generation = Generation { temperature: 9_000, repetition_penalty: 11_000, ..Generation::greedy(9) };
     Job {
-        kind: JobKind::Generation(Box::new(generation)),
+        kind: JobKind::Generation(Box::new(asked())),
         nonce: Nonce::from_bytes([number; 32]),
         ..common::job(model, number, tokens)
     }
 }
 
-/// What a key signs that ran a job on this backend, with all its roots and words.
+/// What a key signs that ran a job on this backend, with all its roots, words and log-probabilities.
 fn run(
     package: &Package,
     backend: &dyn Backend,
     job: &Job,
     epoch: u64,
     keys: &Keypair,
-) -> (Signed, Vec<Root>, Vec<u32>) {
+) -> (Signed, Vec<Root>, Vec<u32>, Vec<i32>) {
     let ran = rerun_job(package, backend, job, &[]).unwrap();
-    let words = words_of(&ran.output);
+    let (words, logprobs) = split(&ran.output);
     let of = Run {
         epoch: LeaseEpoch(epoch),
         layers: LAYERS,
@@ -155,14 +167,15 @@ fn run(
         work_units: ran.work_units,
         saturations: ran.saturations,
     };
-    let receipt = WorkerReceipt::of_run(&job.header(), of, keys.id()).unwrap().sign(keys);
-    (Signed::Receipt(receipt), ran.roots, words)
+    let receipt = WorkerReceipt::of_run(&job.header(), of, keys.id()).unwrap().with_logprobs(&logprobs).sign(keys);
+    (Signed::Receipt(receipt), ran.roots, words, logprobs)
 }
 
-/// The last layer starts from the output of the one before it, and samples one word; the first one starts from the tokens.
+/// The last layer starts from the output of the one before it, and samples one word; so do log-probabilities, which come after
+/// it. The first one starts from the tokens.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dispute_about_a_generation_that_is_kept_takes_its_layer_alone() {
-    for (kept_bytes, layers) in [(u64::MAX, [2, 1, 1]), (0, [2, 3, 4])] {
+    for (kept_bytes, layers) in [(u64::MAX, [2, 1, 1, 1]), (0, [2, 3, 4, 4])] {
         let scene = Scene::new();
         let (_worker, mut peer) = scene.start(kept_bytes).await;
         let job = scene.job(1, 70);
@@ -183,7 +196,7 @@ async fn an_audit_of_a_generation_is_kept_whatever_its_hint() {
     let (_worker, mut peer) = scene.start(u64::MAX).await;
     for (number, wrong) in [(1, None), (2, Some(3))] {
         let job = scene.job(number, 62);
-        let mut hint = words_of(&rerun_job(&scene.package, &Cpu::new(None, 1).unwrap(), &job, &[]).unwrap().output);
+        let (mut hint, _) = split(&rerun_job(&scene.package, &Cpu::new(None, 1).unwrap(), &job, &[]).unwrap().output);
         if let Some(wrong) = wrong {
             hint[wrong] = (hint[wrong] + 1) % 61;
         }

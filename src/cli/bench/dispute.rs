@@ -20,7 +20,7 @@ use crate::progress;
 /// Arguments of `lockstep bench dispute`.
 #[derive(Args)]
 #[command(
-    after_help = "For each kind of op one dispute, in this process: a claimant who altered one number of what such an op \
+    after_help = "For each kind of op one dispute, and of a language model one about log-probabilities, in this process: a claimant who altered one number of what such an op \
     of the middle layer puts out (of the embedding or of the output layer, where it has ops of its own) and computed on \
     from it, against an honest challenger. The referee has the manifest and nothing else. Its time is the median of \
     several passes over the same moves: signatures, openings and the recomputed number, without disk and network, in \
