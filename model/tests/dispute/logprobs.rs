@@ -162,6 +162,11 @@ fn a_trace_of_log_probabilities_goes_on_from_the_last_layer() {
         let mut other = kept.clone();
         other[3] ^= 1;
         assert!(resume(&other).is_none());
+        // So does who had the layers from 2 on, from the rows that it was handed.
+        let handed = crate::generation::rows_of(&world, &words, 1, &mut *load());
+        let (inputs, below) = ((&world.job, &words[..]), Below { rows: &handed, signed });
+        let received = Trace::of_received(&mut *load(), program, params.clone(), inputs, place, (2, below)).unwrap();
+        assert_eq!(received.unwrap().roots(), whole.roots());
         // The point's own word is one of what they follow from.
         let few = Trace::of_job(&mut *load(), program, params.clone(), &world.job, &words[..index], place);
         assert!(matches!(few, Err(TraceError::Words { .. })));
