@@ -15,8 +15,9 @@ fn thousands_of_worlds_keep_every_property() {
     // Every round descends, commits or reveals; one opens.
     assert!((1..=6).contains(&counts.rounds_max), "{counts:?}");
     assert!(counts.dispute_bytes_max <= 128 << 10, "{counts:?}");
-    // Of a generation at its first point and later, in each at the first layer, a later one and that of the output.
-    assert_eq!(counts.disputes_at.len(), 9, "{counts:?}");
+    // Of a generation at its first point and later, in each at the first layer, a later one, that of the output, and
+    // log-probabilities.
+    assert_eq!(counts.disputes_at.len(), 11, "{counts:?}");
     assert!(counts.adversaries.values().all(|of_kind| of_kind.len() > 20), "{counts:?}");
     assert!(counts.retractions["faulty machine"] > 20 && counts.retractions["pretender"] > 1, "{counts:?}");
     assert!(counts.pretenders_lost > counts.pretenders_gained, "{counts:?}");

@@ -54,19 +54,19 @@ type Asked = fn() -> Generation;
 /// with those of the drawn token, of some likely ones, and of more than the vocabulary's first few.
 const GENERATIONS: [(usize, usize, Asked); 15] = [
     (0, 1, || Generation::greedy(1)),
-    (0, 1, || Generation::greedy(5)),
-    (0, 7, || Generation::greedy(6)),
+    (0, 1, || listed(Generation::greedy(5), 2)),
+    (0, 7, || listed(Generation::greedy(6), 4)),
     (0, 3, || sampled(4)),
-    (0, 12, || sampled(6)),
+    (0, 12, || listed(sampled(6), 6)),
     (0, 5, || filtered(6)),
-    (0, 2, || filtered(3)),
+    (0, 2, || listed(filtered(3), 5)),
     (0, 1, || listed(Generation::greedy(1), 3)),
     (0, 6, || listed(filtered(4), 1)),
     (1, 4, || listed(sampled(3), 21)),
-    (0, 4, || ended_by_text(8)),
+    (0, 4, || listed(ended_by_text(8), 3)),
     (0, 9, || ended_by_token(8)),
     (1, 3, || sampled(4)),
-    (1, 6, || Generation::greedy(3)),
+    (1, 6, || listed(Generation::greedy(3), 8)),
     // The words lie on both sides of an attention block's end, and of a round of a descent.
     (0, 254, || listed(filtered(4), 5)),
 ];

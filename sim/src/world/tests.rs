@@ -99,6 +99,18 @@ fn finds(report: &Report, what: &str) {
 }
 
 #[test]
+fn who_says_other_log_probabilities_is_disputed_about_them_and_about_what_they_follow_from() {
+    let report = directed(100, Direction { first: Some(Adversary::Misquoter), ..Direction::default() });
+    assert_eq!(report.violations, []);
+    let counts = &report.counts;
+    for point in ["first", "later"] {
+        let place = format!("generation, {point} point, log-probabilities");
+        assert!(counts.disputes_at.get(&place).is_some_and(|disputes| *disputes > 2), "{place}: {counts:#?}");
+    }
+    assert!(counts.elements.contains_key("logprobs.out"), "{counts:#?}");
+}
+
+#[test]
 fn a_cheat_that_takes_its_run_back_gains_nothing_by_it() {
     let report = directed(150, Direction { first: Some(Adversary::Pretender), ..Direction::default() });
     assert_eq!(report.violations, []);
