@@ -12,8 +12,8 @@ use crate::host::{BfpRows, MatMul, MatMulOut, Scaled};
 /// Bytes of a matrix in one strip, at the least: threads that take turns at shorter ones keep memory from being read in line.
 const STRIP_BYTES: usize = 64 << 10;
 
-/// Twin of [`crate::reference::matmul::matmul`], of several matrices: they share the rows, once those are packed, and a hand-over
-/// to the threads.
+/// Twin of [`crate::reference::matmul::matmul`], of several matrices. Few rows are packed once for all of them, and one row is one
+/// hand-over to the threads. Many rows take a matrix after the other: two may be more than a near cache holds.
 pub(super) fn products(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<MatMul<'_, PackedMatrix>>) -> u64 {
     let (rows, at_once) = (x.exponents.len(), rows_at_once(cpu.isa));
     let parts = parts.into_iter().map(|part| {
@@ -21,7 +21,7 @@ pub(super) fn products(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<MatMul<'_, P
         (Product { isa: cpu.isa, scales, bias, w }, out)
     });
     if cpu.threads.count() == 1 || rows >= at_once * cpu.threads.count() {
-        return by_rows(cpu, x, parts.collect());
+        return parts.map(|(product, out)| by_rows(cpu, x, product, out)).sum();
     }
     let left = Left::pack(cpu.isa, x, 0..rows);
     if rows == 1 {
@@ -35,22 +35,18 @@ pub(super) fn products(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<MatMul<'_, P
         .sum()
 }
 
-/// Many rows: some of them by all matrices are a piece of work.
-fn by_rows(cpu: &CpuKernels, x: BfpRows<'_>, parts: Vec<(Product<'_>, MatMulOut<'_>)>) -> u64 {
-    let (rows, at_once) = (x.exponents.len(), rows_at_once(cpu.isa));
-    let mut pieces: Vec<(usize, Vec<_>)> = (0..rows).step_by(at_once).map(|first| (first, Vec::new())).collect();
-    for (product, mut rest) in parts {
-        for (_, outs) in &mut pieces {
-            let out;
-            (out, rest) = rest.split(at_once * product.w.rows());
-            outs.push((product, out));
-        }
+/// Many rows are split by rows.
+fn by_rows(cpu: &CpuKernels, x: BfpRows<'_>, product: Product<'_>, out: MatMulOut<'_>) -> u64 {
+    let (rows, at_once, tiles) = (x.exponents.len(), rows_at_once(cpu.isa), product.w.tiles());
+    let mut rest = out;
+    let mut pieces = Vec::with_capacity(rows.div_ceil(at_once));
+    for first in (0..rows).step_by(at_once) {
+        let out;
+        (out, rest) = rest.split(at_once * product.w.rows());
+        pieces.push((first..rows.min(first + at_once), out));
     }
-    cpu.threads.each(pieces, |(first, outs)| {
-        let left = Left::pack(cpu.isa, x, first..rows.min(first + at_once));
-        let of = |(product, out): (Product<'_>, _)| product.tiles(&left, 0..product.w.tiles(), product.w.rows(), out);
-        outs.into_iter().map(of).sum()
-    })
+    cpu.threads
+        .each(pieces, |(rows, out)| product.tiles(&Left::pack(cpu.isa, x, rows), 0..tiles, product.w.rows(), out))
 }
 
 /// One row: strips of columns, so that every thread has work. They begin long and end short, so that no thread waits long for the
