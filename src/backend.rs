@@ -16,8 +16,11 @@ use crate::exit::{Exit, Failure, OrExit};
 
 /// Names that [`open`] takes.
 pub const NAMES: &str = "cpu, cpu/amx-int8, cpu/avx512-vnni, cpu/avx2, cpu/neon-dotprod, cpu/neon, cpu/portable, cuda, \
-    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, wgpu+subgroups, wgpu+subgroups/N, reference; \
+    cuda/N, cuda/wgmma, cuda/mma, cuda/dp4a, cuda/no-graphs, wgpu, wgpu/N, wgpu+int64, wgpu+int64/N, wgpu+subgroups, wgpu+subgroups/N, reference; \
     and A+B for several joined, which share the layers of a model that fits none of them";
+
+/// The variant of `cuda` that launches every kernel by itself.
+const NO_GRAPHS: &str = "no-graphs";
 
 /// Threads of this machine.
 pub fn all_threads() -> NonZeroUsize {
@@ -34,15 +37,16 @@ pub fn threads(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 /// The variants that this machine has of a backend, by name: instruction-set paths of `cpu`, what the first GPU of `cuda`
-/// multiplies with, and the forms of the shaders that the first adapter of `wgpu` can run. Any other name is its own only one.
+/// multiplies with and how it is without graphs, and the forms of the shaders that the first adapter of `wgpu` can run. Any other name is its own only one.
 pub fn variants(name: &str) -> Vec<String> {
     match name {
         "cpu" => Path::available().into_iter().map(|path| format!("cpu/{}", path.name())).collect(),
         "cuda" => {
             let here = Products::ALL.into_iter().filter(|products| Cuda::open(0, Some(*products)).is_ok());
-            let names: Vec<_> = here.map(|products| format!("cuda/{}", products.name())).collect();
+            let mut names: Vec<_> = here.map(|products| format!("cuda/{}", products.name())).collect();
             // Where there is none, opening the backend says why.
-            if names.is_empty() { vec![name.to_owned()] } else { names }
+            names.push(if names.is_empty() { name.to_owned() } else { format!("cuda/{NO_GRAPHS}") });
+            names
         }
         "wgpu" => {
             let first = adapters().into_iter().find(|adapter| adapter.reason.is_none());
@@ -70,7 +74,8 @@ pub enum Local {
 
 impl Local {
     /// The backend of that name. `cpu` takes the fastest path of this machine, `cpu/PATH` forces one; `cuda` takes GPU 0,
-    /// `cuda/N` the Nth, and `cuda/PRODUCTS` forces what GPU 0 multiplies with; `wgpu` takes the first adapter that can be
+    /// `cuda/N` the Nth, `cuda/PRODUCTS` forces what GPU 0 multiplies with, and `cuda/no-graphs` launches every kernel by
+    /// itself; `wgpu` takes the first adapter that can be
     /// used, `wgpu/N` the Nth of `lockstep devices`, and with `+int64` or `+subgroups` they are another form of the shaders.
     /// `A+B` joins several. A device takes no more memory for models than `memory`, where that is given.
     ///
@@ -104,10 +109,12 @@ impl Local {
             }
             ("cuda", which) => {
                 let products = which.and_then(Products::from_name);
-                let number = which.filter(|_| products.is_none()).map_or(Ok(0), str::parse::<u32>);
+                let without = which == Some(NO_GRAPHS);
+                let number = which.filter(|_| products.is_none() && !without).map_or(Ok(0), str::parse::<u32>);
                 let number = number.map_err(|_| unknown()).or_exit(Exit::Configuration)?;
                 let within = |cuda: Cuda| if let Some(bytes) = memory { cuda.within(bytes) } else { cuda };
-                Cuda::open(number, products).map(within).map(Self::Cuda)
+                let graphs = |cuda: Cuda| if without { cuda.without_graphs() } else { cuda };
+                Cuda::open(number, products).map(within).map(graphs).map(Self::Cuda)
             }
             (family, which) if variant_of(family).is_some() => {
                 let adapter = which.map(|n| n.parse::<usize>().map_err(|_| unknown()).or_exit(Exit::Configuration));

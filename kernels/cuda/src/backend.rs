@@ -78,6 +78,7 @@ pub struct Cuda {
     products: Products,
     /// The device once more, where it is a real one.
     driver: Option<Arc<Driver>>,
+    graphs: bool,
     budget: Budget,
 }
 
@@ -99,7 +100,7 @@ impl Cuda {
     pub fn on(device: Arc<dyn Device>, products: Option<Products>) -> Result<Self, BackendError> {
         let products = Products::choose(products, &*device)?;
         let budget = Budget::new(&device.name(), device.memory_bytes());
-        Ok(Self { device, products, driver: None, budget })
+        Ok(Self { device, products, driver: None, graphs: true, budget })
     }
 
     /// With no more memory for models than this, whatever the device has.
@@ -107,6 +108,12 @@ impl Cuda {
     pub fn within(self, bytes: u64) -> Self {
         let bytes = self.budget.bytes().map_or(bytes, |there| there.min(bytes));
         Self { budget: Budget::new(&self.device.name(), Some(bytes)), ..self }
+    }
+
+    /// With every kernel launched by itself: no pass of a decoder is launched whole, and none becomes a graph.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { graphs: false, ..self }
     }
 
     /// What it runs on.
@@ -126,7 +133,8 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn name(&self) -> String {
-        format!("cuda/{} on {}", self.products.name(), self.device.name())
+        let graphs = if self.graphs { "" } else { " without graphs" };
+        format!("cuda/{}{graphs} on {}", self.products.name(), self.device.name())
     }
 
     fn memory_bytes(&self) -> Option<u64> {
@@ -142,6 +150,7 @@ impl Backend for Cuda {
         let bytes = program.params.iter().filter_map(Param::bytes).fold(0, u64::saturating_add);
         let taken = self.budget.take(bytes, "the weights of the model")?;
         let executor = DeviceExecutor::new(Arc::clone(&self.device), self.products, program, &*params)?;
+        let executor = if self.graphs { executor } else { executor.without_graphs() };
         Ok(Box::new(Holding::new(executor, taken)))
     }
 }

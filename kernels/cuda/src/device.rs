@@ -75,6 +75,22 @@ pub trait Device: Send + Sync {
     /// The device refused it.
     fn launch(&self, launch: &Launch) -> Result<(), DeviceError>;
 
+    /// Records launches as a graph that can be started again and again, with whatever is in memory then. All memory that they name
+    /// stays allocated for as long as it is started.
+    ///
+    /// # Errors
+    /// The device has no graphs, or refused one of the launches.
+    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError>;
+
+    /// Starts the launches of a graph, one after the other.
+    ///
+    /// # Errors
+    /// The device refused it.
+    fn replay(&self, graph: u64) -> Result<(), DeviceError>;
+
+    /// Gives a graph back.
+    fn forget(&self, graph: u64);
+
     /// Bytes of its memory; none where it does not say, or has none of its own.
     fn memory_bytes(&self) -> Option<u64> {
         None
@@ -152,5 +168,35 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         self.device.free(self.address);
+    }
+}
+
+/// Launches that are recorded, and given back when this is dropped.
+pub struct Graph {
+    device: Arc<dyn Device>,
+    id: u64,
+}
+
+impl Graph {
+    /// Of launches in their order.
+    ///
+    /// # Errors
+    /// As of [`Device::record`].
+    pub fn of(device: &Arc<dyn Device>, launches: &[Launch]) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::clone(device), id: device.record(launches)? })
+    }
+
+    /// Starts them.
+    ///
+    /// # Errors
+    /// As of [`Device::replay`].
+    pub fn replay(&self) -> Result<(), DeviceError> {
+        self.device.replay(self.id)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.device.forget(self.id);
     }
 }

@@ -14,6 +14,8 @@ use crate::params::TensorMap;
 use crate::plan::{Launch, MODULES, TensorBoxes};
 use crate::ptx::PTX;
 
+mod graph;
+
 /// Oldest driver that takes the embedded PTX: that of CUDA 12.4.
 const OLDEST_DRIVER: i32 = 12_040;
 
@@ -390,6 +392,18 @@ impl Device for Driver {
             result::launch_kernel(kernel, (x, y, z), (launch.threads, 1, 1), launch.shared, self.stream, arguments)
         }
         .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
+    }
+
+    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError> {
+        Ok(self.graph_of(launches)?.expose_provenance() as u64)
+    }
+
+    fn replay(&self, graph: u64) -> Result<(), DeviceError> {
+        self.start_graph(std::ptr::with_exposed_provenance_mut(graph as usize))
+    }
+
+    fn forget(&self, graph: u64) {
+        self.destroy_graph(std::ptr::with_exposed_provenance_mut(graph as usize));
     }
 
     fn memory_bytes(&self) -> Option<u64> {

@@ -203,7 +203,7 @@ pub struct CombineParams {
     pub head_dim: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct AppendRow {
     pub keys: u64,

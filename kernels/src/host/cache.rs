@@ -121,6 +121,9 @@ impl HostPage {
     }
 }
 
+/// Why a pass can't go on with a cache that is no more.
+const DROPPED: &str = "it was dropped during the pass";
+
 /// What a cache holds for one attention op.
 struct Line<P> {
     positions: usize,
@@ -209,19 +212,36 @@ impl<S: PageStore> Caches<S> {
         line: usize,
         start: usize,
         rows: usize,
+        write: impl FnMut(&mut S::Page, &PageShape, usize, usize),
+    ) -> Result<(), BackendError> {
+        self.reserve(id, line, start, rows, write)?;
+        self.commit(id, line, start + rows)
+    }
+
+    /// As [`append`](Self::append), but the line does not hold the positions before they are [committed](Self::commit): for
+    /// who fills the room of all lines before the first of them is to be seen. Until then the cache is neither cut nor forked.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve(
+        &mut self,
+        id: CacheId,
+        line: usize,
+        start: usize,
+        rows: usize,
         mut write: impl FnMut(&mut S::Page, &PageShape, usize, usize),
     ) -> Result<(), BackendError> {
         let shape = self.shapes[line];
         let refuse = |reason: &str| Err(BackendError::Cache { cache: id, reason: reason.into() });
         let Some(held) = self.caches.get_mut(&id).map(|lines| &mut lines[line]) else {
-            return refuse("it was dropped during the pass");
+            return refuse(DROPPED);
         };
         if held.positions < start {
             return refuse("it was cut during the pass");
         }
         held.truncate(start);
         for row in 0..rows {
-            let (index, position) = (held.positions / BLOCK, held.positions % BLOCK);
+            let (index, position) = ((start + row) / BLOCK, (start + row) % BLOCK);
             if index == held.pages.len() {
                 held.pages.push(Arc::new(Page::new(self.store.make(&shape)?, &shape, &self.gauge)));
             }
@@ -231,8 +251,21 @@ impl<S: PageStore> Caches<S> {
             }
             let page = Arc::get_mut(slot).expect("nobody else has a page that was just made");
             write(&mut page.data, &shape, position, row);
-            held.positions += 1;
         }
+        Ok(())
+    }
+
+    /// Has a line hold its first `positions` positions, for which there is room.
+    ///
+    /// # Errors
+    /// The cache is gone.
+    pub fn commit(&mut self, id: CacheId, line: usize, positions: usize) -> Result<(), BackendError> {
+        let Some(lines) = self.caches.get_mut(&id) else {
+            return Err(BackendError::Cache { cache: id, reason: DROPPED.into() });
+        };
+        let held = &mut lines[line];
+        assert!(positions.div_ceil(BLOCK) <= held.pages.len(), "room for {positions} positions was not made");
+        held.positions = positions;
         Ok(())
     }
 

@@ -7,7 +7,7 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_cuda::device::{Device, DeviceError};
 use lockstep_cuda::params::TensorMap;
@@ -56,25 +56,56 @@ const NEW_BYTE: u8 = 0xcd;
 pub struct Emulation {
     order: Order,
     capability: (u32, u32),
-    /// Bytes of each allocation, by address.
-    memory: Mutex<BTreeMap<u64, usize>>,
+    /// Whether it refuses to record launches.
+    refuses_graphs: bool,
+    memory: Mutex<Memory>,
+    graphs: Mutex<BTreeMap<u64, Arc<Recorded>>>,
+}
+
+/// Allocations by address.
+#[derive(Default)]
+struct Memory {
+    held: BTreeMap<u64, Held>,
+    /// Allocations that there have ever been.
+    made: u64,
+}
+
+/// One allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    bytes: usize,
+    /// How many were made before it: two that lie at the same place one after the other are not the same.
+    number: u64,
+}
+
+/// Launches, and the allocations that they name.
+struct Recorded {
+    launches: Vec<Launch>,
+    names: Vec<(u64, Held)>,
 }
 
 impl Emulation {
     /// One that runs threads in that order, and says that it has that compute capability.
     pub fn new(order: Order, capability: (u32, u32)) -> Self {
-        Self { order, capability, memory: Mutex::default() }
+        Self { order, capability, refuses_graphs: false, memory: Mutex::default(), graphs: Mutex::default() }
     }
 
-    fn memory(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same, but it refuses to record launches.
+    #[must_use]
+    pub fn refusing_graphs(mut self) -> Self {
+        self.refuses_graphs = true;
+        self
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
     }
 
     /// The bytes `at..at + bytes` if they lie in one allocation.
     fn place(&self, call: &str, at: u64, bytes: usize) -> Result<*mut u8, DeviceError> {
         let end = at.checked_add(bytes as u64);
-        let within = |(start, len): (&u64, &usize)| end.is_some_and(|end| end <= start + *len as u64);
-        if self.memory().range(..=at).next_back().is_some_and(within) {
+        let within = |(start, held): (u64, Held)| end.is_some_and(|end| end <= start + held.bytes as u64);
+        if self.memory().around(at).is_some_and(within) {
             Ok(std::ptr::with_exposed_provenance_mut(at as usize))
         } else {
             Err(DeviceError { call: call.into(), reason: format!("{bytes} bytes at {at:#x} are not in one buffer") })
@@ -83,7 +114,7 @@ impl Emulation {
 
     /// Bytes that are allocated now.
     pub fn allocated(&self) -> usize {
-        self.memory().values().sum()
+        self.memory().held.values().map(|held| held.bytes).sum()
     }
 
     /// A tensor as `emulate/cpp` knows it, held to what the driver asks of one.
@@ -103,7 +134,7 @@ impl Emulation {
     }
 
     fn check_guards(&self, kernel: &str) -> Result<(), DeviceError> {
-        for (address, bytes) in self.memory().iter() {
+        for (address, Held { bytes, .. }) in &self.memory().held {
             let start = std::ptr::with_exposed_provenance::<u8>(*address as usize);
             // SAFETY: an allocation has its guards around it.
             let guards = unsafe {
@@ -121,13 +152,34 @@ impl Emulation {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Memory {
+    /// The allocation that holds the byte at an address, or ends there, with its own address.
+    fn around(&self, at: u64) -> Option<(u64, Held)> {
+        let (start, held) = self.held.range(..=at).next_back()?;
+        (at <= start + held.bytes as u64).then_some((*start, *held))
+    }
+}
+
+impl Recorded {
+    /// Whatever word of a parameter is an address in an allocation is taken for a pointer to it.
+    fn new(launches: &[Launch], memory: &Memory) -> Self {
+        let words = launches.iter().flat_map(|launch| &launch.params);
+        let names: BTreeMap<u64, Held> = words.filter_map(|word| memory.around(*word)).collect();
+        Self { launches: launches.to_vec(), names: names.into_iter().collect() }
+    }
+}
+
 fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes + 2 * GUARD, GUARD).expect("sizes of tests")
 }
 
 impl Drop for Emulation {
     fn drop(&mut self) {
-        let addresses: Vec<u64> = self.memory().keys().copied().collect();
+        let addresses: Vec<u64> = self.memory().held.keys().copied().collect();
         addresses.into_iter().for_each(|address| self.free(address));
     }
 }
@@ -160,12 +212,15 @@ impl Device for Emulation {
             start
         };
         let address = start.expose_provenance() as u64;
-        self.memory().insert(address, bytes);
+        let mut memory = self.memory();
+        let number = memory.made;
+        memory.made += 1;
+        memory.held.insert(address, Held { bytes, number });
         Ok(address)
     }
 
     fn free(&self, address: u64) {
-        let bytes = self.memory().remove(&address).expect("memory is freed once");
+        let Held { bytes, .. } = self.memory().held.remove(&address).expect("memory is freed once");
         // SAFETY: allocated with this layout, which begins a guard before the address.
         unsafe { dealloc(std::ptr::with_exposed_provenance_mut::<u8>(address as usize).sub(GUARD), layout(bytes)) };
     }
@@ -220,5 +275,32 @@ impl Device for Emulation {
             3 => Err(refuse("its parameters have another size")),
             _ => Err(refuse("a block does not have so much shared memory")),
         }
+    }
+
+    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError> {
+        if self.refuses_graphs {
+            let call = format!("recording {} launches", launches.len());
+            return Err(DeviceError { call, reason: "this device has no graphs".into() });
+        }
+        let recorded = Recorded::new(launches, &self.memory());
+        let mut graphs = lock(&self.graphs);
+        let id = graphs.last_key_value().map_or(0, |(id, _)| id + 1);
+        graphs.insert(id, Arc::new(recorded));
+        Ok(id)
+    }
+
+    /// Runs the launches as they were recorded, on what is in memory now. All memory that they name must be there still.
+    fn replay(&self, graph: u64) -> Result<(), DeviceError> {
+        let refuse = |reason: String| DeviceError { call: format!("graph {graph}"), reason };
+        let recorded = lock(&self.graphs).get(&graph).cloned().ok_or_else(|| refuse("there is none".into()))?;
+        let is_gone = |(address, held): &&(u64, Held)| self.memory().held.get(address) != Some(held);
+        if let Some((address, held)) = recorded.names.iter().find(is_gone) {
+            return Err(refuse(format!("the {} bytes at {address:#x} were given back", held.bytes)));
+        }
+        recorded.launches.iter().try_for_each(|launch| self.launch(launch))
+    }
+
+    fn forget(&self, graph: u64) {
+        lock(&self.graphs).remove(&graph).expect("a graph is given back once");
     }
 }

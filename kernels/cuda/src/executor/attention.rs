@@ -6,12 +6,13 @@ use lockstep_kernels::backend::BackendError;
 use lockstep_kernels::pass::Pass;
 use lockstep_kernels::program::{Heads, Op, Program};
 
-use super::DeviceExecutor;
 use super::pages::BLOCK;
+use super::planner::Planner;
+use super::{DeviceExecutor, Inputs};
 use crate::backend::Products;
 use crate::device::{Buffer, Device, DeviceError};
 use crate::params::{AttentionParams, CombineParams, KeyBlock};
-use crate::plan::{self, AttentionChunk, AttentionShape, AttentionUnits, SequenceRows};
+use crate::plan::{self, AttentionChunk, AttentionShape, AttentionUnits, Launch, SequenceRows};
 
 /// Memory for the partials of the rows that are computed together.
 const PARTIAL_BYTES: u64 = 256 << 20;
@@ -21,9 +22,7 @@ pub(super) struct Cut {
     shape: AttentionShape,
     units: AttentionUnits,
     chunks: Vec<Chunk>,
-    sums: Buffer,
-    reference: Buffer,
-    weight: Buffer,
+    partials: Partials<Buffer>,
 }
 
 /// Tiles of a chunk, and its rows.
@@ -45,9 +44,9 @@ impl Cut {
         let mut shapes: Vec<AttentionShape> = Vec::new();
         for op in program.layers.iter().flat_map(|layer| &layer.ops) {
             if let Op::Attention { heads, .. } = op
-                && !shapes.contains(&shape_of(heads))
+                && !shapes.contains(&AttentionShape::of(heads))
             {
-                shapes.push(shape_of(heads));
+                shapes.push(AttentionShape::of(heads));
             }
         }
         shapes.into_iter().map(|shape| Self::new(device, products, shape, pass)).collect()
@@ -77,48 +76,66 @@ impl Cut {
             shape,
             units,
             chunks: chunks.iter().map(upload).collect::<Result<_, DeviceError>>()?,
-            sums: Buffer::new(device, most * 8 * shape.head_dim as usize)?,
-            reference: Buffer::new(device, most * 4)?,
-            weight: Buffer::new(device, most * 4)?,
+            partials: Partials::new(device, &shape, most)?,
         })
     }
 }
 
-fn shape_of(heads: &Heads) -> AttentionShape {
-    AttentionShape { heads: heads.heads.into(), head_dim: heads.head_dim.into(), causal: heads.causal }
+/// Where an attention over some rows finds all but its tensors.
+pub(super) struct AttentionPlaces {
+    pub blocks: u64,
+    pub tiles: u64,
+    pub tile_count: u32,
+    pub rows: u64,
+    pub row_count: u32,
+    pub partials: Partials<u64>,
 }
 
-impl DeviceExecutor {
-    pub(super) fn attention(&self, op: &Op, line: usize) -> Result<(), BackendError> {
-        let Op::Attention { heads, .. } = op else { unreachable!("only called for attention") };
-        let blocks = Buffer::of(&self.device, &self.key_blocks(op, line))?;
-        let shape = shape_of(heads);
-        let cut = self.inputs.cuts.iter().find(|cut| cut.shape == shape).expect("one for each shape of the program");
-        cut.chunks.iter().try_for_each(|chunk| self.attend(op, chunk, cut, &blocks))
+/// Partials: weighted sums, references and sums of weights.
+pub(super) struct Partials<T> {
+    pub sums: T,
+    pub reference: T,
+    pub weight: T,
+}
+
+impl Partials<Buffer> {
+    /// Room for as many.
+    pub fn new(device: &Arc<dyn Device>, shape: &AttentionShape, slots: usize) -> Result<Self, DeviceError> {
+        Ok(Self {
+            sums: Buffer::new(device, slots * 8 * shape.head_dim as usize)?,
+            reference: Buffer::new(device, slots * 4)?,
+            weight: Buffer::new(device, slots * 4)?,
+        })
     }
 
-    /// The rows of one chunk.
-    fn attend(&self, op: &Op, chunk: &Chunk, cut: &Cut, blocks: &Buffer) -> Result<(), BackendError> {
+    pub fn places(&self) -> Partials<u64> {
+        let [sums, reference, weight] = [&self.sums, &self.reference, &self.weight].map(Buffer::address);
+        Partials { sums, reference, weight }
+    }
+}
+
+impl Planner<'_> {
+    /// An attention over some rows of the pass: partials, and what is made of them.
+    pub fn attention(&self, op: &Op, units: AttentionUnits, at: &AttentionPlaces) -> [Launch; 2] {
         let Op::Attention { q, heads, out, .. } = op else { unreachable!("only called for attention") };
-        let (sums, reference, weight) = (cut.sums.address(), cut.reference.address(), cut.weight.address());
-        let AttentionShape { heads: of_heads, head_dim, .. } = cut.shape;
-        let params = AttentionParams {
+        let Partials { sums, reference, weight } = at.partials;
+        let AttentionShape { heads: of_heads, head_dim, .. } = AttentionShape::of(heads);
+        let block = AttentionParams {
             q: self.values.at(*q),
-            blocks: blocks.address(),
-            tiles: chunk.tiles.address(),
+            blocks: at.blocks,
+            tiles: at.tiles,
             score_shift: self.weights.bytes_at(&heads.score_shift),
             sums,
             reference,
             weight,
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             heads: of_heads,
             kv_heads: heads.kv_heads.into(),
             head_dim,
             causal: heads.causal.into(),
         };
-        self.device.launch(&plan::block(cut.units, chunk.tile_count, params))?;
-        let params = CombineParams {
-            rows: chunk.rows.address(),
+        let combine = CombineParams {
+            rows: at.rows,
             sums,
             reference,
             weight,
@@ -127,11 +144,34 @@ impl DeviceExecutor {
             heads: of_heads,
             head_dim,
         };
-        Ok(self.device.launch(&plan::combine(chunk.row_count, params))?)
+        [plan::block(units, at.tile_count, block), plan::combine(at.row_count, combine)]
+    }
+}
+
+impl DeviceExecutor {
+    /// All rows of the pass, chunk by chunk.
+    pub(super) fn attention(&self, inputs: &Inputs, op: &Op, line: usize) -> Result<(), BackendError> {
+        let Op::Attention { heads, .. } = op else { unreachable!("only called for attention") };
+        let blocks = Buffer::of(&self.device, &self.key_blocks(op, line))?;
+        let shape = AttentionShape::of(heads);
+        let cut = inputs.cuts.iter().find(|cut| cut.shape == shape).expect("one for each shape of the program");
+        for chunk in &cut.chunks {
+            let places = AttentionPlaces {
+                blocks: blocks.address(),
+                tiles: chunk.tiles.address(),
+                tile_count: chunk.tile_count,
+                rows: chunk.rows.address(),
+                row_count: chunk.row_count,
+                partials: cut.partials.places(),
+            };
+            let launches = self.planner(inputs).attention(op, cut.units, &places);
+            launches.iter().try_for_each(|launch| self.device.launch(launch))?;
+        }
+        Ok(())
     }
 
     /// Where the softmax blocks of the sequences' keys and values are.
-    fn key_blocks(&self, op: &Op, line: usize) -> Vec<KeyBlock> {
+    pub(super) fn key_blocks(&self, op: &Op, line: usize) -> Vec<KeyBlock> {
         let Op::Attention { k, v, heads, .. } = op else { unreachable!("only called for attention") };
         let mut blocks = Vec::new();
         for (sequence, span) in self.pass.batch.sequences.iter().zip(&self.pass.spans) {

@@ -11,19 +11,23 @@ use lockstep_kernels::value::{Batch, CacheId, Params, Value};
 
 use crate::backend::Products;
 use crate::device::{Buffer, Device, DeviceError};
-use crate::plan::Units;
+use crate::plan::{DecodeProgram, Units};
 
 mod attention;
+mod decode;
 pub mod digits;
 mod fuse;
 mod hash;
-mod ops;
 mod pages;
+mod planner;
 mod sample;
 mod tensors;
 mod weights;
 
+use decode::Decode;
+use fuse::Group;
 use pages::DeviceStore;
+use planner::{Planner, RowLists};
 use tensors::Tensors;
 use weights::Weights;
 
@@ -36,8 +40,16 @@ pub struct DeviceExecutor {
     values: Tensors,
     caches: Caches<DeviceStore>,
     pass: Pass,
-    inputs: Inputs,
-    /// Clamped elements of the layer that runs.
+    /// What layers that run one by one read; made when the first of a pass runs.
+    inputs: Option<Inputs>,
+    /// Whether nothing has been run or written since the pass began.
+    is_untouched: bool,
+    /// Of a program whose passes may be launched whole.
+    decode_program: Option<Arc<DecodeProgram>>,
+    decode: Option<Decode>,
+    /// Whether launches are recorded: not where the device once refused.
+    records: bool,
+    /// Clamped elements of the layer that runs by itself.
     saturations: Buffer,
     /// [`GAUSS`] and [`SIGMOID`].
     tables: [Buffer; 2],
@@ -47,15 +59,12 @@ pub struct DeviceExecutor {
 const GAUSS_TABLE: usize = 0;
 const SIGMOID_TABLE: usize = 1;
 
-/// What a pass reads besides tensors, on the device.
+/// What the layers of a pass read besides tensors, on the device, where they run one by one.
 struct Inputs {
-    /// Token and position of each row.
     tokens: Buffer,
     positions: Buffer,
-    /// First row of each sequence, and how many it has.
     first: Buffer,
     count: Buffer,
-    /// Row of each point.
     points: Buffer,
     /// How attentions are cut.
     cuts: Vec<attention::Cut>,
@@ -73,6 +82,12 @@ impl Inputs {
             cuts: attention::Cut::all(device, products, program, pass)?,
         })
     }
+
+    fn lists(&self) -> RowLists {
+        let Self { tokens, positions, first, count, points, .. } = self;
+        let [tokens, positions, first, count, points] = [tokens, positions, first, count, points].map(Buffer::address);
+        RowLists { tokens, positions, first, count, points }
+    }
 }
 
 impl DeviceExecutor {
@@ -87,33 +102,51 @@ impl DeviceExecutor {
         params: &dyn Params,
     ) -> Result<Self, BackendError> {
         program.validate()?;
-        let units = Units { products, processors: device.processors() };
-        let weights = Weights::new(&device, &program, params)?;
-        let values = Tensors::new(&device, &program);
-        let caches = Caches::new(&program, DeviceStore::new(&device));
-        let pass = Pass::default();
-        let inputs = Inputs::new(&device, products, &program, &pass)?;
-        let saturations = Buffer::of(&device, &[0_u64])?;
-        let tables = [Buffer::of(&device, &GAUSS.entries)?, Buffer::of(&device, &SIGMOID.entries)?];
-        Ok(Self { device, units, program, weights, values, caches, pass, inputs, saturations, tables })
-    }
-}
-
-impl Executor for DeviceExecutor {
-    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        // A batch that is refused leaves nothing behind either.
-        let checked = pass::check(&self.program, batch, |id, start| self.caches.check(id, start));
-        self.pass = if checked.is_ok() { Pass::new(batch.clone()) } else { Pass::default() };
-        self.values.begin(&self.pass);
-        for (id, start) in self.pass.batch.sequences.iter().filter_map(|s| Some((s.cache?, s.start))) {
-            self.caches.begin(id, start);
-        }
-        checked?;
-        self.inputs = Inputs::new(&self.device, self.units.products, &self.program, &self.pass)?;
-        Ok(())
+        Ok(Self {
+            units: Units { products, processors: device.processors() },
+            weights: Weights::new(&device, &program, params)?,
+            values: Tensors::new(&device, &program),
+            caches: Caches::new(&program, DeviceStore::new(&device)),
+            pass: Pass::default(),
+            inputs: None,
+            is_untouched: false,
+            decode_program: DecodeProgram::of(&program).map(Arc::new),
+            decode: None,
+            records: true,
+            saturations: Buffer::of(&device, &[0_u64])?,
+            tables: [Buffer::of(&device, &GAUSS.entries)?, Buffer::of(&device, &SIGMOID.entries)?],
+            program,
+            device,
+        })
     }
 
-    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+    /// The same, with every layer launched by itself and when it is asked for.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { decode_program: None, ..self }
+    }
+
+    fn planner(&self, inputs: &Inputs) -> Planner<'_> {
+        self.planner_over(&self.values, inputs.lists(), self.saturations.address())
+    }
+
+    fn planner_over<'a>(&'a self, values: &'a Tensors, lists: RowLists, saturations: u64) -> Planner<'a> {
+        let Self { program, units, weights, tables, pass, .. } = self;
+        Planner { program, units: *units, weights, tables, values, pass, lists, saturations }
+    }
+
+    /// Launches a layer, and waits for its count of clamped elements.
+    fn run_alone(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        let inputs = match self.inputs.take() {
+            Some(inputs) => inputs,
+            None => Inputs::new(&self.device, self.units.products, &self.program, &self.pass)?,
+        };
+        let ran = self.run_with(&inputs, layer);
+        self.inputs = Some(inputs);
+        ran
+    }
+
+    fn run_with(&mut self, inputs: &Inputs, layer: usize) -> Result<LayerReport, BackendError> {
         let program = Arc::clone(&self.program);
         let mut line = self.caches.line(layer);
         self.device.zero(self.saturations.address(), self.saturations.bytes())?;
@@ -123,14 +156,14 @@ impl Executor for DeviceExecutor {
             for input in ops.iter().flat_map(|op| op.inputs()).filter(|input| !of_group.contains(input)) {
                 self.values.check_written(input)?;
             }
-            self.keep(ops[0], line)?;
+            self.keep(inputs, ops[0], line)?;
             let mut elements = 0;
             for out in &of_group {
                 elements += self.values.prepare(*out, &self.pass)?;
             }
             // Without points there is nothing to do in the last layer.
             if elements > 0 {
-                self.run_group(&group, line)?;
+                self.run_group(inputs, &group, line)?;
             }
             of_group.into_iter().for_each(|out| self.values.set_written(out));
             line += usize::from(matches!(ops[0], Op::Attention { .. }));
@@ -139,23 +172,74 @@ impl Executor for DeviceExecutor {
         Ok(LayerReport { saturations })
     }
 
+    /// Launches ops whose outputs are prepared and not empty. `line` is that of attention in the caches.
+    fn run_group(&self, inputs: &Inputs, group: &Group<'_>, line: usize) -> Result<(), BackendError> {
+        match group {
+            Group::One(op @ Op::Attention { .. }) => self.attention(inputs, op, line),
+            Group::One(op @ Op::Sample { .. }) => self.sample(inputs, op),
+            group => {
+                let launches = self.planner(inputs).group(group);
+                Ok(launches.iter().try_for_each(|launch| self.device.launch(launch))?)
+            }
+        }
+    }
+}
+
+impl Executor for DeviceExecutor {
+    fn begin(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        // A batch that is refused leaves nothing behind either.
+        let checked = pass::check(&self.program, batch, |id, start| self.caches.check(id, start));
+        self.pass = if checked.is_ok() { Pass::new(batch.clone()) } else { Pass::default() };
+        self.values.begin(&self.pass);
+        self.inputs = None;
+        self.is_untouched = true;
+        self.forget_ahead();
+        for (id, start) in self.pass.batch.sequences.iter().filter_map(|s| Some((s.cache?, s.start))) {
+            self.caches.begin(id, start);
+        }
+        checked
+    }
+
+    fn run_layer(&mut self, layer: usize) -> Result<LayerReport, BackendError> {
+        if std::mem::take(&mut self.is_untouched) && layer == 0 {
+            self.look_ahead()?;
+        }
+        if self.next_ahead() == Some(layer) {
+            return self.reveal(layer);
+        }
+        self.depart()?;
+        self.run_alone(layer)
+    }
+
     fn read(&mut self, tensor: TensorId) -> Result<Value, BackendError> {
+        if let Some(value) = self.read_ahead(tensor)? {
+            return Ok(value);
+        }
+        self.depart()?;
         self.values.read(tensor, &self.pass)
     }
 
     fn chunk_values(&mut self, tensor: TensorId, counters: &[u64]) -> Result<Option<Vec<[u8; 32]>>, BackendError> {
+        if let Some(values) = self.hashed_ahead(tensor, counters) {
+            return Ok(Some(values));
+        }
+        self.depart()?;
         self.hash_chunks(tensor, counters).map(Some)
     }
 
     fn write(&mut self, tensor: TensorId, value: Value) -> Result<(), BackendError> {
+        self.depart()?;
+        self.is_untouched = false;
         self.values.write(tensor, &value, &self.pass)
     }
 
     fn fork_cache(&mut self, from: CacheId, to: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.settle()?;
         self.caches.fork(from, to, positions)
     }
 
     fn truncate_cache(&mut self, id: CacheId, positions: usize) -> Result<(), BackendError> {
+        self.settle()?;
         self.caches.truncate(id, positions)
     }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use bytemuck::Pod;
 use lockstep_kernels::backend::BackendError;
 use lockstep_kernels::pass::Pass;
-use lockstep_kernels::program::{Program, TensorId, TensorKind};
+use lockstep_kernels::program::{Layer, Program, TensorId, TensorKind};
 use lockstep_kernels::value::Value;
 
 use super::digits;
@@ -19,6 +20,8 @@ pub(super) struct Tensors {
     device: Arc<dyn Device>,
     program: Arc<Program>,
     slots: Vec<Slot>,
+    /// Where else than in their slots tensors are, until another layer writes them.
+    apart: Vec<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -48,15 +51,32 @@ impl Shape {
 impl Tensors {
     pub(super) fn new(device: &Arc<dyn Device>, program: &Arc<Program>) -> Self {
         let slots = program.tensors.iter().map(|_| Slot::default()).collect();
-        Self { device: Arc::clone(device), program: Arc::clone(program), slots }
+        let apart = vec![None; program.tensors.len()];
+        Self { device: Arc::clone(device), program: Arc::clone(program), slots, apart }
+    }
+
+    /// Forgets every value.
+    pub(super) fn forget(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.written = false);
+    }
+
+    /// From here on the tensors that a layer writes are in their slots, but for its output, which is `apart` where that is given.
+    pub(super) fn enter(&mut self, layer: &Layer, apart: Option<u64>) {
+        layer.ops.iter().for_each(|op| self.apart[usize::from(op.out().0)] = None);
+        self.apart[usize::from(layer.output.0)] = apart;
+    }
+
+    /// Whether a tensor is elsewhere than in its slot.
+    pub(super) fn is_apart(&self, id: TensorId) -> bool {
+        self.apart[usize::from(id.0)].is_some()
     }
 
     /// Forgets every value, and gives back storage that is far larger than the batch needs.
     pub(super) fn begin(&mut self, pass: &Pass) {
+        self.forget();
         for i in 0..self.slots.len() {
             let needed = self.shape(TensorId(i as u16), pass).bytes();
             let slot = &mut self.slots[i];
-            slot.written = false;
             if slot.data.as_ref().is_some_and(|b| b.bytes() > needed.saturating_mul(4).saturating_add(SLACK_BYTES)) {
                 *slot = Slot::default();
             }
@@ -102,7 +122,8 @@ impl Tensors {
 
     /// Where a prepared tensor's elements are.
     pub(super) fn at(&self, id: TensorId) -> u64 {
-        self.slots[usize::from(id.0)].data.as_ref().expect("prepared").address()
+        let slot = || self.slots[usize::from(id.0)].data.as_ref().expect("prepared").address();
+        self.apart[usize::from(id.0)].unwrap_or_else(slot)
     }
 
     /// Where its exponents are.
@@ -112,19 +133,25 @@ impl Tensors {
 
     pub(super) fn read(&self, id: TensorId, pass: &Pass) -> Result<Value, BackendError> {
         self.check_written(id)?;
-        let shape = self.shape(id, pass);
-        let slot = &self.slots[usize::from(id.0)];
-        let data = slot.data.as_ref().expect("what is written is prepared");
+        let (shape, at) = (self.shape(id, pass), self.at(id));
         let elements = shape.rows * shape.stride;
         Ok(match self.program.tensor(id).kind {
-            TensorKind::I32 => Value::I32(data.read(elements)?),
-            TensorKind::I16 => Value::I16(data.read(elements)?),
+            TensorKind::I32 => Value::I32(self.download(at, elements)?),
+            TensorKind::I16 => Value::I16(self.download(at, elements)?),
             TensorKind::Bfp => {
-                let codes = digits::join(&data.read(2 * elements)?, shape.stride, shape.cols);
-                let exponents = slot.exponents.as_ref().expect("what is written is prepared").read(shape.rows)?;
+                let codes = digits::join(&self.download(at, 2 * elements)?, shape.stride, shape.cols);
+                let exponents = self.download(self.exponents_at(id), shape.rows)?;
                 Value::Bfp { codes, exponents }
             }
         })
+    }
+
+    fn download<T: Pod>(&self, at: u64, len: usize) -> Result<Vec<T>, DeviceError> {
+        let mut items = vec![T::zeroed(); len];
+        if len > 0 {
+            self.device.download(at, bytemuck::cast_slice_mut(&mut items))?;
+        }
+        Ok(items)
     }
 
     pub(super) fn write(&mut self, id: TensorId, value: &Value, pass: &Pass) -> Result<(), BackendError> {

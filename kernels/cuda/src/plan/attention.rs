@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+use lockstep_kernels::program::Heads;
+
 use super::{BLOCK_THREADS, Launch};
 use crate::backend::Products;
 use crate::params::{AttentionParams, AttentionTile, CombineParams, RowPartials};
 
 /// Positions of one softmax block.
-const BLOCK: u32 = 256;
+pub(super) const BLOCK: u32 = 256;
 /// Rows of one tile, on integer units and on tensor cores.
 const TILE_ROWS: u32 = 8;
 const TENSOR_TILE_ROWS: u32 = 16;
@@ -48,6 +50,11 @@ impl AttentionUnits {
 }
 
 impl AttentionShape {
+    /// Of an attention.
+    pub fn of(heads: &Heads) -> Self {
+        Self { heads: heads.heads.into(), head_dim: heads.head_dim.into(), causal: heads.causal }
+    }
+
     /// Bytes of one partial: the sums of a head, its reference and its sum of weights.
     pub const fn slot_bytes(&self) -> u64 {
         8 * self.head_dim as u64 + 8

@@ -8,12 +8,14 @@ use crate::params::{
 };
 
 mod attention;
+mod decode;
 mod matmul;
 mod sample;
 
 pub use attention::{AttentionChunk, AttentionShape, AttentionUnits, SequenceRows, attention_chunks, block, combine};
+pub use decode::{DecodeAnswers, DecodeInputs, DecodeLayout, DecodeLine, DecodeProgram, DecodeShape};
 pub use matmul::{MOST_SHARED, Ring, TensorBoxes, Units, VECTOR_ROWS, matmul};
-pub use sample::SamplePoints;
+pub use sample::{MOST_POINTS, SamplePoints};
 
 /// Threads of a block of every kernel but the tensor cores' products.
 pub const BLOCK_THREADS: u32 = 256;

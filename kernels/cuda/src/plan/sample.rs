@@ -5,6 +5,9 @@ use lockstep_kernels::sampling::Sampling;
 
 use crate::params::SamplePoint;
 
+/// Most points of one launch: each needs scratch of eight bytes for each token of the vocabulary.
+pub const MOST_POINTS: usize = 64;
+
 /// Points, and the lists that they point into.
 #[derive(Clone, Debug, Default)]
 pub struct SamplePoints {

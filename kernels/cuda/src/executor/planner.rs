@@ -1,33 +1,61 @@
 //! From ops to launches.
 
-use lockstep_kernels::backend::BackendError;
-use lockstep_kernels::program::{DType, EmbedIndex, Norm, Op, ParamId, ScaledRows, TensorId, TensorKind};
+use lockstep_kernels::pass::Pass;
+use lockstep_kernels::program::{DType, EmbedIndex, Norm, Op, ParamId, Program, ScaledRows, TensorId, TensorKind};
 
 use super::fuse::{self, Group};
-use super::{DeviceExecutor, GAUSS_TABLE, SIGMOID_TABLE};
+use super::tensors::Tensors;
+use super::weights::Weights;
+use super::{GAUSS_TABLE, SIGMOID_TABLE};
+use crate::device::Buffer;
 use crate::params::{
     BinaryParams, EmbedParams, EmbedTable, MAX_PARTS, MAX_TABLES, MatMulParams, MatMulPart, NormParams, QuantizeParams,
     ROW_PADDING, RopeParams, RowStepsParams, RowsParams, UnaryParams,
 };
-use crate::plan;
+use crate::plan::{self, Launch, Units};
 
-impl DeviceExecutor {
-    /// Launches ops whose outputs are prepared and not empty. `line` is that of attention in the caches.
-    pub(super) fn run_group(&self, group: &Group<'_>, line: usize) -> Result<(), BackendError> {
-        let launches = match group {
+/// Plans launches over tensors that have their places. It starts nothing.
+pub(super) struct Planner<'a> {
+    pub program: &'a Program,
+    pub units: Units,
+    pub weights: &'a Weights,
+    pub tables: &'a [Buffer; 2],
+    /// Prepared for the pass.
+    pub values: &'a Tensors,
+    pub pass: &'a Pass,
+    pub lists: RowLists,
+    /// Where clamped elements are counted.
+    pub saturations: u64,
+}
+
+/// Where lists about the rows of a pass are on the device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowLists {
+    /// Token and position of each row.
+    pub tokens: u64,
+    pub positions: u64,
+    /// First row of each sequence, and how many it has.
+    pub first: u64,
+    pub count: u64,
+    /// Row of each point.
+    pub points: u64,
+}
+
+impl Planner<'_> {
+    /// Launches of ops whose outputs are not empty; not for attention and sampling, which need more than tensors.
+    pub fn group(&self, group: &Group<'_>) -> Vec<Launch> {
+        match group {
             Group::Products(ops) => self.matmul(ops),
             Group::Rows(ops) => vec![self.row_steps(ops)],
             Group::One(op @ Op::MatMul { .. }) => self.matmul(&[op]),
-            Group::One(op) => return self.run_op(op, line),
-        };
-        Ok(launches.iter().try_for_each(|launch| self.device.launch(launch))?)
+            Group::One(op) => vec![self.op(op)],
+        }
     }
 
-    fn run_op(&self, op: &Op, line: usize) -> Result<(), BackendError> {
-        let launch = match op {
+    fn op(&self, op: &Op) -> Launch {
+        match op {
             Op::Embed { tables, out } => self.embed(tables, *out),
             Op::Quantize { input, out } => plan::quantize(self.rows(*out), self.quantize(*input, *out)),
-            Op::MatMul { .. } => unreachable!("products are planned in groups"),
             Op::Add { a, b, out } => plan::add(self.binary(*a, *b, 0, *out)),
             Op::Multiply { a, b, shift, out } => plan::multiply(self.binary(*a, *b, *shift, *out)),
             Op::LayerNorm { input, norm, bias, out } => {
@@ -48,14 +76,12 @@ impl DeviceExecutor {
             Op::MeanPool { input, out } => plan::mean_pool(self.rows(*out), self.pool(*input, *out)),
             Op::FirstPool { input, out } => plan::first_pool(self.rows(*out), self.pool(*input, *out)),
             Op::Gather { input, out } => {
-                let first = self.inputs.points.address();
+                let first = self.lists.points;
                 plan::gather(self.rows(*out), RowsParams { first, ..self.pool(*input, *out) })
             }
-            Op::Rope { .. } => return self.rope(op),
-            Op::Attention { .. } => return self.attention(op, line),
-            Op::Sample { .. } => return self.sample(op),
-        };
-        Ok(self.device.launch(&launch)?)
+            Op::Rope { .. } => self.rope(op),
+            Op::MatMul { .. } | Op::Attention { .. } | Op::Sample { .. } => unreachable!("planned elsewhere"),
+        }
     }
 
     fn rows(&self, id: TensorId) -> u32 {
@@ -70,12 +96,12 @@ impl DeviceExecutor {
         u64::from(self.rows(id)) * u64::from(self.cols(id))
     }
 
-    fn embed(&self, tables: &[(ScaledRows, EmbedIndex)], out: TensorId) -> plan::Launch {
+    fn embed(&self, tables: &[(ScaledRows, EmbedIndex)], out: TensorId) -> Launch {
         let mut of = [EmbedTable::default(); MAX_TABLES];
         for (to, (rows, index)) in of.iter_mut().zip(tables) {
             let (index, constant) = match index {
-                EmbedIndex::Token => (self.inputs.tokens.address(), 0),
-                EmbedIndex::Position => (self.inputs.positions.address(), 0),
+                EmbedIndex::Token => (self.lists.tokens, 0),
+                EmbedIndex::Position => (self.lists.positions, 0),
                 EmbedIndex::Constant(row) => (0, *row),
             };
             *to = EmbedTable {
@@ -90,7 +116,7 @@ impl DeviceExecutor {
         let params = EmbedParams {
             tables: of,
             out: self.values.at(out),
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             count: tables.len() as u32,
             cols: self.cols(out),
             stride: padded(self.cols(out)),
@@ -110,7 +136,7 @@ impl DeviceExecutor {
     }
 
     /// Products of the same rows, of weights of one width.
-    fn matmul(&self, ops: &[&Op]) -> Vec<plan::Launch> {
+    fn matmul(&self, ops: &[&Op]) -> Vec<Launch> {
         let mut parts = [MatMulPart::default(); MAX_PARTS];
         let (mut wide, mut rows) = (false, TensorId(0));
         for (part, op) in parts.iter_mut().zip(ops) {
@@ -122,7 +148,7 @@ impl DeviceExecutor {
         let params = MatMulParams {
             codes: self.values.at(rows),
             exponents: self.values.exponents_at(rows),
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             rows: self.rows(rows),
             stride: padded(self.cols(rows)),
             count: ops.len() as u32,
@@ -145,9 +171,9 @@ impl DeviceExecutor {
     }
 
     /// Steps of rows, in one launch.
-    fn row_steps(&self, ops: &[&Op]) -> plan::Launch {
+    fn row_steps(&self, ops: &[&Op]) -> Launch {
         let out = ops[0].out();
-        let (saturations, cols) = (self.saturations.address(), self.cols(out));
+        let (saturations, cols) = (self.saturations, self.cols(out));
         let mut p = RowStepsParams { saturations, cols, ..RowStepsParams::default() };
         for op in ops {
             p.steps |= fuse::step(op).expect("only called for steps");
@@ -170,7 +196,7 @@ impl DeviceExecutor {
             a: self.values.at(a),
             b: self.values.at(b),
             out: self.values.at(out),
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             len: self.len(out),
             shift: shift.into(),
             unused: 0,
@@ -184,7 +210,7 @@ impl DeviceExecutor {
             scale: self.weights.at(norm.scale),
             bias: 0,
             out: self.values.at(out),
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             cols: self.cols(out) / groups,
             shift: norm.shift.into(),
             epsilon_mantissa: norm.epsilon_mantissa,
@@ -210,29 +236,29 @@ impl DeviceExecutor {
     fn pool(&self, input: TensorId, out: TensorId) -> RowsParams {
         RowsParams {
             input: self.values.at(input),
-            first: self.inputs.first.address(),
-            count: self.inputs.count.address(),
+            first: self.lists.first,
+            count: self.lists.count,
             out: self.values.at(out),
             cols: self.cols(out),
             unused: 0,
         }
     }
 
-    fn rope(&self, op: &Op) -> Result<(), BackendError> {
+    fn rope(&self, op: &Op) -> Launch {
         let Op::Rope { input, table, head_dim, shift, out, .. } = op else { unreachable!("only called for rope") };
         let params = RopeParams {
             input: self.values.at(*input),
             table: self.weights.at(*table),
-            positions: self.inputs.positions.address(),
+            positions: self.lists.positions,
             shift: self.weights.bytes_at(shift),
             out: self.values.at(*out),
-            saturations: self.saturations.address(),
+            saturations: self.saturations,
             cols: self.cols(*out),
             head_dim: (*head_dim).into(),
             rotary_dim: self.program.param(*table).cols,
             unused: 0,
         };
-        Ok(self.device.launch(&plan::rope(self.rows(*out), params))?)
+        plan::rope(self.rows(*out), params)
     }
 }
 
