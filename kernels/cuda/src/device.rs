@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use lockstep_kernels::backend::BackendError;
 
-use crate::plan::Launch;
+use crate::plan::{Launch, Node};
 
 /// What went wrong on a device: the call that failed, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,9 +80,9 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     /// The device has no graphs, or refused one of the launches.
-    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError>;
+    fn record(&self, nodes: &[Node]) -> Result<u64, DeviceError>;
 
-    /// Starts the launches of a graph, one after the other.
+    /// Starts the launches of a graph, each as soon as that which it waits for has ended; what is asked for later waits for all.
     ///
     /// # Errors
     /// The device refused it.
@@ -178,12 +178,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Of launches in their order.
+    /// Of launches.
     ///
     /// # Errors
     /// As of [`Device::record`].
-    pub fn of(device: &Arc<dyn Device>, launches: &[Launch]) -> Result<Self, DeviceError> {
-        Ok(Self { device: Arc::clone(device), id: device.record(launches)? })
+    pub fn of(device: &Arc<dyn Device>, nodes: &[Node]) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::clone(device), id: device.record(nodes)? })
     }
 
     /// Starts them.

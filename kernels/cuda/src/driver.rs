@@ -11,7 +11,7 @@ use lockstep_kernels::backend::BackendError;
 use crate::backend::Products;
 use crate::device::{Device, DeviceError};
 use crate::params::TensorMap;
-use crate::plan::{Launch, MODULES, TensorBoxes};
+use crate::plan::{Launch, MODULES, Node, TensorBoxes};
 use crate::ptx::PTX;
 
 mod graph;
@@ -394,8 +394,8 @@ impl Device for Driver {
         .map_err(failed(format!("cuLaunchKernel of {} with grid {x} x {y} x {z}", launch.kernel)))
     }
 
-    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError> {
-        Ok(self.graph_of(launches)?.expose_provenance() as u64)
+    fn record(&self, nodes: &[Node]) -> Result<u64, DeviceError> {
+        Ok(self.graph_of(nodes)?.expose_provenance() as u64)
     }
 
     fn replay(&self, graph: u64) -> Result<(), DeviceError> {

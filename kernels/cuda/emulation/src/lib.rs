@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lockstep_cuda::device::{Device, DeviceError};
 use lockstep_cuda::params::TensorMap;
-use lockstep_cuda::plan::{Launch, TensorBoxes};
+use lockstep_cuda::plan::{Launch, Node, TensorBoxes};
 
 unsafe extern "C" {
     fn lockstep_emulate(
@@ -80,7 +80,7 @@ struct Held {
 
 /// Launches, and the allocations that they name.
 struct Recorded {
-    launches: Vec<Launch>,
+    nodes: Vec<Node>,
     names: Vec<(u64, Held)>,
 }
 
@@ -166,10 +166,26 @@ impl Memory {
 
 impl Recorded {
     /// Whatever word of a parameter is an address in an allocation is taken for a pointer to it.
-    fn new(launches: &[Launch], memory: &Memory) -> Self {
-        let words = launches.iter().flat_map(|launch| &launch.params);
+    fn new(nodes: &[Node], memory: &Memory) -> Self {
+        let words = nodes.iter().flat_map(|node| &node.launch.params);
         let names: BTreeMap<u64, Held> = words.filter_map(|word| memory.around(*word)).collect();
-        Self { launches: launches.to_vec(), names: names.into_iter().collect() }
+        Self { nodes: nodes.to_vec(), names: names.into_iter().collect() }
+    }
+
+    /// The launches as they are listed, or each one as late as the others allow.
+    fn in_order(&self, order: Order) -> Vec<&Launch> {
+        let mut left: Vec<usize> = (0..self.nodes.len()).collect();
+        let mut launches = Vec::new();
+        while !left.is_empty() {
+            let is_ready = |n: &usize| self.nodes[*n].after.is_none_or(|after| !left.contains(&after));
+            let ready = match order {
+                Order::Ascending => left.iter().position(is_ready),
+                Order::Descending => left.iter().rposition(is_ready),
+            };
+            let next = left.remove(ready.expect("each waits for an earlier one"));
+            launches.push(&self.nodes[next].launch);
+        }
+        launches
     }
 }
 
@@ -277,12 +293,16 @@ impl Device for Emulation {
         }
     }
 
-    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError> {
+    fn record(&self, nodes: &[Node]) -> Result<u64, DeviceError> {
+        let refuse =
+            |reason: &str| DeviceError { call: format!("graph of {} launches", nodes.len()), reason: reason.into() };
         if self.refuses_graphs {
-            let call = format!("recording {} launches", launches.len());
-            return Err(DeviceError { call, reason: "this device has no graphs".into() });
+            return Err(refuse("this device has no graphs"));
         }
-        let recorded = Recorded::new(launches, &self.memory());
+        if nodes.iter().enumerate().any(|(n, node)| node.after.is_some_and(|after| after >= n)) {
+            return Err(refuse("a launch waits for a later one"));
+        }
+        let recorded = Recorded::new(nodes, &self.memory());
         let mut graphs = lock(&self.graphs);
         let id = graphs.last_key_value().map_or(0, |(id, _)| id + 1);
         graphs.insert(id, Arc::new(recorded));
@@ -297,7 +317,7 @@ impl Device for Emulation {
         if let Some((address, held)) = recorded.names.iter().find(is_gone) {
             return Err(refuse(format!("the {} bytes at {address:#x} were given back", held.bytes)));
         }
-        recorded.launches.iter().try_for_each(|launch| self.launch(launch))
+        recorded.in_order(self.order).into_iter().try_for_each(|launch| self.launch(launch))
     }
 
     fn forget(&self, graph: u64) {

@@ -6,19 +6,19 @@ use cudarc::driver::{result, sys};
 
 use super::{Driver, allow_shared, failed, tensor_map};
 use crate::device::DeviceError;
-use crate::plan::Launch;
+use crate::plan::{Launch, Node};
 
 impl Driver {
-    /// A graph of launches, each of which waits for the one before.
-    pub(super) fn graph_of(&self, launches: &[Launch]) -> Result<sys::CUgraphExec, DeviceError> {
+    /// A graph of launches, ready to be started.
+    pub(super) fn graph_of(&self, nodes: &[Node]) -> Result<sys::CUgraphExec, DeviceError> {
         self.enter()?;
         let mut graph: sys::CUgraph = std::ptr::null_mut();
         // SAFETY: writes one handle to where it is told.
         unsafe { sys::cuGraphCreate(&raw mut graph, 0) }.result().map_err(failed("cuGraphCreate"))?;
-        let made = self.add_launches(graph, launches).and_then(|()| {
+        let made = self.add_launches(graph, nodes).and_then(|()| {
             // SAFETY: the graph was just made, and its nodes are of kernels that stay loaded.
             unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)) }
-                .map_err(failed(format!("cuGraphInstantiate of {} launches", launches.len())))
+                .map_err(failed(format!("cuGraphInstantiate of {} launches", nodes.len())))
         });
         // SAFETY: what was instantiated does not need it any more, and nobody else has it.
         let destroyed = unsafe { result::graph::destroy(graph) }.map_err(failed("cuGraphDestroy"));
@@ -30,10 +30,10 @@ impl Driver {
         Ok(made)
     }
 
-    fn add_launches(&self, graph: sys::CUgraph, launches: &[Launch]) -> Result<(), DeviceError> {
-        let mut before: Option<sys::CUgraphNode> = None;
-        for launch in launches {
-            before = Some(self.add_launch(graph, before, launch)?);
+    fn add_launches(&self, graph: sys::CUgraph, nodes: &[Node]) -> Result<(), DeviceError> {
+        let mut added: Vec<sys::CUgraphNode> = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            added.push(self.add_launch(graph, node.after.map(|after| added[after]), &node.launch)?);
         }
         Ok(())
     }
@@ -41,7 +41,7 @@ impl Driver {
     fn add_launch(
         &self,
         graph: sys::CUgraph,
-        before: Option<sys::CUgraphNode>,
+        after: Option<sys::CUgraphNode>,
         launch: &Launch,
     ) -> Result<sys::CUgraphNode, DeviceError> {
         let kernel = self.kernel(launch.kernel)?;
@@ -64,7 +64,7 @@ impl Driver {
             ctx: std::ptr::null_mut(),
         };
         let mut added: sys::CUgraphNode = std::ptr::null_mut();
-        let dependencies = before.as_slice();
+        let dependencies = after.as_slice();
         // SAFETY: the kernel has one parameter, the struct whose bytes `params` holds; the driver copies it before this returns.
         // The list has as many nodes as is said, all of this graph.
         let call = unsafe {

@@ -16,14 +16,15 @@ use super::tensors::Tensors;
 use crate::device::{Buffer, Device, DeviceError, Graph};
 use crate::params::ChunksParams;
 use crate::plan::{
-    self, AttentionUnits, DecodeAnswers, DecodeInputs, DecodeLayout, DecodeLine, DecodeProgram, DecodeShape, Launch,
+    self, AttentionUnits, Chain, DecodeAnswers, DecodeInputs, DecodeLayout, DecodeLine, DecodeProgram, DecodeShape,
+    Launch,
 };
 
 /// The launches of passes of one shape, and all memory that they name but weights.
 pub(super) struct Decode {
     /// The launches once more, recorded. The first field, so that it goes before the memory.
     graph: Option<Graph>,
-    launches: Vec<Launch>,
+    launches: Chain,
     shape: DecodeShape,
     layout: DecodeLayout,
     /// What a pass is told and what it tells, as laid out.
@@ -103,7 +104,7 @@ impl Decode {
         self.board.write(told)?;
         match &self.graph {
             Some(graph) => graph.replay()?,
-            None => self.launches.iter().try_for_each(|launch| device.launch(launch))?,
+            None => self.launches.nodes().iter().try_for_each(|node| device.launch(&node.launch))?,
         }
         let mut heard = vec![0_u64; self.layout.heard_bytes() / 8];
         device.download(self.at(self.layout.saturations), bytemuck::cast_slice_mut(&mut heard))?;
@@ -134,7 +135,7 @@ impl DeviceExecutor {
         match &mut self.decode {
             Some(decode) if decode.shape == shape => {
                 if self.records && decode.graph.is_none() {
-                    decode.graph = Graph::of(&self.device, &decode.launches)
+                    decode.graph = Graph::of(&self.device, decode.launches.nodes())
                         .inspect_err(|why| tracing::warn!(%why, "no CUDA graphs: kernels are launched one by one"))
                         .ok();
                     self.records = decode.graph.is_some();
@@ -164,7 +165,7 @@ impl DeviceExecutor {
         let partials = |of| Partials::new(&self.device, of, shape.slots(of) as usize);
         let mut decode = Decode {
             graph: None,
-            launches: vec![],
+            launches: Chain::default(),
             shape,
             board: new(layout.end)?,
             layout,
@@ -179,8 +180,8 @@ impl DeviceExecutor {
     }
 
     /// The launches of all layers.
-    fn launches(&self, program: &DecodeProgram, decode: &mut Decode) -> Vec<Launch> {
-        let (mut launches, mut line) = (vec![], 0);
+    fn launches(&self, program: &DecodeProgram, decode: &mut Decode) -> Chain {
+        let (mut launches, mut line) = (Chain::default(), 0);
         for (index, layer) in self.program.layers.iter().enumerate() {
             let kept = decode.kept(program, index);
             decode.values.enter(layer, kept);
@@ -190,20 +191,21 @@ impl DeviceExecutor {
                 match group {
                     Group::One(op @ Op::Attention { .. }) => {
                         let appended = decode.at(decode.layout.lines[line].1);
-                        launches.push(planner.append(op, appended, decode.shape.sequences));
+                        launches.extend([planner.append(op, appended, decode.shape.sequences)]);
                         let places = decode.attention(program.lines[line], line);
                         launches.extend(planner.attention(op, AttentionUnits::Dp4a, &places));
                         line += 1;
                     }
                     Group::One(op @ Op::Sample { .. }) => {
-                        launches.push(planner.sample(op, &decode.sampling(), decode.shape.sequences));
+                        launches.extend([planner.sample(op, &decode.sampling(), decode.shape.sequences)]);
                     }
                     group => launches.extend(planner.group(&group)),
                 }
             }
-        }
-        if !program.kept.is_empty() {
-            launches.push(decode.hashing(program));
+            // Beside what makes words of the last rows.
+            if program.kept.last() == Some(&index) {
+                launches.beside(decode.hashing(program));
+            }
         }
         launches
     }

@@ -13,6 +13,7 @@ use lockstep_kernels::value::Batch;
 
 use super::attention::{AttentionShape, AttentionUnits, BLOCK, SequenceRows, attention_chunks};
 use super::sample::{MOST_POINTS, SamplePoints};
+use super::{Launch, Node};
 use crate::params::{AppendRow, AttentionTile, KeyBlock, RowPartials, SamplePoint};
 
 /// Most bytes that the partials of an attention take.
@@ -270,6 +271,34 @@ impl DecodeProgram {
     /// The number of the first chunk of each row of a pass, in the tensor that it is committed in.
     pub fn counters(&self, pass: &Pass) -> Vec<u64> {
         pass.positions.iter().map(|position| u64::from(*position) * u64::from(self.row_chunks())).collect()
+    }
+}
+
+/// The launches of a pass, each of which waits for the one before but for those beside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    nodes: Vec<Node>,
+    last: Option<usize>,
+}
+
+impl Chain {
+    /// The next ones.
+    pub fn extend(&mut self, launches: impl IntoIterator<Item = Launch>) {
+        for launch in launches {
+            self.nodes.push(Node { launch, after: self.last });
+            self.last = Some(self.nodes.len() - 1);
+        }
+    }
+
+    /// One that waits for the last one and that none of the next ones waits for: it writes nothing that they read, and they
+    /// write nothing that it reads.
+    pub fn beside(&mut self, launch: Launch) {
+        self.nodes.push(Node { launch, after: self.last });
+    }
+
+    /// All of them, in an order in which they may be launched one by one.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 }
 

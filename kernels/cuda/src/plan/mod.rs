@@ -13,7 +13,7 @@ mod matmul;
 mod sample;
 
 pub use attention::{AttentionChunk, AttentionShape, AttentionUnits, SequenceRows, attention_chunks, block, combine};
-pub use decode::{DecodeAnswers, DecodeInputs, DecodeLayout, DecodeLine, DecodeProgram, DecodeShape};
+pub use decode::{Chain, DecodeAnswers, DecodeInputs, DecodeLayout, DecodeLine, DecodeProgram, DecodeShape};
 pub use matmul::{MOST_SHARED, Ring, TensorBoxes, Units, VECTOR_ROWS, matmul};
 pub use sample::{MOST_POINTS, SamplePoints};
 
@@ -109,6 +109,15 @@ impl Launch {
     pub fn param_bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.params)
     }
+}
+
+/// One launch of a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// What is launched.
+    pub launch: Launch,
+    /// Which of the launches before it has to end first; none waits for nothing but the graph's start.
+    pub after: Option<usize>,
 }
 
 /// A launch over `len` elements.

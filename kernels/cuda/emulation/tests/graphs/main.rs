@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_cuda::Products;
 use lockstep_cuda::device::{Buffer, Device, Graph};
 use lockstep_cuda::params::BinaryParams;
-use lockstep_cuda::plan;
+use lockstep_cuda::plan::{self, Node};
 use lockstep_cuda_emulation::{Emulation, Order};
 use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::conformance::{DecoderShape, decoder};
@@ -250,7 +250,9 @@ fn a_graph_of_memory_that_is_no_more_is_refused() {
         let [a, b, out, saturations] = [a, &b, &out, &count].map(Buffer::address);
         plan::add(BinaryParams { a, b, out, saturations, len: 8, shift: 0, unused: 0 })
     };
-    let graph = Graph::of(&device, &[sum(&a)]).expect("it records");
+    let node = |after| Node { launch: sum(&a), after };
+    assert!(Graph::of(&device, &[node(None), node(Some(1))]).is_err(), "a launch waits for an earlier one");
+    let graph = Graph::of(&device, &[node(None)]).expect("it records");
     assert_eq!(out.read::<i32>(1).expect("memory"), [0], "recording runs nothing");
     graph.replay().expect("all is there");
     assert_eq!(out.read::<i32>(8).expect("memory"), [3; 8]);

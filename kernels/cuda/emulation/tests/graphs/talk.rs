@@ -7,7 +7,7 @@ use blake3::hazmat::HasherExt;
 use lockstep_cuda::Products;
 use lockstep_cuda::device::{Device, DeviceError};
 use lockstep_cuda::executor::DeviceExecutor;
-use lockstep_cuda::plan::Launch;
+use lockstep_cuda::plan::{Launch, Node};
 use lockstep_cuda_emulation::Emulation;
 use lockstep_kernels::backend::{Backend, BackendError, Executor};
 use lockstep_kernels::conformance::{Case, OwnedParams, SplitMix};
@@ -91,9 +91,9 @@ impl Device for Counting {
         self.inner.launch(launch)
     }
 
-    fn record(&self, launches: &[Launch]) -> Result<u64, DeviceError> {
+    fn record(&self, nodes: &[Node]) -> Result<u64, DeviceError> {
         self.count(|calls| calls.recorded += 1);
-        self.inner.record(launches)
+        self.inner.record(nodes)
     }
 
     fn replay(&self, graph: u64) -> Result<(), DeviceError> {

@@ -184,3 +184,15 @@ fn a_pass_tells_counts_hashes_and_words() {
     let hashes = (0..9).map(|n| [n; 32]).collect();
     assert_eq!(answers, DecodeAnswers { saturations: vec![1, 2, 3, 4], hashes, words: vec![-1, 5, 6] });
 }
+
+#[test]
+fn nothing_waits_for_what_is_beside() {
+    let launch = |cols| crate::plan::quantize(1, crate::params::QuantizeParams { cols, ..Default::default() });
+    let mut chain = Chain::default();
+    chain.extend([launch(1), launch(2)]);
+    chain.beside(launch(3));
+    chain.extend([launch(4), launch(5)]);
+    let after: Vec<_> = chain.nodes().iter().map(|node| node.after).collect();
+    assert_eq!(after, [None, Some(0), Some(1), Some(1), Some(3)]);
+    assert!(chain.nodes().iter().map(|node| &node.launch).eq(&[1, 2, 3, 4, 5].map(launch)));
+}
