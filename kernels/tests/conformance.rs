@@ -166,7 +166,8 @@ fn joined(right: impl Backend + 'static) -> Joined {
 fn several_joined_are_tested_one_by_one_and_together() {
     let of =
         |backend: &dyn Backend| conformance::run(backend, Level::Quick, &mut |_| {}).unwrap_or_else(|d| panic!("{d}"));
-    let (one, both) = (of(&Reference), of(&joined(Reference)));
+    let cpu = Cpu::new(None, 1).expect("the detected path");
+    let (one, both) = (of(&cpu), of(&joined(cpu.clone())));
     assert!(both.cases > 2 * one.cases && both.elements > 2 * one.elements, "{one:?}, {both:?}");
 }
 

@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(dealt(&[Some(90), Some(90)]), Some(vec![(0, 0..=1), (1, 2..=5)]));
         assert_eq!(dealt(&[Some(80), Some(40)]), Some(vec![(0, 0..=3), (1, 4..=5)]));
         assert_eq!(dealt(&[Some(80), Some(20)]), Some(vec![(0, 0..=4), (1, 5..=5)]));
-        assert_eq!(dealt(&[Some(30), Some(80), Some(80)]), Some(vec![(1, 0..=2), (2, 3..=5)]));
+        assert_eq!(dealt(&[Some(30), Some(80), Some(80)]), Some(vec![(1, 0..=1), (2, 2..=5)]));
     }
 
     #[test]
@@ -135,7 +135,8 @@ mod tests {
     fn devices_of_which_no_memory_is_known_share_alike() {
         assert_eq!(dealt(&[None]), Some(vec![(0, 0..=5)]));
         assert_eq!(dealt(&[None, None]), Some(vec![(0, 0..=1), (1, 2..=5)]));
-        assert_eq!(dealt(&[None; 3]).map(|shares| shares.len()), Some(3));
+        let thirds = deal_sizes(&apart(&[10; 6]), &[None; 3]);
+        assert_eq!(thirds, Some(vec![(0, 0..=1), (1, 2..=3), (2, 4..=5)]));
     }
 
     #[test]
