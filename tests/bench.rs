@@ -26,6 +26,8 @@ fn a_liar_about_any_op_loses_its_dispute() {
                 "1",
                 "--rate-ms",
                 "0",
+                "--rate-samples",
+                "2",
                 "--positions",
                 positions,
                 "--package",
@@ -55,6 +57,72 @@ fn a_liar_about_any_op_loses_its_dispute() {
     }
     let expected = OP_NAMES.iter().copied().chain(["logprobs"]).map(str::to_owned);
     assert_eq!(ops, expected.collect(), "every op was lied about, and log-probabilities");
+}
+
+#[test]
+fn a_report_of_disputes_has_rows_that_can_be_compared() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let package = small_packages(temp.path()).remove(0);
+    let mut command = lockstep();
+    command.args(["bench", "dispute", "--json", "--threads", "2", "--rate-ms", "0", "--positions", "6", "--package"]);
+    let output = run(command.arg(package));
+    let report = temp.path().join("d.json");
+    std::fs::write(&report, &output.stdout).expect("a file");
+    let report = report.to_str().expect("a path");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let all: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let rates: Vec<&Value> = all.iter().filter(|row| row["referee_threads"].is_number()).collect();
+    assert_eq!(rates.iter().map(|row| row["referee_threads"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2)]);
+    for rate in rates {
+        assert_measured(rate, &["disputes_per_second", "disputes_per_core_second"]);
+        assert_eq!(rate["disputes_per_second_samples"].as_array().map(Vec::len), Some(5), "{rate}");
+        assert!(rate["disputes_per_second_spread"].is_number() && rate["conditions"].is_object(), "{rate}");
+    }
+    let compared = rows(&["--compare", report, report]);
+    let said = |figure: &str| {
+        let of_figure = compared.iter().filter(|row| row["figure"] == figure);
+        of_figure.map(|row| row["verdict"].as_str().expect("a word").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(said("disputes_per_second").len(), 2);
+    assert!(said("disputes_per_second").iter().all(|verdict| verdict == "same" || verdict == "unclear"));
+    assert!(!said("layer_seconds").is_empty() && said("layer_seconds").iter().all(|v| v == "no spread known"));
+}
+
+#[test]
+fn what_can_not_be_measured_says_so_before_anything_runs() {
+    let temp = tempfile::tempdir().expect("a folder");
+    let encoder = small_packages(temp.path()).remove(0);
+    let (encoder, decoder) = (encoder.to_str().expect("a path"), shipped_package().to_str().expect("a path"));
+    for (arguments, says) in [
+        (&["embed", "--package", decoder][..], "generates text"),
+        (&["commit", "--package", decoder], "generates text"),
+        (&["model", "--package", encoder], "does not generate text"),
+        (&["audit", "--package", encoder], "does not generate text"),
+        (&["ceilings", "--memory-mib", "17592186044416"], "1..="),
+        (&["ceilings", "--threads", "100000"], "1..="),
+        (&["ops", "--threads", "1000000"], "1..="),
+        (&["model", "--batch", "2000000"], "1..="),
+        (&["ops", "--op", "matmul", "--shape", "1x999999x1"], "too many"),
+        (&["ops", "--op", "add", "--plot", "/nonexistent/x.svg"], "cannot write /nonexistent/x.svg"),
+    ] {
+        let output = run(lockstep().arg("bench").args(arguments));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(says) && output.stdout.is_empty(), "{arguments:?}: {stderr}");
+    }
+}
+
+/// Where writing always fails, as on a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_report_that_can_not_be_written_is_an_error() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a device");
+    let mut command = lockstep();
+    command.args(["bench", "ceilings", "--memory-mib", "1", "--budget-ms", "0", "--threads", "1"]);
+    let output = command.stdout(full).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot write to standard output"), "{stderr}");
 }
 
 #[test]
@@ -189,6 +257,9 @@ fn two_reports_are_compared_row_by_row() {
     {
         let rows = rows(&["--compare", files[0], files[1]]);
         assert_eq!((rows.len(), &rows[0]["verdict"]), (1, &json!(verdict)));
+        // A comparison asks for nothing that a measurement needs.
+        let beside = run(lockstep().args(["bench", "embed", "--compare", files[0], files[1]]));
+        assert!(beside.status.success(), "{}", String::from_utf8_lossy(&beside.stderr));
         assert!((number(&rows[0], "second_to_first") - ratio).abs() < 1e-12);
     }
     let output = run(lockstep().args(["bench", "--compare", &a, "/nonexistent"]));

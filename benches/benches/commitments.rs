@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "criterion's macros make public functions without documentation")]
 
 use std::hint::black_box;
+use std::sync::mpsc::{channel, sync_channel};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_benches::net::{Shape, signed_run};
@@ -33,6 +34,24 @@ fn rows(criterion: &mut Criterion) {
                 },
                 BatchSize::SmallInput,
             );
+        });
+        group.bench_function(BenchmarkId::new("have another thread do that", columns), |bencher| {
+            let (to, rows) = sync_channel::<Vec<i32>>(2);
+            let (told, roots) = channel();
+            let mut tree = tree.clone();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    for row in rows {
+                        tree.push_row(&row);
+                        told.send(tree.root()).expect("the root is waited for");
+                    }
+                });
+                bencher.iter(|| {
+                    to.send(row.clone()).expect("the thread waits for rows");
+                    roots.recv().expect("the thread tells roots")
+                });
+                drop(to);
+            });
         });
     }
     group.finish();

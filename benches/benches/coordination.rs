@@ -62,7 +62,7 @@ fn verdict(criterion: &mut Criterion) {
     let package = models::decoder();
     let workload = Workload::new(package, 20).expect("the model has as many positions");
     let liar = |lie| Arc::new(LyingBackend::new("liar".into(), Reference, &[lie])) as Arc<_>;
-    let disputes = measure(&workload, &Reference, &liar, &mut |_| {}).expect("the disputes are played");
+    let disputes = measure(&workload, &Reference, &liar, &mut |_| Ok(())).expect("the disputes are played");
     let mut group = criterion.benchmark_group("dispute");
     group.sample_size(20).measurement_time(Duration::from_secs(2));
     group.throughput(Throughput::Elements(disputes.len() as u64));

@@ -14,7 +14,7 @@ use lockstep_protocol::ids::Seed;
 use lockstep_protocol::trace::RowTree;
 
 use crate::report::{Figure, Row};
-use crate::samples::{Samples, median};
+use crate::samples::Samples;
 use crate::watch::Watch;
 
 /// What to generate and audit.
@@ -36,27 +36,27 @@ pub struct AuditSamples {
     /// Auditing the same words.
     pub audit: Vec<f64>,
     /// Hashing what one generation commits to, on one thread, by itself.
-    pub generate_hashing: f64,
+    pub generate_hashing: Vec<f64>,
     /// The same for the audit, which keeps a state at every point.
-    pub audit_hashing: f64,
+    pub audit_hashing: Vec<f64>,
     /// Words that were generated.
     pub words: usize,
 }
 
 impl AuditSamples {
     /// Time of an audit as a share of the time of the generation.
-    pub fn ratio(&self) -> f64 {
-        median(self.audit.iter().copied()) / median(self.generate.iter().copied())
+    pub fn ratio(&self) -> Samples {
+        Samples::ratios(&self.audit, &self.generate)
     }
 
     /// Share of hashing in a generation, as if nothing overlapped.
-    pub fn commit_share(&self) -> f64 {
-        self.generate_hashing / median(self.generate.iter().copied())
+    pub fn commit_share(&self) -> Samples {
+        Samples::ratios(&self.generate_hashing, &self.generate)
     }
 
     /// Share of hashing in an audit, as if nothing overlapped.
-    pub fn audit_commit_share(&self) -> f64 {
-        self.audit_hashing / median(self.audit.iter().copied())
+    pub fn audit_commit_share(&self) -> Samples {
+        Samples::ratios(&self.audit_hashing, &self.audit)
     }
 
     /// The row of a report.
@@ -65,14 +65,14 @@ impl AuditSamples {
         Row::new([("prompt_tokens", workload.prompt.into()), ("tokens", self.words.into())])
             .figure(Figure::of("generate_median_seconds", "generation s", &generate))
             .figure(Figure::of("audit_median_seconds", "audit s", &audit))
-            .figure(Figure::exact("audit_ratio", "audit / generation", self.ratio()))
-            .figure(Figure::exact("commit_share", "commit share", self.commit_share()))
-            .figure(Figure::exact("audit_commit_share", "of the audit", self.audit_commit_share()))
+            .figure(Figure::of("audit_ratio", "audit / generation", &self.ratio()))
+            .figure(Figure::of("commit_share", "commit share", &self.commit_share()))
+            .figure(Figure::of("audit_commit_share", "of the audit", &self.audit_commit_share()))
             .detail("generate_seconds", self.generate.clone())
             .detail("audit_seconds", self.audit.clone())
-            .detail("generate_hashing_seconds", self.generate_hashing)
-            .detail("audit_hashing_seconds", self.audit_hashing)
-            .disturbed(watch.disturbances())
+            .detail("generate_hashing_seconds", self.generate_hashing.clone())
+            .detail("audit_hashing_seconds", self.audit_hashing.clone())
+            .seen(&watch.seen())
     }
 }
 
@@ -97,10 +97,10 @@ pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> 
         if sample > 0 {
             samples.generate.push(seconds);
             samples.audit.push(audit_seconds);
+            samples.generate_hashing.push(hashing(program, workload.prompt, samples.words, false));
+            samples.audit_hashing.push(hashing(program, workload.prompt, samples.words, true));
         }
     }
-    samples.generate_hashing = hashing(program, workload.prompt, samples.words, false);
-    samples.audit_hashing = hashing(program, workload.prompt, samples.words, true);
     Ok(samples)
 }
 

@@ -5,14 +5,32 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_kernels::backend::Backend;
-use lockstep_kernels::value::Batch;
+use lockstep_kernels::conformance::encoder;
+use lockstep_kernels::program::Program;
+use lockstep_kernels::value::{Batch, Params};
 use lockstep_model::embed::{EmbedError, embed};
 use lockstep_model::output::Wanted;
-use lockstep_model::package::Package;
 
 use crate::report::{Figure, Row};
 use crate::samples::Samples;
 use crate::watch::Watch;
+
+/// What runs.
+pub struct Encoder {
+    /// Its program.
+    pub program: Arc<Program>,
+    /// Its parameters.
+    pub params: Arc<dyn Params>,
+}
+
+impl Encoder {
+    /// Random 8-bit weights in the shape of all-MiniLM-L6-v2, for up to 512 tokens; of the vocabulary there are only a few
+    /// tokens, since a look-up takes no time beside the rest.
+    pub fn made_up() -> Self {
+        let case = encoder(384, 12, 1_536, 6, false, &[512]);
+        Self { program: case.program, params: case.params }
+    }
+}
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +55,7 @@ pub struct CommitSamples {
 impl CommitSamples {
     /// Share of each pass that was spent on commitments, 0 to 1.
     fn shares(&self) -> Samples {
-        self.total.iter().zip(&self.hashing).map(|(total, hashing)| hashing / total).collect()
+        Samples::ratios(&self.hashing, &self.total)
     }
 
     /// The row of a report.
@@ -50,7 +68,7 @@ impl CommitSamples {
             .figure(Figure::of("commit_share", "commit share", &self.shares()))
             .detail("total_seconds", self.total.clone())
             .detail("hashing_seconds", self.hashing.clone())
-            .disturbed(watch.disturbances())
+            .seen(&watch.seen())
     }
 }
 
@@ -59,9 +77,9 @@ impl CommitSamples {
 ///
 /// # Errors
 /// The workload does not fit the model, or the backend fails.
-pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> Result<CommitSamples, EmbedError> {
-    let program = package.program();
-    let mut executor = backend.load(Arc::clone(program), package.params())?;
+pub fn measure(encoder: &Encoder, backend: &dyn Backend, workload: Workload) -> Result<CommitSamples, EmbedError> {
+    let program = &encoder.program;
+    let mut executor = backend.load(Arc::clone(program), Arc::clone(&encoder.params))?;
     let vocab = program.vocab_size as usize;
     let token = |s: usize, t: usize| ((1_000 + 31 * s + t) % vocab) as u32;
     let sequences = (0..workload.batch).map(|s| (0..workload.tokens).map(|t| token(s, t)).collect()).collect();

@@ -15,4 +15,5 @@ pub mod report;
 pub mod roofline;
 mod rows;
 pub mod samples;
+mod system;
 pub mod watch;

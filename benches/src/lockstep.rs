@@ -23,6 +23,7 @@ use lockstep_worker::Worker;
 
 use crate::report::{Figure, Row};
 use crate::samples::Samples;
+use crate::watch::{Seen, Watch};
 
 /// How long the workers may take to test themselves, join and fetch the model.
 const JOIN_TIME: Duration = Duration::from_secs(600);
@@ -78,6 +79,8 @@ pub struct Times {
 pub struct Measured {
     /// Of each mode.
     pub times: [Times; 3],
+    /// What was to be seen meanwhile; the modes take turns, so it is that of all.
+    pub seen: Seen,
 }
 
 impl Measured {
@@ -91,6 +94,7 @@ impl Measured {
                 .figure(Figure::of("receipt_seconds", "receipt s", &of(&times.receipt)))
                 .detail("last_word_samples", times.last_word.clone())
                 .detail("receipt_samples", times.receipt.clone())
+                .seen(&self.seen)
         };
         Mode::ALL.into_iter().zip(&self.times).map(row).collect()
     }
@@ -142,6 +146,8 @@ pub async fn measure(
 async fn drive(package: &Package, workload: Workload, coordinator: &Handle) -> Result<Measured> {
     joined(coordinator, package.model_id()).await?;
     let (mut measured, mut number) = (Measured::default(), 0);
+    // Coordinator, workers and what computes have more threads than cores.
+    let watch = Watch::crowded();
     for sample in 0..=workload.samples {
         for (mode, times) in Mode::ALL.into_iter().zip(&mut measured.times) {
             let count = if mode == Mode::TwoJobs { 2 } else { 1 };
@@ -166,6 +172,7 @@ async fn drive(package: &Package, workload: Workload, coordinator: &Handle) -> R
             }
         }
     }
+    measured.seen = watch.seen();
     Ok(measured)
 }
 

@@ -42,15 +42,16 @@ pub struct Measured {
     /// Making the words, from a prompt whose last token alone is new.
     pub decode: Samples,
     /// Hashing what a prefill commits to, by itself on one thread.
-    pub prefill_hashing: f64,
+    pub prefill_hashing: Samples,
     /// The same of a decode.
-    pub decode_hashing: f64,
+    pub decode_hashing: Samples,
 }
 
 impl Measured {
     /// What commitments take of prefill and decode together, as if nothing overlapped.
-    fn commit_share(&self) -> f64 {
-        (self.prefill_hashing + self.decode_hashing) / (self.prefill.median() + self.decode.median())
+    fn commit_share(&self) -> Samples {
+        let sum = |a: &Samples, b: &Samples| a.0.iter().zip(&b.0).map(|(a, b)| a + b).collect::<Vec<_>>();
+        Samples::ratios(&sum(&self.prefill_hashing, &self.decode_hashing), &sum(&self.prefill, &self.decode))
     }
 
     /// The row of a report.
@@ -65,12 +66,12 @@ impl Measured {
         ])
         .figure(Figure::rate("prefill_tokens_per_second", "prefill t/s", tokens(prefill), &self.prefill))
         .figure(Figure::rate("decode_tokens_per_second", "decode t/s", tokens(decode as usize), &self.decode))
-        .figure(Figure::exact("commit_share", "commit share", self.commit_share()))
-        .detail("prefill_commit_share", self.prefill_hashing / self.prefill.median())
-        .detail("decode_commit_share", self.decode_hashing / self.decode.median())
+        .figure(Figure::of("commit_share", "commit share", &self.commit_share()))
+        .detail("prefill_commit_share", self.prefill_hashing.median() / self.prefill.median())
+        .detail("decode_commit_share", self.decode_hashing.median() / self.decode.median())
         .detail("prefill_seconds", json!(self.prefill.0))
         .detail("decode_seconds", json!(self.decode.0))
-        .disturbed(watch.disturbances())
+        .seen(&watch.seen())
     }
 }
 
@@ -106,8 +107,8 @@ pub fn measure(package: &Package, backend: &dyn Backend, workload: Workload) -> 
     Ok(Measured {
         prefill: effort.sample(|| runs.run(&mut generator, prefill, 1))?,
         decode: effort.sample(|| runs.run(&mut generator, 1, decode))?,
-        prefill_hashing: hashed(prefill, 1),
-        decode_hashing: hashed(1, decode as usize),
+        prefill_hashing: (0..samples).map(|_| hashed(prefill, 1)).collect(),
+        decode_hashing: (0..samples).map(|_| hashed(1, decode as usize)).collect(),
     })
 }
 

@@ -17,6 +17,8 @@ const PLOT: Area = Area { x: 84.0, y: 76.0, width: WIDTH - 84.0 - 36.0, height: 
 const FONT: f64 = 11.5;
 const CHARACTER: f64 = 6.8;
 const RADIUS: f64 = 4.5;
+/// What comes at so many times the rate of memory comes from a cache.
+const IN_CACHE: f64 = 1.1;
 
 const STYLE: &str = "
   text { font-family: system-ui, 'DejaVu Sans', Helvetica, Arial, sans-serif; fill: #24292f }
@@ -26,12 +28,15 @@ const STYLE: &str = "
   .title { font-size: 21px; font-weight: 600 } .about { font-size: 12.5px; fill: #57606a }
   .axis { font-size: 13px } .tick { font-size: 12px; fill: #57606a } .label { font-size: 11.5px }
   .ceiling { font-size: 13px; font-weight: 600; fill: #57606a }
-  .product { fill: #0969da } .attention { fill: #bc4c00 } .other { fill: #1a7f37 } .point { stroke: #ffffff; stroke-width: 1 }
+  .product { fill: #0969da; color: #0969da } .attention { fill: #bc4c00; color: #bc4c00 }
+  .other { fill: #1a7f37; color: #1a7f37 } .point { stroke: #ffffff; stroke-width: 1 }
+  .hollow { fill: #ffffff; stroke: currentColor; stroke-width: 1.8 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .paper { fill: #0d1117 } .grid { stroke: #262c36 } .minor { stroke: #161b22 }
     .frame { stroke: #6e7681 } .roof { stroke: #9198a1 } .under { fill: #9198a1 } .leader { stroke: #6e7681 }
-    .about, .tick, .ceiling { fill: #9198a1 } .product { fill: #58a6ff } .attention { fill: #ffa657 }
-    .other { fill: #56d364 } .point { stroke: #0d1117 }
+    .about, .tick, .ceiling { fill: #9198a1 } .product { fill: #58a6ff; color: #58a6ff }
+    .attention { fill: #ffa657; color: #ffa657 } .other { fill: #56d364; color: #56d364 }
+    .point { stroke: #0d1117 } .hollow { fill: #0d1117; stroke: currentColor }
   }
 ";
 
@@ -65,31 +70,34 @@ impl Area {
 struct Point {
     label: String,
     class: &'static str,
-    /// Operations for each byte.
+    /// Operations for each byte; nothing where rows are only moved.
     intensity: f64,
-    /// Operations a second.
+    /// Operations a second; bytes a second where rows are only moved.
     rate: f64,
+    /// Whether its measurement was.
+    is_disturbed: bool,
 }
 
 fn points(measured: &[Measured], ceilings: &Ceilings) -> Vec<Point> {
     let point = |m: &Measured| {
         let operations = m.counts.byte_operations.max(m.counts.operations) as f64;
         let share = 100.0 * m.least_seconds(&ceilings.roof())? / m.seconds.median();
+        let cached = if m.bandwidth() > IN_CACHE * ceilings.memory { ", in a cache" } else { "" };
         let variant = m.spec.variant.name();
         let space = if variant.is_empty() { "" } else { " " };
         Some(Point {
-            label: format!("{}{space}{variant} {} · {share:.0}%", m.spec.op, m.spec),
+            label: format!("{}{space}{variant} {} · {share:.0}%{cached}", m.spec.op, m.spec),
             class: match m.spec.op {
                 "matmul" => "product",
                 "attention" => "attention",
                 _ => "other",
             },
             intensity: operations / m.counts.bytes as f64,
-            rate: operations / m.seconds.median(),
+            rate: if operations > 0.0 { operations / m.seconds.median() } else { m.bandwidth() },
+            is_disturbed: m.is_disturbed(),
         })
     };
-    // What only moves rows has no place on a logarithmic axis.
-    measured.iter().filter(|m| m.counts.operations > 0).filter_map(point).collect()
+    measured.iter().filter_map(point).collect()
 }
 
 /// Decades of both axes on the page.
@@ -101,6 +109,7 @@ struct Scale {
 impl Scale {
     fn over(points: &[Point], ceilings: &Ceilings) -> Self {
         let ridge = ceilings.int8 / ceilings.memory;
+        let points: Vec<&Point> = points.iter().filter(|point| point.intensity > 0.0).collect();
         let range = |values: &mut dyn Iterator<Item = f64>, low: f64, high: f64| {
             let (mut least, mut most) = (low, high);
             for value in values.filter(|v| v.is_finite() && *v > 0.0) {
@@ -111,6 +120,15 @@ impl Scale {
         let x = range(&mut points.iter().map(|p| p.intensity), ridge / 100.0, ridge * 4.0);
         let y = range(&mut points.iter().map(|p| p.rate), ceilings.int8 / 1e3, ceilings.int8);
         Self { x, y }
+    }
+
+    /// Where a point is. What only moves rows has no place on a logarithmic axis: it stands at the edge, as far below the
+    /// slope as it is below the rate of memory.
+    fn centre(&self, point: &Point) -> [f64; 2] {
+        if point.intensity > 0.0 {
+            return [self.across(point.intensity), self.up(point.rate)];
+        }
+        [PLOT.x, self.up(point.rate * 10_f64.powf(self.x[0])).clamp(PLOT.y, PLOT.bottom())]
     }
 
     fn across(&self, intensity: f64) -> f64 {
@@ -143,7 +161,12 @@ pub fn svg(measured: &[Measured], ceilings: &Ceilings, about: &str) -> String {
          <style>{STYLE}</style>\n<rect class=\"paper\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
     );
     text(&mut out, PLOT.x, 32.0, "title", "start", "Roofline");
-    text(&mut out, PLOT.x, 56.0, "about", "start", about);
+    text(&mut out, PLOT.x, 52.0, "about", "start", about);
+    if !ceilings.disturbed.is_empty() {
+        let doubt = format!("! the roof was disturbed, so shares are too high: {}", ceilings.disturbed.join("; "));
+        text(&mut out, PLOT.x, 69.0, "about", "start", &doubt);
+    }
+    key(&mut out);
     grid(&mut out, &scale);
     let taken = roof(&mut out, &scale, ceilings);
     draw_points(&mut out, &points, &scale, taken);
@@ -157,6 +180,19 @@ fn text(out: &mut String, x: f64, y: f64, class: &str, anchor: &str, what: &str)
 
 fn line(out: &mut String, class: &str, [x1, y1, x2, y2]: [f64; 4]) {
     let _ = writeln!(out, "<line class=\"{class}\" x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\"/>");
+}
+
+/// What colours and hollow points mean.
+fn key(out: &mut String) {
+    let mut x = PLOT.right() - 4.0;
+    for (class, what) in
+        [("other hollow", "disturbed"), ("other", "others"), ("attention", "attention"), ("product", "products")]
+    {
+        text(out, x, 32.0, "tick", "end", what);
+        x -= 7.0 * what.len() as f64 + 9.0;
+        let _ = writeln!(out, "<circle class=\"key {class}\" cx=\"{x:.1}\" cy=\"28\" r=\"{RADIUS}\"/>");
+        x -= 16.0;
+    }
 }
 
 /// Decades with numbers, and lines for their multiples.
@@ -232,7 +268,7 @@ fn roof(out: &mut String, scale: &Scale, ceilings: &Ceilings) -> Vec<Area> {
 }
 
 fn draw_points(out: &mut String, points: &[Point], scale: &Scale, mut taken: Vec<Area>) {
-    let centres: Vec<[f64; 2]> = points.iter().map(|p| [scale.across(p.intensity), scale.up(p.rate)]).collect();
+    let centres: Vec<[f64; 2]> = points.iter().map(|point| scale.centre(point)).collect();
     let dot = |[x, y]: [f64; 2]| {
         let size = RADIUS + 1.5;
         Area { x: x - size, y: y - size, width: 2.0 * size, height: 2.0 * size }
@@ -244,7 +280,8 @@ fn draw_points(out: &mut String, points: &[Point], scale: &Scale, mut taken: Vec
     let mut labels = String::new();
     for index in order {
         let [x, y] = centres[index];
-        let Point { label, class, .. } = &points[index];
+        let Point { label, class, is_disturbed, .. } = &points[index];
+        let hollow = if *is_disturbed { " hollow" } else { "" };
         if let Some(area) = place([x, y], label, &taken) {
             taken.push(area);
             let near = [x.clamp(area.x, area.right()), y.clamp(area.y, area.bottom())];
@@ -258,7 +295,7 @@ fn draw_points(out: &mut String, points: &[Point], scale: &Scale, mut taken: Vec
         let title = escape(label);
         let _ = writeln!(
             labels,
-            "<circle class=\"point {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{RADIUS}\"><title>{title}</title></circle>"
+            "<circle class=\"point {class}{hollow}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{RADIUS}\"><title>{title}</title></circle>"
         );
     }
     *out += &labels;
@@ -298,9 +335,10 @@ mod tests {
     use crate::ops::cases::{Spec, Variant};
     use crate::ops::counts::Counts;
     use crate::samples::Samples;
+    use crate::watch::Seen;
 
     fn ceilings() -> Ceilings {
-        Ceilings { memory: 20e9, int8: 1.2e12, unit: Unit::Portable }
+        Ceilings { memory: 20e9, int8: 1.2e12, unit: Unit::Portable, disturbed: Vec::new() }
     }
 
     /// Points in heaps, as ops that are alike make them.
@@ -310,7 +348,7 @@ mod tests {
             counts: Counts { operations: 1_000, byte_operations: 2_000, bytes: 500 + 40 * (index as u64 % 3) },
             seconds: Samples(vec![1e-7 * (1.0 + (index % 5) as f64)]),
             copies: 2,
-            disturbed: Vec::new(),
+            seen: Seen::default(),
         };
         (0..count).map(one).collect()
     }
@@ -318,9 +356,34 @@ mod tests {
     #[test]
     fn every_op_has_a_point_and_a_label() {
         let svg = svg(&measured(40), &ceilings(), "a <machine>");
-        assert_eq!(svg.matches("<circle").count(), 40);
+        assert_eq!(svg.matches("<circle class=\"point").count(), 40);
         assert_eq!(svg.matches("class=\"label\"").count(), 40);
         assert!(svg.contains("a &lt;machine&gt;") && svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn what_only_moves_rows_stands_at_the_edge_and_disturbed_points_are_hollow() {
+        let mut measured = measured(3);
+        measured[0].counts = Counts { operations: 0, byte_operations: 0, bytes: 1_000 };
+        measured[1].seen.disturbances.push("heat".into());
+        measured[2].seconds = Samples(vec![1.0, 2.0, 3.0]);
+        let drawn = svg(&measured, &ceilings(), "a machine");
+        let edge = format!("cx=\"{:.1}\"", PLOT.x);
+        let points: Vec<&str> = drawn.lines().filter(|line| line.starts_with("<circle class=\"point")).collect();
+        assert_eq!(points.iter().filter(|point| point.contains(&edge)).count(), 1, "{points:?}");
+        assert_eq!(points.iter().filter(|point| point.contains("hollow")).count(), 2, "{points:?}");
+        assert!(!drawn.contains("the roof was disturbed"));
+        let doubtful = Ceilings { disturbed: vec!["heat".into()], ..ceilings() };
+        assert!(
+            svg(&measured, &doubtful, "a machine").contains("the roof was disturbed, so shares are too high: heat")
+        );
+    }
+
+    #[test]
+    fn what_a_cache_holds_is_named_so() {
+        let mut measured = measured(1);
+        measured[0].seconds = Samples(vec![measured[0].counts.bytes as f64 / 50e9]);
+        assert!(svg(&measured, &ceilings(), "a machine").contains("%, in a cache"));
     }
 
     #[test]
@@ -329,7 +392,7 @@ mod tests {
         let scale = Scale::over(&points, &ceilings());
         let mut taken = Vec::new();
         for point in &points {
-            let centre = [scale.across(point.intensity), scale.up(point.rate)];
+            let centre = scale.centre(point);
             let area = place(centre, &point.label, &taken).expect("a place");
             assert!(PLOT.holds(area) && taken.iter().all(|other| !area.overlaps(*other)));
             taken.push(area);

@@ -20,6 +20,11 @@ impl Samples {
         sorted.get(sorted.len().saturating_sub(1) * quarters / 4).copied().unwrap_or(f64::NAN)
     }
 
+    /// Of samples that were taken together the one over the other.
+    pub fn ratios(above: &[f64], below: &[f64]) -> Self {
+        above.iter().zip(below).map(|(above, below)| above / below).collect()
+    }
+
     /// The middle of the sorted samples; of the two middle ones the lower.
     pub fn median(&self) -> f64 {
         self.quantile(2)

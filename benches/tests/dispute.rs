@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_benches::dispute::{Workload, measure, rate};
+use lockstep_benches::dispute::{Workload, measure, rates};
 use lockstep_kernels::program::OP_NAMES;
 use lockstep_kernels::reference::Reference;
 use lockstep_protocol::dispute::VerdictKind;
@@ -18,11 +18,16 @@ fn a_liar_about_any_op_loses_at_that_very_op() {
         let positions = package.program().max_positions.min(70) as usize;
         let workload = Workload::new(package, positions).unwrap();
         let liar = |lie| Arc::new(LyingBackend::new("liar".into(), Reference, &[lie])) as Arc<_>;
-        let mut last = 0;
-        let disputes = measure(&workload, &Reference, &liar, &mut |done| last = done).unwrap();
-        assert_eq!((disputes.len(), last), (workload.disputes(), workload.disputes()));
-        let refereed = rate(package, &disputes, 2, Duration::ZERO).unwrap();
-        assert!(refereed.disputes == 2 && refereed.per_second() > 0.0, "one on each thread: {refereed:?}");
+        let mut taken = 0;
+        let mut take = |_: &_| {
+            taken += 1;
+            Ok(())
+        };
+        let disputes = measure(&workload, &Reference, &liar, &mut take).unwrap();
+        assert_eq!((disputes.len(), taken), (workload.disputes(), workload.disputes()));
+        let refereed = rates(package, &disputes, 2, Duration::ZERO, 3).unwrap();
+        assert_eq!((refereed.disputes, refereed.per_second.0.len()), (6, 3), "one on each thread: {refereed:?}");
+        assert!(refereed.per_second.median() > 0.0, "{refereed:?}");
         for dispute in disputes {
             assert!(dispute.claimant_loses && dispute.kind == VerdictKind::Proven, "{dispute:?}");
             assert!(dispute.ended().starts_with(&format!("{}.", dispute.op)), "{dispute:?}");

@@ -181,6 +181,7 @@ fn lacking(has: &Limits) -> Option<String> {
 #[derive(Clone)]
 pub struct Wgpu {
     gpu: Arc<Gpu>,
+    driver: Arc<str>,
 }
 
 impl fmt::Debug for Wgpu {
@@ -230,7 +231,13 @@ impl Wgpu {
         let name = format!("wgpu{}/{}/{}", variant.name(), about.api, about.name);
         let bytes = options.memory_bytes.into_iter().chain(about.memory_bytes).min();
         let budget = Budget::new(&name, bytes);
-        Ok(Self { gpu: Arc::new(Gpu::new(device, queue, name, binding, budget, variant.shaders())) })
+        let gpu = Arc::new(Gpu::new(device, queue, name, binding, budget, variant.shaders()));
+        Ok(Self { gpu, driver: about.driver.into() })
+    }
+
+    /// The adapter's driver with its version, as far as it tells.
+    pub fn driver(&self) -> &str {
+        &self.driver
     }
 }
 

@@ -40,3 +40,12 @@ pub fn text(path: &Path, limit: usize) -> Result<String, Failure> {
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display())).or_exit(Exit::Configuration)
 }
+
+/// A file that is there to be written to, as it was until then.
+///
+/// # Errors
+/// [`Exit::Configuration`] where it can't be written.
+pub fn open_to_write(path: &Path) -> Result<fs::File, Failure> {
+    let opened = fs::File::options().write(true).create(true).truncate(false).open(path);
+    opened.with_context(|| format!("cannot write {}", path.display())).or_exit(Exit::Configuration)
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::report::{Figure, Report, Row};
+use crate::report::{Figure, MOST_SPREAD, Row};
 use crate::samples::{Effort, Samples};
 use crate::watch::Watch;
 
@@ -40,7 +40,7 @@ impl Workload {
 }
 
 /// What shares are taken of: rates with all threads, the best that was seen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ceilings {
     /// Bytes a second read from memory.
     pub memory: f64,
@@ -48,6 +48,8 @@ pub struct Ceilings {
     pub int8: f64,
     /// The unit that has this peak.
     pub unit: Unit,
+    /// What disturbed them, and so made them lower.
+    pub disturbed: Vec<String>,
 }
 
 /// What one op is held against. A GPU's are measured by its backend; it may have no rate for bytes.
@@ -78,26 +80,34 @@ impl Ceilings {
     pub fn measure(workload: Workload) -> Self {
         let best = |samples: &Samples| samples.0.iter().copied().fold(f64::INFINITY, f64::min);
         let Workload { threads, memory_bytes, .. } = workload;
+        let watch = Watch::start();
         let memory = memory::read(threads, memory_bytes, workload.effort());
         let unit = Unit::best();
         let (int8, operations) = int8::peak(unit, threads, workload.effort());
-        Self { memory: memory_bytes as f64 / best(&memory), int8: operations / best(&int8), unit }
+        let mut disturbed = watch.seen().disturbances;
+        disturbed.extend(apart("memory", &memory).into_iter().chain(apart("int8", &int8)));
+        Self { memory: memory_bytes as f64 / best(&memory), int8: operations / best(&int8), unit, disturbed }
     }
 }
 
-/// Measures all ceilings with one thread and with as many as asked for.
-pub fn measure(workload: Workload) -> Report {
-    let mut report = Report::new(
-        "ceilings",
-        "ceilings of this machine, medians; a multiplication is one operation, an addition is one".into(),
-    );
+/// That samples are so far apart that even the best one may be too slow.
+fn apart(what: &str, samples: &Samples) -> Option<String> {
+    let spread = samples.spread();
+    (spread > MOST_SPREAD).then(|| format!("samples of {what} spread by {:.0}%", 100.0 * spread))
+}
+
+/// Measures all ceilings with one thread and with as many as asked for, and hands out each as soon as it is known.
+///
+/// # Errors
+/// Whatever `take` says.
+pub fn measure<E>(workload: Workload, take: &mut dyn FnMut(Row) -> Result<(), E>) -> Result<(), E> {
     let mut counts = vec![1, workload.threads];
     counts.dedup();
     for &threads in &counts {
         let bytes = workload.memory_bytes;
         let watch = Watch::start();
         let samples = memory::read(threads, bytes, workload.effort());
-        report.rows.push(row("memory read", threads, bytes, &samples, watch));
+        take(row("memory read", threads, bytes, &samples, watch))?;
     }
     for unit in Unit::available() {
         for &threads in &counts {
@@ -105,7 +115,7 @@ pub fn measure(workload: Workload) -> Report {
             let (samples, operations) = int8::peak(unit, threads, workload.effort());
             let row = Row::new([("ceiling", format!("int8 {}", unit.name()).into()), ("threads", threads.into())])
                 .figure(Figure::rate("tera_ops_per_second", "TOP/s", operations / 1e12, &samples));
-            report.rows.push(finish(row, &samples, watch));
+            take(finish(row, &samples, watch))?;
         }
     }
     for bytes in SIZES {
@@ -113,10 +123,10 @@ pub fn measure(workload: Workload) -> Report {
             let watch = Watch::start();
             let (samples, hashed) = hash::blake3(threads, bytes, workload.effort());
             let name = format!("blake3 {}", size(bytes));
-            report.rows.push(row(&name, threads, hashed, &samples, watch));
+            take(row(&name, threads, hashed, &samples, watch))?;
         }
     }
-    report
+    Ok(())
 }
 
 fn row(name: &str, threads: usize, bytes: usize, samples: &Samples, watch: Watch) -> Row {
@@ -127,7 +137,7 @@ fn row(name: &str, threads: usize, bytes: usize, samples: &Samples, watch: Watch
 }
 
 fn finish(row: Row, samples: &Samples, watch: Watch) -> Row {
-    row.detail("seconds", json!(samples.0)).disturbed(watch.disturbances())
+    row.detail("seconds", json!(samples.0)).seen(&watch.seen())
 }
 
 fn size(bytes: usize) -> String {
@@ -157,6 +167,8 @@ fn together(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     #[test]
@@ -174,9 +186,14 @@ mod tests {
     #[test]
     fn every_ceiling_is_a_positive_rate() {
         let workload = Workload { threads: 2, memory_bytes: 1 << 20, budget: Duration::ZERO };
-        let report = measure(workload);
-        assert_eq!(report.rows.len(), 2 * (1 + Unit::available().len() + SIZES.len()));
-        for row in &report.rows {
+        let mut rows = Vec::new();
+        let mut take = |row| {
+            rows.push(row);
+            Ok::<_, Infallible>(())
+        };
+        measure(workload, &mut take).expect("nothing is refused");
+        assert_eq!(rows.len(), 2 * (1 + Unit::available().len() + SIZES.len()));
+        for row in &rows {
             assert!(row.figures.iter().all(|figure| figure.value > 0.0 && figure.value.is_finite()), "{row:?}");
         }
         let ceilings = Ceilings::measure(workload);

@@ -9,29 +9,35 @@ use lockstep_protocol::dispute::Verdict;
 
 use super::Measured;
 use crate::processor::thread_seconds;
+use crate::report::{Figure, Row};
+use crate::samples::Samples;
+use crate::watch::{Seen, Watch};
 
-/// What was done in some time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rate {
+/// What was done in several spans of time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rates {
     /// Threads, each with disputes of its own.
     pub threads: usize,
-    /// Disputes from the opening to the verdict.
+    /// Disputes from the opening to the verdict, in all spans that count.
     pub disputes: usize,
-    /// Seconds that passed.
-    pub seconds: f64,
-    /// Seconds of processor time, of all threads.
-    pub used: f64,
+    /// Disputes a second, in each span.
+    pub per_second: Samples,
+    /// Disputes a second of processor time, in each span: what one core does that nothing else disturbs.
+    pub per_core: Samples,
+    /// What was to be seen meanwhile.
+    pub seen: Seen,
 }
 
-impl Rate {
-    /// Disputes a second.
-    pub fn per_second(&self) -> f64 {
-        self.disputes as f64 / self.seconds
-    }
-
-    /// Disputes a second of processor time: what one core does that nothing else disturbs.
-    pub fn per_core(&self) -> f64 {
-        self.disputes as f64 / self.used
+impl Rates {
+    /// The row of a report, beside those of single disputes.
+    pub fn row(&self) -> Row {
+        Row::new([("op", "all in turn".into()), ("referee_threads", self.threads.into())])
+            .figure(Figure::of("disputes_per_second", "disputes/s", &self.per_second))
+            .figure(Figure::of("disputes_per_core_second", "disputes/s of a core", &self.per_core))
+            .detail("disputes", self.disputes)
+            .detail("disputes_per_second_samples", self.per_second.0.clone())
+            .detail("disputes_per_core_second_samples", self.per_core.0.clone())
+            .seen(&self.seen)
     }
 }
 
@@ -47,13 +53,42 @@ impl Measured {
     }
 }
 
-/// Referees disputes that were played before, all of them in turn, for so long: every signature and opening is checked, the
-/// disputed layer is lowered, the element is computed and the transcript is signed. Nothing is read or written.
+/// Referees disputes that were played before, all of them in turn, `samples` times for so long, and once more before that does not
+/// count: every signature and opening is checked, the disputed layer is lowered, the element is computed and the transcript
+/// is signed. Nothing is read or written.
 ///
 /// # Errors
 /// There is none, or one ends without a verdict.
-pub fn rate(package: &Package, played: &[Measured], threads: usize, budget: Duration) -> Result<Rate> {
+pub fn rates(
+    package: &Package,
+    played: &[Measured],
+    threads: usize,
+    budget: Duration,
+    samples: usize,
+) -> Result<Rates> {
     ensure!(!played.is_empty(), "there is no dispute to referee");
+    span(package, played, threads, budget)?;
+    let (watch, mut disputes) = (Watch::start(), 0);
+    let (mut per_second, mut per_core) = (Samples::default(), Samples::default());
+    for _ in 0..samples {
+        let span = span(package, played, threads, budget)?;
+        disputes += span.disputes;
+        per_second.0.push(span.disputes as f64 / span.seconds);
+        per_core.0.push(span.disputes as f64 / span.used);
+    }
+    Ok(Rates { threads, disputes, per_second, per_core, seen: watch.seen() })
+}
+
+/// What was done in some time.
+struct Span {
+    disputes: usize,
+    /// Seconds that passed.
+    seconds: f64,
+    /// Seconds of processor time, of all threads.
+    used: f64,
+}
+
+fn span(package: &Package, played: &[Measured], threads: usize, budget: Duration) -> Result<Span> {
     let start = Instant::now();
     let one = |thread: usize| {
         let (begun, mut disputes) = (thread_seconds(), 0);
@@ -73,5 +108,5 @@ pub fn rate(package: &Package, played: &[Measured], threads: usize, budget: Dura
     });
     let done: Result<Vec<(usize, f64)>> = done;
     let (disputes, used) = done?.into_iter().fold((0, 0.0), |(n, t), (disputes, used)| (n + disputes, t + used));
-    Ok(Rate { threads, disputes, seconds: start.elapsed().as_secs_f64(), used })
+    Ok(Span { disputes, seconds: start.elapsed().as_secs_f64(), used })
 }

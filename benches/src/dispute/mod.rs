@@ -15,10 +15,13 @@ use lockstep_model::package::Package;
 use lockstep_protocol::dispute::{Side, VerdictKind};
 use lockstep_sim::adversary::Lie;
 
+use crate::samples::Samples;
+use crate::watch::{Seen, Watch};
+
 use self::claims::Keys;
 use self::honest::Honest;
 use self::lies::Lied;
-pub use self::many::{Rate, rate};
+pub use self::many::{Rates, rates};
 use self::play::{Game, Party, Played};
 
 mod claims;
@@ -93,8 +96,10 @@ pub struct Measured {
     pub rounds: u16,
     /// Bytes of all signed moves.
     pub referee_bytes: u64,
-    /// What the referee computes: all of it, without disk and network. Median of several passes.
-    pub referee_seconds: f64,
+    /// What the referee computes: all of it, without disk and network. One sample for each of several passes.
+    pub referee_seconds: Samples,
+    /// What was to be seen while it was played.
+    pub seen: Seen,
     /// What claimant and challenger spend.
     pub players: [Seconds; 2],
     /// What an honest player spends on all layers up to the disputed one, where nothing of its run is kept any more.
@@ -133,28 +138,31 @@ impl Measured {
 }
 
 /// Plays all disputes, one after the other: the liar's run is challenged by the honest one. The honest run is made once.
-/// `done` is told how many are.
+/// `take` gets each as soon as it is done.
 ///
 /// # Errors
-/// A backend fails, no lie about an op shows, or an honest move is refused.
+/// A backend fails, no lie about an op shows, or an honest move is refused; whatever `take` says.
 pub fn measure(
     workload: &Workload<'_>,
     honest: &dyn Backend,
     liar: &Liar<'_>,
-    done: &mut dyn FnMut(usize),
+    take: &mut dyn FnMut(&Measured) -> Result<()>,
 ) -> Result<Vec<Measured>> {
     let job = claims::job(workload.package, workload.tokens.clone());
     let truth = Honest::run(workload.package, honest, &job)?;
     let middle = truth.middle(honest)?;
     let (mut all, mut prefills) = (Vec::with_capacity(workload.places.len()), BTreeMap::new());
     for at in &workload.places {
+        let watch = Watch::start();
         let lied = lies::tell(&truth, *at, honest, liar)?;
         let prefill = match prefills.entry(lied.place.layer) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(room) => *room.insert(truth.prefill(honest, lied.place)?),
         };
-        all.push(one(&truth, honest, lied, [middle, prefill])?);
-        done(all.len());
+        let mut measured = one(&truth, honest, lied, [middle, prefill])?;
+        measured.seen = watch.seen();
+        take(&measured)?;
+        all.push(measured);
     }
     Ok(all)
 }
@@ -192,6 +200,7 @@ fn one(truth: &Honest<'_>, backend: &dyn Backend, lied: Lied, [middle, prefill]:
         rounds,
         referee_bytes: bytes,
         referee_seconds,
+        seen: Seen::default(),
         players: [seconds(layer, claimant), seconds(honest_layer, challenger)],
         prefill_seconds: prefill.as_secs_f64(),
         middle_seconds: middle.as_secs_f64(),

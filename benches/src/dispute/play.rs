@@ -13,6 +13,7 @@ use lockstep_protocol::job::Job;
 
 use super::claims::Keys;
 use crate::processor::thread_seconds;
+use crate::samples::Samples;
 
 /// A side with its own run of the disputed layer.
 pub(super) struct Party {
@@ -121,11 +122,11 @@ impl Game {
     }
 }
 
-/// Passes of which the median counts.
+/// Passes that count.
 const PASSES: usize = 51;
 
-/// What the referee computes for a dispute, in seconds of this thread's processor time: the median over passes.
-pub(super) fn referee_seconds(game: &Game, case: impl Fn() -> Result<LayerCase>) -> Result<f64> {
+/// What the referee computes for a dispute, in seconds of this thread's processor time, in each pass.
+pub(super) fn referee_seconds(game: &Game, case: impl Fn() -> Result<LayerCase>) -> Result<Samples> {
     let mut samples = Vec::with_capacity(PASSES);
     for _ in 0..PASSES {
         let (case, game) = (case()?, game.clone());
@@ -133,5 +134,5 @@ pub(super) fn referee_seconds(game: &Game, case: impl Fn() -> Result<LayerCase>)
         game.referee(&case)?;
         samples.push(thread_seconds() - start);
     }
-    Ok(crate::samples::median(samples.into_iter()))
+    Ok(Samples(samples))
 }

@@ -58,8 +58,8 @@ pub struct Measured {
     pub idle: Option<Idle>,
     /// Seconds of each sample: from the first submission to the last receipt.
     pub runs: Vec<f64>,
-    /// Processor time of all samples together.
-    pub used: Usage,
+    /// Processor time of each sample.
+    pub used: Vec<Usage>,
 }
 
 /// How the process of the workers is started: the program and its first arguments, which lead to
@@ -99,13 +99,13 @@ fn drive(workload: Workload, runtime: &Runtime, coordinator: &Handle, launch: La
     let watched = Usage::now(None);
     workers.go_on()?;
     workers.says(READY)?;
-    let mut measured = Measured { idle: None, runs: Vec::new(), used: Usage::default() };
+    let mut measured = Measured { idle: None, runs: Vec::new(), used: Vec::new() };
     for sample in 0..=samples {
         let (start, at) = (Instant::now(), Usage::now(Some(workers.id())));
         runtime.block_on(run_jobs(shape, coordinator, sample * jobs..(sample + 1) * jobs))?;
         if sample > 0 {
             measured.runs.push(start.elapsed().as_secs_f64());
-            measured.used += Usage::now(Some(workers.id())) - at;
+            measured.used.push(Usage::now(Some(workers.id())) - at);
         }
     }
     let held = runtime.block_on(coordinator.engine().workers())?.len().saturating_sub(streams);

@@ -33,7 +33,7 @@ pub fn machine_row(workload: machine::Workload, samples: usize) -> Result<Row> {
     let seconds = effort.sample(|| machine::measure(workload))?;
     let machine::Workload { streams, idle, waiting, shape, together } = workload;
     let row = row("machine", streams, idle, waiting, shape).detail("together", together);
-    Ok(finish(row, streams, shape, &seconds, &watch))
+    Ok(rates(row, streams, shape, &seconds).seen(&watch.seen()))
 }
 
 /// Measures what it takes the pure machine to take a job in and give it out.
@@ -48,7 +48,7 @@ pub fn assignment_row(idle: usize, have_model: bool, samples: usize) -> Result<R
     let micros = seconds.0.iter().map(|seconds| 1e6 * seconds / jobs as f64).collect();
     Ok(row(through, 1, idle, jobs, Shape { layers: 1, points: 1 })
         .figure(Figure::of("assignment_micros", "us/job", &micros))
-        .disturbed(watch.disturbances()))
+        .seen(&watch.seen()))
 }
 
 /// Measures a real coordinator; its data lie in a folder that the caller makes and drops.
@@ -56,43 +56,41 @@ pub fn assignment_row(idle: usize, have_model: bool, samples: usize) -> Result<R
 /// # Errors
 /// As of [`coordinator::measure`].
 pub fn coordinator_row(workload: coordinator::Workload, data: &Path, launch: coordinator::Launch<'_>) -> Result<Row> {
-    let watch = Watch::start();
+    // The process of the workers has ended before the watch looks again, so its time counts as this program's.
+    let watch = Watch::crowded();
     let measured = coordinator::measure(workload, data, launch)?;
-    let coordinator::Workload { idle, streams, jobs, shape, samples, .. } = workload;
-    let row = row("coordinator", streams, idle, jobs, shape);
-    let mut row = finish(row, jobs, shape, &Samples(measured.runs), &watch);
-    let records = (samples * jobs * shape.records()) as f64;
-    let Usage { process, engine, store, other, .. } = measured.used;
+    let (seen, records) = (watch.seen(), (workload.jobs * workload.shape.records()) as f64);
+    let coordinator::Workload { idle, streams, jobs, shape, .. } = workload;
+    let mut row = rates(row("coordinator", streams, idle, jobs, shape), jobs, shape, &Samples(measured.runs));
+    // What a run takes for each of its records, in nanoseconds; none where the system does not say.
+    let nanos = |of: fn(&Usage) -> Option<f64>| {
+        let each: Option<Samples> = measured.used.iter().map(of).collect();
+        each.map(|seconds| seconds.0.iter().map(|seconds| 1e9 * seconds / records).collect::<Samples>())
+    };
     // Two cores are full when either the engine's one thread is, or both are.
-    let derived = process.map(|process| records / (0.5 * process).max(engine.unwrap_or(0.0)));
-    let figures = [
-        ("coordinator_nanos", "ns of coordinator", process.map(|seconds| 1e9 * seconds / records)),
-        ("engine_nanos", "of it engine", engine.map(|seconds| 1e9 * seconds / records)),
-        ("store_nanos", "of it store", store.map(|seconds| 1e9 * seconds / records)),
-        ("workers_nanos", "ns of workers", other.map(|seconds| 1e9 * seconds / records)),
-        ("derived_records_per_second", "records/s of 2 cores", derived),
-    ];
+    let derived = |used: &Usage| Some(records / (0.5 * used.process?).max(used.engine.unwrap_or(0.0)));
     if let Some(idle_workers) = measured.idle {
-        row = row
-            .figure(Figure::exact("handshakes_per_second", "handshakes/s", idle as f64 / idle_workers.joining))
-            .figure(Figure::exact("workers_held", "held", idle_workers.held as f64));
         for (name, heading, value) in [
+            ("handshakes_per_second", "handshakes/s", Some(idle as f64 / idle_workers.joining)),
+            ("workers_held", "held", Some(idle_workers.held as f64)),
             ("handshake_micros", "us/handshake", idle_workers.handshake.map(|seconds| 1e6 * seconds)),
-            ("memory_of_worker", "bytes/worker", idle_workers.bytes),
+            ("worker_memory_bytes", "bytes/worker", idle_workers.bytes),
             ("idle_micros_per_second", "us/s of idle worker", idle_workers.share.map(|share| 1e6 * share)),
         ] {
-            row = with(row, name, heading, value);
+            row = value.into_iter().fold(row, |row, value| row.figure(Figure::once(name, heading, value)));
         }
     }
-    Ok(figures.into_iter().fold(row, |row, (name, heading, value)| with(row, name, heading, value)))
-}
-
-/// With a figure, where it is known.
-fn with(row: Row, name: &'static str, heading: &'static str, value: Option<f64>) -> Row {
-    match value {
-        Some(value) => row.figure(Figure::exact(name, heading, value)),
-        None => row,
+    let derived: Option<Samples> = measured.used.iter().map(derived).collect();
+    for (name, heading, samples) in [
+        ("coordinator_nanos", "ns of coordinator", nanos(|used| used.process)),
+        ("engine_nanos", "of it engine", nanos(|used| used.engine)),
+        ("store_nanos", "of it store", nanos(|used| used.store)),
+        ("workers_nanos", "ns of workers", nanos(|used| used.other)),
+        ("derived_records_per_second", "records/s of 2 cores", derived),
+    ] {
+        row = samples.into_iter().fold(row, |row, samples| row.figure(Figure::of(name, heading, &samples)));
     }
+    Ok(row.seen(&seen))
 }
 
 fn row(what: &str, streams: usize, idle: usize, waiting: usize, shape: Shape) -> Row {
@@ -106,10 +104,9 @@ fn row(what: &str, streams: usize, idle: usize, waiting: usize, shape: Shape) ->
     ])
 }
 
-fn finish(row: Row, runs: usize, shape: Shape, seconds: &Samples, watch: &Watch) -> Row {
+fn rates(row: Row, runs: usize, shape: Shape, seconds: &Samples) -> Row {
     let records = (runs * shape.records()) as f64;
     row.figure(Figure::rate("records_per_second", "records/s", records, seconds))
         .figure(Figure::rate("runs_per_second", "runs/s", runs as f64, seconds))
         .detail("seconds", json!(seconds.0))
-        .disturbed(watch.disturbances())
 }

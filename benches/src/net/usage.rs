@@ -1,7 +1,7 @@
 //! What processes take: processor time and memory, as far as the system says.
 
 use std::fs;
-use std::ops::{AddAssign, Sub};
+use std::ops::Sub;
 
 use crate::processor::process_seconds;
 
@@ -49,20 +49,6 @@ impl Sub for Usage {
             other: less(self.other, from.other),
             memory: less(self.memory, from.memory),
         }
-    }
-}
-
-impl AddAssign for Usage {
-    /// What the system does not say counts as nothing at first.
-    fn add_assign(&mut self, more: Self) {
-        let add = |a: Option<f64>, b: Option<f64>| b.map(|b| a.unwrap_or(0.0) + b);
-        *self = Self {
-            process: add(self.process, more.process),
-            engine: add(self.engine, more.engine),
-            store: add(self.store, more.store),
-            other: add(self.other, more.other),
-            memory: add(self.memory, more.memory),
-        };
     }
 }
 

@@ -17,6 +17,9 @@ use lockstep_kernels::value::{Batch, CacheId, Sampler, Sequence, Value};
 /// Largest product of the numbers in a shape.
 const MAX_ELEMENTS: usize = 1 << 34;
 
+/// Largest number in a shape.
+const MAX_AXIS: usize = 1 << 18;
+
 /// What of an op is measured, where it has variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
@@ -88,13 +91,13 @@ impl Spec {
         let name = OP_NAMES.into_iter().find(|name| *name == op);
         let op = name.ok_or_else(|| anyhow!("no op is called {op:?}; there are {}", OP_NAMES.join(", ")))?;
         let axes = axes(op);
-        ensure!(
-            shape.len() == axes.len() && shape.iter().all(|n| (1..=1 << 18).contains(n)),
-            "a shape of {op} is {}",
-            axes.join("x")
-        );
+        ensure!(shape.len() == axes.len(), "a shape of {op} is {}", axes.join("x"));
+        for (axis, n) in axes.iter().zip(shape) {
+            ensure!(*n > 0, "{axis} of {op} are 1 or more");
+            ensure!(*n <= MAX_AXIS, "{n} {axis} are too many: a shape has at most {MAX_AXIS} of each");
+        }
         let elements = shape.iter().fold(1_usize, |product, n| product.saturating_mul(*n));
-        ensure!(elements <= MAX_ELEMENTS, "that is too much: at most {MAX_ELEMENTS} elements or products");
+        ensure!(elements <= MAX_ELEMENTS, "that is too large: at most {MAX_ELEMENTS} elements or products");
         Ok(Self { op, shape: shape.to_vec(), variant })
     }
 

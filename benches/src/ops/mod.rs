@@ -21,9 +21,9 @@ use serde_json::json;
 use self::cases::{OpCase, Spec, Variant, build};
 use self::counts::{Counts, counts};
 use crate::ceilings::Roof;
-use crate::report::{Figure, Row};
+use crate::report::{Figure, MOST_SPREAD, Row};
 use crate::samples::{Effort, Samples};
-use crate::watch::Watch;
+use crate::watch::{Seen, Watch};
 
 /// Bytes of parameters that all copies together have where few rows share them: more than caches hold.
 const COLD_BYTES: u64 = 128 << 20;
@@ -35,6 +35,8 @@ const LAYER_SECONDS: f64 = 2e-3;
 const MAX_COPIES: u64 = 48;
 /// Of what reads a cache, because filling one takes as long as a prompt.
 const MAX_CACHES: u64 = 8;
+/// The same of products whose weights no cache shall hold: nearly as many ops as a layer may have.
+const MAX_COLD_COPIES: u64 = 240;
 /// Bytes that all copies together read and write at the most, where there are more than two.
 const MAX_BYTES: u64 = 1 << 30;
 /// What a machine of two slow cores can do.
@@ -51,8 +53,8 @@ pub struct Measured {
     pub seconds: Samples,
     /// Copies that ran in each sample.
     pub copies: usize,
-    /// What disturbed it.
-    pub disturbed: Vec<String>,
+    /// What was to be seen meanwhile.
+    pub seen: Seen,
 }
 
 impl Measured {
@@ -75,6 +77,11 @@ impl Measured {
             (operations, Some(rate)) => Some(memory.max(operations as f64 / rate)),
             (_, None) => None,
         }
+    }
+
+    /// Whether something else had its hand in it, or its samples are far apart.
+    pub fn is_disturbed(&self) -> bool {
+        !self.seen.disturbances.is_empty() || self.seconds.spread() > MOST_SPREAD
     }
 
     /// The row of a report, with shares of the roof where there is one.
@@ -104,7 +111,7 @@ impl Measured {
         row.detail("seconds", json!(seconds.0))
             .detail("copies", self.copies)
             .detail("byte_operations_counted", counts.byte_operations)
-            .disturbed(self.disturbed.clone())
+            .seen(&self.seen)
     }
 }
 
@@ -124,7 +131,7 @@ pub fn measure(spec: &Spec, backend: &dyn Backend, budget: Duration, roof: Optio
     let seconds = effort
         .sample(|| once(&case, &mut *executor).map(|seconds| seconds / copies as f64))
         .with_context(|| format!("{} at {spec}", spec.op))?;
-    Ok(Measured { spec: spec.clone(), counts, seconds, copies, disturbed: watch.disturbances() })
+    Ok(Measured { spec: spec.clone(), counts, seconds, copies, seen: watch.seen() })
 }
 
 /// As many copies as a clock and the caches ask for.
@@ -136,7 +143,11 @@ fn copies(spec: &Spec, roof: &Roof) -> Result<usize> {
     let for_clock = (LAYER_SECONDS / seconds.max(1e-9)) as u64;
     let is_cold = spec.op == "matmul" && spec.shape[0] <= FEW_ROWS;
     let for_cold = if is_cold { COLD_BYTES / counted.bytes.max(1) + 1 } else { 1 };
-    let most = if spec.variant == Variant::Decode { MAX_CACHES } else { MAX_COPIES };
+    let most = match spec.variant {
+        Variant::Decode => MAX_CACHES,
+        _ if is_cold => MAX_COLD_COPIES,
+        _ => MAX_COPIES,
+    };
     let most = most.min(MAX_BYTES / counted.bytes.max(1)).max(2);
     Ok(for_clock.max(for_cold).clamp(2, most) as usize)
 }
@@ -209,11 +220,27 @@ mod tests {
     }
 
     #[test]
+    fn a_shape_that_is_none_says_why() {
+        for (op, shape, part) in [
+            ("matmul", &[1, 2][..], "rowsxreductionxcolumns"),
+            ("matmul", &[1, 1 << 19, 2], "524288 reduction are too many"),
+            ("matmul", &[1 << 17, 1 << 17, 1 << 17], "too large"),
+            ("add", &[0, 4], "rows of add are 1 or more"),
+            ("nothing", &[1], "no op is called"),
+        ] {
+            let said = Spec::new(op, shape, Variant::W8).map_err(|error| error.to_string());
+            assert!(said.as_ref().is_err_and(|said| said.contains(part)), "{said:?}");
+        }
+    }
+
+    #[test]
     fn few_rows_get_as_many_weights_as_no_cache_holds() {
         let copies = |shape: &[usize]| {
             copies(&Spec::new("matmul", shape, Variant::W8).expect("a shape"), &SLOW).expect("copies")
         };
         assert!(copies(&[1, 1024, 4096]) * 1024 * 4096 >= COLD_BYTES as usize);
+        assert!((100..200).contains(&copies(&[1, 576, 1536])));
+        assert_eq!(copies(&[1, 576, 576]), MAX_COLD_COPIES as usize);
         assert_eq!(copies(&[512, 1024, 4096]), 2);
         // A device that is a hundred times as fast has as many more, up to the most that there may be.
         let fast = Roof { memory: 2e12, int8: None };

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Row;
+use super::{Row, Spread};
 
 /// Cells, all rows equally long, the first one the headings.
 pub(super) struct Grid {
@@ -34,11 +34,21 @@ fn figures(rows: &[Row]) -> Vec<(&'static str, &'static str)> {
 }
 
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    printable(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+/// One line that no terminal takes for an order: control characters are written out.
+pub(super) fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    text.chars().map(escape).collect()
 }
 
 fn label(row: &Row, name: &str) -> String {
     row.labels.iter().find(|(label, _)| *label == name).map_or_else(String::new, |(_, value)| plain(value))
+}
+
+fn is_share_of_ceiling(name: &str) -> bool {
+    ["memory_share", "int8_share", "roof_share"].contains(&name)
 }
 
 /// Four digits that count.
@@ -46,11 +56,8 @@ pub(super) fn number(value: f64) -> String {
     if !value.is_finite() {
         return "-".into();
     }
-    if value == value.trunc() && value.abs() < 1e4 && value.abs() >= 10.0 {
+    if value == value.trunc() && value.abs() < 1e4 {
         return format!("{value}");
-    }
-    if value == 0.0 {
-        return "0".into();
     }
     let size = value.abs().log10().floor() as i32;
     match size {
@@ -73,8 +80,9 @@ impl Grid {
             line.extend(figures.iter().map(|(name, _)| {
                 let figure = row.figures.iter().find(|figure| figure.name == *name);
                 figure.map_or_else(String::new, |figure| match figure.spread {
-                    Some(spread) => format!("{} ±{:.0}%", number(figure.value), 50.0 * spread),
-                    None => number(figure.value),
+                    Spread::Of(spread) => format!("{} ±{:.0}%", number(figure.value), 50.0 * spread),
+                    _ if !row.doubts.is_empty() && is_share_of_ceiling(name) => number(figure.value) + "!",
+                    _ => number(figure.value),
                 })
             }));
             cells.push(line);
@@ -127,17 +135,18 @@ fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\n']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
-/// All labels and figures at full precision, with a column for each spread and one for disturbances.
-pub(super) fn csv(rows: &[Row]) -> String {
+/// All labels and figures at full precision, with a column for each spread, one for disturbances, and one for the machine.
+pub(super) fn csv(rows: &[Row], environment: Option<String>) -> String {
     let (labels, figures) = (labels(rows), figures(rows));
     let has_spread =
-        |name: &str| rows.iter().flat_map(|row| &row.figures).any(|f| f.name == name && f.spread.is_some());
+        |name: &str| rows.iter().flat_map(|row| &row.figures).any(|f| f.name == name && f.spread != Spread::None);
     let mut header: Vec<String> = labels.iter().map(|(name, _)| (*name).to_owned()).collect();
     for (name, _) in &figures {
         header.push((*name).to_owned());
         header.extend(has_spread(name).then(|| format!("{name}_spread")));
     }
     header.push("disturbed".into());
+    header.extend(environment.is_some().then(|| "environment".to_owned()));
     let mut text = header.join(",") + "\n";
     for row in rows {
         let mut line: Vec<String> = labels.iter().map(|(name, _)| quoted(&label(row, name))).collect();
@@ -145,12 +154,13 @@ pub(super) fn csv(rows: &[Row]) -> String {
             let figure = row.figures.iter().find(|figure| figure.name == *name);
             line.push(figure.map_or_else(String::new, |figure| figure.value.to_string()));
             if has_spread(name) {
-                line.push(
-                    figure.and_then(|figure| figure.spread).map_or_else(String::new, |spread| spread.to_string()),
-                );
+                let spread = figure.and_then(|figure| figure.spread.known());
+                line.push(spread.map_or_else(String::new, |spread| spread.to_string()));
             }
         }
-        line.push(quoted(&row.disturbed.join("; ")));
+        let doubts = row.doubts.iter().map(|doubt| format!("ceilings: {doubt}"));
+        line.push(quoted(&row.disturbed.iter().cloned().chain(doubts).collect::<Vec<_>>().join("; ")));
+        line.extend(environment.as_deref().map(|line| quoted(&printable(line))));
         text += &(line.join(",") + "\n");
     }
     text
@@ -167,6 +177,7 @@ mod tests {
             (0.5, "0.5000"),
             (0.012_345, "0.01235"),
             (1.234_56e-5, "1.235e-5"),
+            (5.0, "5"),
             (12.0, "12"),
             (123.456, "123.5"),
             (123_456.7, "123457"),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use lockstep_benches::ceilings::{Workload, measure};
+use lockstep_benches::report::Report;
 
+use super::limits;
 use super::output::OutputArgs;
 use crate::backend;
 use crate::exit::Outcome;
@@ -19,13 +21,13 @@ every thread its own; the longest is shared by the threads."
 )]
 pub struct CeilingsArgs {
     /// Threads; one is measured beside [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = limits::threads())]
     threads: Option<NonZeroUsize>,
     /// MiB of memory to read: several times the caches.
-    #[arg(long, value_name = "N", default_value = "1024")]
-    memory_mib: NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = limits::memory_mib())]
+    memory_mib: usize,
     /// Milliseconds for each ceiling.
-    #[arg(long, value_name = "N", default_value = "1000")]
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = limits::milliseconds())]
     budget_ms: u64,
 }
 
@@ -33,9 +35,11 @@ pub struct CeilingsArgs {
 pub fn run(args: &CeilingsArgs, output: OutputArgs) -> Outcome {
     let workload = Workload {
         threads: args.threads.unwrap_or_else(backend::all_threads).get(),
-        memory_bytes: args.memory_mib.get() << 20,
+        memory_bytes: args.memory_mib << 20,
         budget: Duration::from_millis(args.budget_ms),
     };
-    output.print(&measure(workload));
-    Ok(())
+    let about = "ceilings of this machine, medians; a multiplication is one operation, an addition is one";
+    let mut live = output.begin(Report::new("ceilings", about.into()));
+    measure(workload, &mut |row| live.push(row))?;
+    Ok(live.end()?)
 }

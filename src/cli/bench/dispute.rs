@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lockstep_benches::dispute::{Measured, Rate, Seconds, Workload, measure, rate};
-use lockstep_benches::report::{Figure, Report, Row};
-use lockstep_benches::watch::Watch;
+use lockstep_benches::dispute::{Measured, Rates, Seconds, Workload, measure, rates};
+use lockstep_benches::report::{Figure, Row};
 use lockstep_model::package::Package;
 use serde_json::{Value, json};
 
-use super::output::{OutputArgs, stamp};
-use crate::backend::{self, Local};
+use super::limits;
+use super::output::{self, DeviceArgs, Named, OutputArgs};
+use crate::cli::generate;
 use crate::exit::{Exit, OrExit, Outcome};
 use crate::progress;
 
@@ -28,49 +28,51 @@ use crate::progress;
     the one below, then all its moves; beside it how often the middle layer could run in that time, and what all layers up to the disputed one take. Kernels are not checked against the reference first: see `lockstep conformance`."
 )]
 pub struct DisputeArgs {
-    /// Package to dispute about.
+    /// Package to dispute about [default: the shipped model].
     #[arg(long, value_name = "FILE")]
-    package: PathBuf,
+    package: Option<PathBuf>,
     /// Tokens of the disputed job.
-    #[arg(long, default_value = "128", value_name = "N")]
-    positions: NonZeroUsize,
-    /// Backend of both players.
-    #[arg(long, default_value = "cpu", help = format!("Backend of both players: one of {}", backend::NAMES))]
-    backend: String,
-    /// Threads of a player [default: all].
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, default_value = "128", value_name = "N", value_parser = limits::count(limits::MAX_TOKENS))]
+    positions: usize,
     /// Milliseconds in which all disputes are refereed again and again, on one thread and on all.
-    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = limits::milliseconds())]
     rate_ms: u64,
+    /// Times that this counts; once more warms up.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = limits::count(limits::MAX_SAMPLES))]
+    rate_samples: usize,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Measures.
 pub fn run(args: &DisputeArgs, output: OutputArgs) -> Outcome {
-    let threads = args.threads.unwrap_or_else(backend::all_threads);
-    let local = Local::open(&args.backend, threads, None)?;
-    let package = Package::open_checked(&args.package, threads);
-    let package =
-        package.map_err(|e| anyhow::anyhow!("{}: {e}", args.package.display())).or_exit(Exit::Configuration)?;
-    let workload = Workload::new(&package, args.positions.get()).or_exit(Exit::Configuration)?;
-    let bar = progress::bar(workload.disputes() as u64, "disputes");
-    let watch = Watch::start();
-    let disputes = measure(&workload, &*local.honest(), &|lie| local.lying(&[lie]), &mut |_| bar.inc(1))?;
-    bar.finish_and_clear();
-    let disturbed = watch.disturbances();
-    let lost = disputes.iter().filter(|d| d.claimant_loses).count();
+    let threads = args.device.threads();
+    let package = generate::open(args.package.as_deref(), threads)?;
+    let local = args.device.open()?;
+    let workload = Workload::new(&package, args.positions).or_exit(Exit::Configuration)?;
     let backend = local.honest().name();
     let about = format!("{} on {backend}, {threads} threads, {} positions", package.manifest().name, args.positions);
-    let mut report = Report::new("dispute", about);
-    report.rows = disputes.iter().map(|d| row(d).disturbed(disturbed.clone())).collect();
-    let counts = BTreeSet::from([1, threads.get()]);
+    let report =
+        output::about("dispute", about, &Named::of(&package), &local, threads).label("positions", args.positions);
+    let mut live = output.begin(report);
+    let bar = progress::bar(workload.disputes() as u64, "disputes");
+    let disputes = measure(&workload, &*local.honest(), &|lie| local.lying(&[lie]), &mut |played| {
+        bar.inc(1);
+        live.push(row(played))
+    })?;
+    bar.finish_and_clear();
     let budget = Duration::from_millis(args.rate_ms);
-    let rates = counts.into_iter().map(|threads| rate(&package, &disputes, threads, budget));
-    let rates: Vec<Rate> = rates.collect::<anyhow::Result<_>>()?;
-    report.summary = Some(format!("{}; {}", most_of(&disputes), rates_of(&rates)));
-    report.json_summary = Some(summary(args, &backend, threads, &package, (&disputes, &rates)));
-    stamp(&mut report, &package, &backend, threads);
-    output.print(&report);
+    let mut all_rates = Vec::new();
+    for threads in BTreeSet::from([1, threads.get()]) {
+        let rates = rates(&package, &disputes, threads, budget, args.rate_samples)?;
+        live.push(rates.row())?;
+        all_rates.push(rates);
+    }
+    live.report.summary = Some(format!("{}; {}", most_of(&disputes), rates_of(&all_rates)));
+    let summary = summary(args, &backend, threads, &package, (&disputes, &all_rates));
+    live.report.json_summary = Some(summary);
+    live.end()?;
+    let lost = disputes.iter().filter(|d| d.claimant_loses).count();
     if lost == disputes.len() {
         return Ok(());
     }
@@ -79,14 +81,16 @@ pub fn run(args: &DisputeArgs, output: OutputArgs) -> Outcome {
 
 fn row(d: &Measured) -> Row {
     let slower = d.slower();
+    let micros = d.referee_seconds.0.iter().map(|seconds| 1e6 * seconds).collect();
     Row::new([("op", d.op.into()), ("layer", d.layer.into()), ("ended_at", d.ended().into())])
         .figure(Figure::exact("rounds", "rounds", d.rounds.into()))
         .figure(Figure::exact("referee_bytes", "bytes", d.referee_bytes as f64))
-        .figure(Figure::exact("referee_micros", "referee us", 1e6 * d.referee_seconds))
-        .figure(Figure::exact("layer_seconds", "layer s", slower.layer))
-        .figure(Figure::exact("game_seconds", "moves s", slower.game))
-        .figure(Figure::exact("player_layers", "x layer", d.layers()))
-        .figure(Figure::exact("prefill_seconds", "rerun s", d.prefill_seconds))
+        .figure(Figure::of("referee_micros", "referee us", &micros))
+        .figure(Figure::once("layer_seconds", "layer s", slower.layer))
+        .figure(Figure::once("game_seconds", "moves s", slower.game))
+        .figure(Figure::once("player_layers", "x layer", d.layers()))
+        .figure(Figure::once("prefill_seconds", "rerun s", d.prefill_seconds))
+        .seen(&d.seen)
 }
 
 fn most_of(disputes: &[Measured]) -> String {
@@ -100,9 +104,9 @@ fn most_of(disputes: &[Measured]) -> String {
     )
 }
 
-fn rates_of(rates: &[Rate]) -> String {
-    let each = rates.iter().map(|rate| {
-        let (disputes, core, threads) = (rate.per_second(), rate.per_core(), rate.threads);
+fn rates_of(rates: &[Rates]) -> String {
+    let each = rates.iter().map(|rates| {
+        let (disputes, core, threads) = (rates.per_second.median(), rates.per_core.median(), rates.threads);
         format!("{disputes:.0} disputes/s on {threads} threads ({core:.0} a second of processor time)")
     });
     each.collect::<Vec<_>>().join(", ")
@@ -121,7 +125,7 @@ impl Most {
         Self {
             rounds: disputes.iter().map(|d| d.rounds).max().unwrap_or(0),
             bytes: disputes.iter().map(|d| d.referee_bytes).max().unwrap_or(0),
-            referee_seconds: disputes.iter().map(|d| d.referee_seconds).fold(0.0, f64::max),
+            referee_seconds: disputes.iter().map(|d| d.referee_seconds.median()).fold(0.0, f64::max),
             player_seconds: disputes.iter().map(|d| d.slower().total()).fold(0.0, f64::max),
         }
     }
@@ -132,12 +136,12 @@ fn summary(
     backend: &str,
     threads: NonZeroUsize,
     package: &Package,
-    (all, rates): (&[Measured], &[Rate]),
+    (all, rates): (&[Measured], &[Rates]),
 ) -> Value {
-    let rate = |rate: &Rate| {
+    let rate = |rates: &Rates| {
         json!({
-            "threads": rate.threads, "disputes": rate.disputes, "disputes_per_second": rate.per_second(),
-            "disputes_per_core_second": rate.per_core(),
+            "threads": rates.threads, "disputes": rates.disputes, "disputes_per_second": rates.per_second.median(),
+            "disputes_per_core_second": rates.per_core.median(),
         })
     };
     let dispute = |d: &Measured| {
@@ -145,7 +149,7 @@ fn summary(
         let Seconds { layer, game } = seconds;
         json!({
             "op": d.op, "layer": d.layer, "rounds": d.rounds, "referee_bytes": d.referee_bytes,
-            "referee_micros": 1e6 * d.referee_seconds, "player_seconds": seconds.total(), "layer_seconds": layer,
+            "referee_micros": 1e6 * d.referee_seconds.median(), "player_seconds": seconds.total(), "layer_seconds": layer,
             "game_seconds": game, "player_layers": d.layers(), "prefill_seconds": d.prefill_seconds, "verdict": if d.claimant_loses { "claimant_loses" } else { "claimant_wins" },
             "kind": d.kind, "disputed_layer": d.disputed_layer, "step": d.step, "element": d.element,
         })

@@ -12,18 +12,21 @@ mod commit;
 mod dispute;
 mod embed;
 mod gpu;
+mod limits;
 mod model;
 mod net;
 mod ops;
 mod output;
+mod package;
 
 /// Arguments of `lockstep bench`.
 #[derive(Args)]
 #[command(
     arg_required_else_help = true,
     after_help = "A row that something else disturbed (other programs, the host of a virtual \
-machine, heat, samples far apart) is marked with ! and says so in JSON. Spreads are the distance between the quartiles; \
-tables show half of it on either side of the median."
+machine, heat, a container's share of the processor, more threads than cores, samples far apart) is marked with ! and says so in \
+JSON. Spreads are the distance between the quartiles; tables show half of it on either side of the median. Lines of JSON are \
+printed as soon as a row is measured, tables at the end."
 )]
 pub struct BenchArgs {
     #[command(flatten)]

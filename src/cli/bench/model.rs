@@ -1,15 +1,13 @@
 //! `lockstep bench model`
 
-use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::Args;
 use lockstep_benches::model::{Workload, measure};
-use lockstep_benches::report::Report;
 use lockstep_benches::watch::Watch;
 
-use super::output::{DeviceArgs, OutputArgs, stamp};
-use crate::cli::generate;
+use super::output::{self, DeviceArgs, Named, OutputArgs};
+use super::{limits, package};
 use crate::exit::{Exit, OrExit, Outcome};
 use crate::progress;
 
@@ -26,50 +24,44 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FILE")]
     package: Option<PathBuf>,
     /// Tokens of a prompt.
-    #[arg(long, value_name = "N", default_value = "512")]
-    prefill: NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "512", value_parser = limits::count(limits::MAX_TOKENS))]
+    prefill: usize,
     /// Words to make.
-    #[arg(long, value_name = "N", default_value = "128")]
-    decode: NonZeroU32,
+    #[arg(long, value_name = "N", default_value = "128", value_parser = limits::count(limits::MAX_TOKENS))]
+    decode: usize,
     /// Tokens that are there before, separated by commas.
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
     /// Sequences side by side, separated by commas.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
-    batch: Vec<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1", value_parser = limits::count(limits::MAX_BATCH))]
+    batch: Vec<usize>,
     /// Times that count.
-    #[arg(long, value_name = "N", default_value = "3")]
-    samples: NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "3", value_parser = limits::count(limits::MAX_SAMPLES))]
+    samples: usize,
     #[command(flatten)]
     device: DeviceArgs,
 }
 
 /// Measures.
 pub fn run(args: &ModelArgs, output: OutputArgs) -> Outcome {
-    let backend = args.device.open()?;
     let threads = args.device.threads();
-    let package = generate::open(args.package.as_deref(), threads)?;
+    let package = package::decoder(args.package.as_deref(), threads)?;
+    let local = args.device.open()?;
+    let backend = local.honest();
     let about =
         format!("{} on {}, {threads} threads; medians of {}", package.manifest().name, backend.name(), args.samples);
-    let mut report = Report::new("model", about);
+    let mut live = output.begin(output::about("model", about, &Named::of(&package), &local, threads));
     let bar = progress::bar((args.depth.len() * args.batch.len()) as u64, "depths and batches");
     for &depth in &args.depth {
-        for batch in &args.batch {
-            let workload = Workload {
-                prefill: args.prefill.get(),
-                decode: args.decode.get(),
-                depth,
-                batch: batch.get(),
-                samples: args.samples.get(),
-            };
+        for &batch in &args.batch {
+            let workload =
+                Workload { prefill: args.prefill, decode: args.decode as u32, depth, batch, samples: args.samples };
             let watch = Watch::start();
             let measured = measure(&package, &*backend, workload).or_exit(Exit::Configuration)?;
-            report.rows.push(measured.row(workload, &watch));
+            live.push(measured.row(workload, &watch))?;
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
-    stamp(&mut report, &package, &backend.name(), threads);
-    output.print(&report);
-    Ok(())
+    Ok(live.end()?)
 }

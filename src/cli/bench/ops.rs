@@ -1,9 +1,11 @@
 //! `lockstep bench ops`
 
+use std::io::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::Args;
 use lockstep_benches::ceilings::{Ceilings, Workload};
 use lockstep_benches::ops::cases::{Spec, defaults};
@@ -12,8 +14,9 @@ use lockstep_benches::report::Report;
 use lockstep_benches::roofline;
 use lockstep_kernels::program::OP_NAMES;
 
-use super::gpu;
-use super::output::{DeviceArgs, OutputArgs};
+use super::gpu::{self, DeviceRoof};
+use super::limits;
+use super::output::{DeviceArgs, OutputArgs, on};
 use crate::backend::Local;
 use crate::cli::files;
 use crate::exit::{Exit, Failure, OrExit, Outcome};
@@ -37,11 +40,11 @@ pub struct OpsArgs {
     #[arg(long, requires = "op", value_name = "SHAPE")]
     shape: Option<String>,
     /// Milliseconds for each row.
-    #[arg(long, value_name = "N", default_value = "300")]
+    #[arg(long, value_name = "N", default_value = "300", value_parser = limits::milliseconds())]
     budget_ms: u64,
     /// MiB of memory to read for its ceiling.
-    #[arg(long, value_name = "N", default_value = "1024")]
-    memory_mib: std::num::NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = limits::memory_mib())]
+    memory_mib: usize,
     /// Draw a roofline, with every op on it.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -52,7 +55,7 @@ pub struct OpsArgs {
 /// Measures.
 pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
     let specs = specs(args)?;
-    let local = args.device.open_local()?;
+    let local = args.device.open()?;
     let backend = local.honest();
     let threads = args.device.threads();
     let budget = Duration::from_millis(args.budget_ms);
@@ -60,46 +63,58 @@ pub fn run(args: &OpsArgs, output: OutputArgs) -> Outcome {
     if args.plot.is_some() && !is_cpu {
         return Err(anyhow!("{} has no ceilings to draw", backend.name())).or_exit(Exit::Configuration);
     }
-    let workload = Workload { threads: threads.get(), memory_bytes: args.memory_mib.get() << 20, budget };
+    // Before all the work: whatever can't be written is known at once.
+    let plot = args.plot.as_deref().map(files::open_to_write).transpose()?;
+    let workload = Workload { threads: threads.get(), memory_bytes: args.memory_mib << 20, budget };
     let ceilings = is_cpu.then(|| Ceilings::measure(workload));
     let of_device = match &local {
         Local::Cuda(cuda) => Some(gpu::measure(cuda, budget)?),
         _ => None,
     };
-    let roof = ceilings.map(|ceilings| ceilings.roof()).or_else(|| of_device.as_ref().map(|device| device.roof));
-    let mut report = Report::new("ops", format!("ops on {}, {threads} threads", backend.name()));
+    let roof = ceilings.as_ref().map(Ceilings::roof).or_else(|| of_device.as_ref().map(|device| device.roof));
+    let doubts = ceilings.as_ref().map_or(&[][..], |ceilings| &ceilings.disturbed);
+    let mut live = output.begin(report(&local, threads, ceilings.as_ref(), of_device.as_ref()));
     let mut all = Vec::with_capacity(specs.len());
     let bar = progress::bar(specs.len() as u64, "ops");
     for spec in &specs {
         let measured = measure(spec, &*backend, budget, of_device.as_ref().map(|device| &device.roof))
             .or_exit(Exit::Configuration)?;
-        report.rows.push(measured.row(roof.as_ref()));
+        live.push(measured.row(roof.as_ref()).doubted(doubts))?;
         all.push(measured);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    if let Some(ceilings) = &ceilings {
+    live.end()?;
+    if let (Some(mut plot), Some(ceilings)) = (plot, &ceilings) {
+        let cpu = live.report.environment.as_ref().and_then(|environment| environment.cpu.as_deref());
+        let about = format!(
+            "{}, {}, {threads} threads · products count as operations on bytes · percentages are shares of the roof",
+            cpu.unwrap_or("unknown CPU"),
+            backend.name()
+        );
+        let svg = roofline::svg(&all, ceilings, &about);
+        plot.set_len(0).and_then(|()| plot.write_all(svg.as_bytes())).context("cannot write the plot")?;
+    }
+    Ok(())
+}
+
+/// A report with the ceilings of whatever computes.
+fn report(local: &Local, threads: NonZeroUsize, cpu: Option<&Ceilings>, gpu: Option<&DeviceRoof>) -> Report {
+    let name = local.honest().name();
+    let mut report = on(Report::new("ops", format!("ops on {name}, {threads} threads")), local)
+        .label("backend", name)
+        .label("threads", threads.get());
+    if let Some(ceilings) = cpu {
         let (memory, int8) = (ceilings.memory / 1e9, ceilings.int8 / 1e12);
         report.summary =
             Some(format!("ceilings: memory {memory:.1} GB/s, int8 {int8:.2} TOP/s on {}", ceilings.unit.name()));
-        let details = [("ceiling_gigabytes_per_second", memory.into()), ("ceiling_tera_ops_per_second", int8.into())];
-        report.stamp(&[], &details);
-        if let Some(path) = &args.plot {
-            let cpu = report.environment.cpu.as_deref().unwrap_or("unknown CPU");
-            let about = format!(
-                "{cpu}, {}, {threads} threads · products count as operations on bytes · percentages are shares of the roof",
-                backend.name()
-            );
-            files::write(path, roofline::svg(&all, ceilings, &about).as_bytes())?;
-        }
+        report = report.detail("ceiling_gigabytes_per_second", memory).detail("ceiling_tera_ops_per_second", int8);
     }
-    if let Some(device) = of_device {
-        report.summary = Some(device.summary);
-        report.stamp(&[], &device.details);
+    if let Some(device) = gpu {
+        report.summary = Some(device.summary.clone());
+        report.details.extend(device.details.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
     }
-    report.stamp(&[("backend", backend.name().into()), ("threads", threads.get().into())], &[]);
-    output.print(&report);
-    Ok(())
+    report
 }
 
 fn specs(args: &OpsArgs) -> Result<Vec<Spec>, Failure> {

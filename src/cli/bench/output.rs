@@ -1,16 +1,18 @@
 //! How all benchmarks report: the same flags, the same formats.
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use anyhow::Context;
 use clap::Args;
-use lockstep_benches::report::{Format, Report, compare::compare};
+use lockstep_benches::report::{Format, Report, Row, compare::compare};
 use lockstep_kernels::backend::Backend;
 use lockstep_model::package::Package;
-use serde_json::Value;
+use lockstep_protocol::ids::ModelId;
 
-use crate::backend;
+use super::limits;
+use crate::backend::{self, Local};
 use crate::cli::files;
 use crate::exit::{Exit, Failure, OrExit, Outcome};
 
@@ -41,19 +43,62 @@ impl OutputArgs {
         }
     }
 
-    /// Prints a report.
-    pub fn print(self, report: &Report) {
-        print!("{}", report.render(self.format()));
+    /// Begins a report.
+    pub const fn begin(self, report: Report) -> Live {
+        Live { report, format: self.format() }
     }
+}
+
+/// A report in the making: lines of JSON are printed as soon as they are known, so that what was measured is not lost with what was
+/// not; tables at the end, when the width of their columns is.
+pub struct Live {
+    /// What is known so far.
+    pub report: Report,
+    format: Format,
+}
+
+impl Live {
+    /// Adds a row.
+    ///
+    /// # Errors
+    /// It can't be printed.
+    pub fn push(&mut self, row: Row) -> anyhow::Result<()> {
+        let line = self.report.push(row);
+        if self.format == Format::Json { print(&line) } else { Ok(()) }
+    }
+
+    /// Prints what is still to be printed.
+    ///
+    /// # Errors
+    /// It can't be printed.
+    pub fn end(&self) -> anyhow::Result<()> {
+        match (&self.report.json_summary, self.format) {
+            (summary, Format::Json) => summary.iter().try_for_each(|summary| print(&format!("{summary}\n"))),
+            (_, format) => print(&self.report.render(format)),
+        }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
 /// Prints how the second report differs from the first.
 pub fn print_comparison(files: &[PathBuf], output: OutputArgs) -> Outcome {
-    let read = |path: &Path| files::text(path, MAX_REPORT_BYTES);
+    let read = |path: &Path| {
+        let text = files::text(path, MAX_REPORT_BYTES)?;
+        let is_whole = text.len() <= MAX_REPORT_BYTES;
+        is_whole
+            .then_some(text)
+            .with_context(|| {
+                format!("{} is no report: it has more than {} MiB", path.display(), MAX_REPORT_BYTES >> 20)
+            })
+            .or_exit(Exit::Configuration)
+    };
     let [first, second] = files else { unreachable!("the command line takes two files") };
     let report = compare(&read(first)?, &read(second)?).or_exit(Exit::Configuration)?;
-    output.print(&report);
-    Ok(())
+    Ok(print(&report.render(output.format()))?)
 }
 
 /// Where a benchmark runs.
@@ -61,9 +106,9 @@ pub fn print_comparison(files: &[PathBuf], output: OutputArgs) -> Outcome {
 pub struct DeviceArgs {
     /// Backend.
     #[arg(long, default_value = "cpu", help = format!("One of {}", backend::NAMES))]
-    pub backend: String,
+    backend: String,
     /// Threads to use [default: all].
-    #[arg(long)]
+    #[arg(long, value_parser = limits::threads())]
     threads: Option<NonZeroUsize>,
 }
 
@@ -76,26 +121,49 @@ impl DeviceArgs {
     /// Opens the backend.
     ///
     /// # Errors
-    /// As of [`backend::open`].
-    pub fn open(&self) -> Result<Arc<dyn Backend>, Failure> {
-        backend::open(&self.backend, self.threads())
+    /// As of [`Local::open`].
+    pub fn open(&self) -> Result<Local, Failure> {
+        self.open_with(self.threads())
     }
 
-    /// Opens the backend, as what it is.
+    /// Opens the backend with other threads.
     ///
     /// # Errors
-    /// As of [`backend::open`].
-    pub fn open_local(&self) -> Result<backend::Local, Failure> {
-        backend::Local::open(&self.backend, self.threads(), None)
+    /// As of [`Local::open`].
+    pub fn open_with(&self, threads: NonZeroUsize) -> Result<Local, Failure> {
+        Local::open(&self.backend, threads, None)
     }
 }
 
-/// Says of all rows which model they are about, and what ran it.
-pub fn stamp(report: &mut Report, package: &Package, backend: &str, threads: NonZeroUsize) {
-    let labels = [
-        ("model", Value::from(package.manifest().name.clone())),
-        ("backend", backend.into()),
-        ("threads", threads.get().into()),
-    ];
-    report.stamp(&labels, &[("model_id", package.model_id().to_string().into())]);
+/// What a model is called.
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// Its id; none where it is made up.
+    pub id: Option<ModelId>,
+}
+
+impl Named {
+    /// As a package says.
+    pub fn of(package: &Package) -> Self {
+        Self { name: package.manifest().name.clone(), id: Some(package.model_id()) }
+    }
+}
+
+/// A report about a model on a backend.
+pub fn about(bench: &'static str, about: String, model: &Named, local: &Local, threads: NonZeroUsize) -> Report {
+    let report = Report::new(bench, about)
+        .label("model", model.name.clone())
+        .label("backend", local.honest().name())
+        .label("threads", threads.get())
+        .detail("model_id", model.id.map(|id| id.to_string()));
+    on(report, local)
+}
+
+/// With the device that a backend reaches, where the system does not show it otherwise.
+pub fn on(mut report: Report, local: &Local) -> Report {
+    if let (Local::Wgpu(wgpu), Some(environment)) = (local, &mut report.environment) {
+        environment.adapter = Some(format!("{}, {}", wgpu.name(), wgpu.driver()));
+    }
+    report
 }
