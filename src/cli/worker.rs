@@ -74,7 +74,8 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_KEPT_RUNS_BYTES", value_name = "BYTES")]
     kept_runs_bytes: Option<u64>,
     /// Memory that each loaded model may take to generate text: keys and values of all that runs, kept prefixes and
-    /// passes [default: a quarter of the device's, or of the machine's; where several are joined, of the smallest].
+    /// passes [default: a quarter of the device's, or of the machine's; where several are joined, of the smallest]. A model for
+    /// which that is too little is not offered; the least is said.
     #[arg(long, env = "LOCKSTEP_GENERATION_BYTES", value_name = "BYTES")]
     generation_bytes: Option<u64>,
     /// Most memory to use, in bytes; of a device's own, where the backend is a device that tells how much it has, and of each

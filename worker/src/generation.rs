@@ -117,8 +117,12 @@ impl Generations {
 fn failure_of(refused: Refused) -> Failure {
     match &refused {
         Refused::Backend(error) => Failure::from(error),
-        Refused::PassMemory { .. } | Refused::CacheMemory { .. } => {
-            Failure::new(FailureCode::Backend, refused.to_string())
+        Refused::CacheMemory { positions, needed, .. } => {
+            let least = Limits::bytes_for_cache(*needed);
+            let reason = format!(
+                "{positions} positions may need {needed} bytes of cache here: --generation-bytes must be at least {least}"
+            );
+            Failure::new(FailureCode::JobRefused, reason)
         }
         _ => Failure::new(FailureCode::JobRefused, refused.to_string()),
     }
@@ -188,5 +192,17 @@ impl Active {
         let output = run.output();
         let finished = Finished { roots: run.roots, words: run.words, output, saturations: run.saturations };
         task.say(sign(&task, finished, keys, start.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_does_not_fit_the_cache_is_refused_with_the_figure_to_set() {
+        let failure = failure_of(Refused::CacheMemory { positions: 300, needed: 1_000, limit: 999 });
+        assert_eq!(failure.code, FailureCode::JobRefused);
+        assert!(failure.reason.ends_with("--generation-bytes must be at least 2000"), "{}", failure.reason);
     }
 }

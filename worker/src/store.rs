@@ -11,6 +11,7 @@ use lockstep_kernels::program::{Program, Rows};
 use lockstep_kernels::slice::Slice;
 use lockstep_model::ModelError;
 use lockstep_model::bounds;
+use lockstep_model::generation::Limits;
 use lockstep_model::package::Package;
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::ids::ModelId;
@@ -55,10 +56,11 @@ impl Model {
         job.geometry(self.layers)
     }
 
-    /// Takes a package whose digests were verified: proves its bounds, and checks that it makes one vector
-    /// for each sequence or one word for each point.
-    fn admit(package: Package) -> Result<Self, Failure> {
+    /// Takes a package whose digests were verified: checks that there is memory to generate with it, proves its bounds, and
+    /// checks that it makes one vector for each sequence or one word for each point.
+    fn admit(package: Package, generation_bytes: u64) -> Result<Self, Failure> {
         let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
+        check_memory(package.program(), generation_bytes).map_err(refused)?;
         package.prove().map_err(|error| refused(error.to_string()))?;
         Self::shaped(package, None)
     }
@@ -149,6 +151,8 @@ pub(crate) struct Store {
     dir: PathBuf,
     threads: NonZeroUsize,
     max_bytes: u64,
+    /// What generations on one model may take.
+    generation_bytes: u64,
     recheck: Duration,
     events: Events,
     /// At most [`MAX_HELD_MODELS`].
@@ -158,19 +162,36 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub fn new(dir: PathBuf, config: &Config, events: Events) -> Self {
+    pub fn new(dir: PathBuf, config: &Config, generation_bytes: u64, events: Events) -> Self {
         let &Config { threads, max_package_bytes: max_bytes, recheck, .. } = config;
-        Self { dir, threads, max_bytes, recheck, events, slots: Mutex::default(), slices: Default::default() }
+        let (slots, slices) = (Mutex::default(), Default::default());
+        Self { dir, threads, max_bytes, generation_bytes, recheck, events, slots, slices }
     }
 
-    /// Models that lie in the folder. Each is verified before its first use.
+    /// Models that lie in the folder, but for those that there is no memory to generate with: that is told. Each is verified
+    /// before its first use.
     pub fn held(&self) -> Vec<ModelId> {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let mut held: Vec<ModelId> = names.filter_map(|name| name.strip_suffix(".lsp")?.parse().ok()).collect();
         held.sort();
         held.truncate(MAX_HELD_MODELS);
+        held.retain(|model| self.has_memory_for(*model));
         held
+    }
+
+    /// Whether a package that lies in the folder may be offered. What can't be read now is looked at where it is wanted.
+    fn has_memory_for(&self, model: ModelId) -> bool {
+        let Ok(package) = Package::open(&self.path(model)) else { return true };
+        let checked = check_memory(package.program(), self.generation_bytes);
+        if let Err(reason) = &checked {
+            self.events.emit(Event::ModelFailed { model, reason: reason.clone() });
+        }
+        checked.is_ok()
+    }
+
+    fn path(&self, model: ModelId) -> PathBuf {
+        self.dir.join(format!("{model}.lsp"))
     }
 
     /// The model, ready to run: from memory, from disk, or from the coordinator. Also says whether it was pulled now.
@@ -340,11 +361,13 @@ impl Store {
         model: ModelId,
         connection: &Connection,
     ) -> Result<(Arc<Model>, bool), Failure> {
-        let path = self.dir.join(format!("{model}.lsp"));
+        let (path, generation_bytes) = (self.path(model), self.generation_bytes);
         if path.exists() {
             let (held, threads) = (path.clone(), self.threads);
             match blocking(move || open_held(&held, model, threads)).await? {
-                Ok(package) => return Ok((Arc::new(blocking(|| Model::admit(package)).await??), false)),
+                Ok(package) => {
+                    return Ok((Arc::new(blocking(move || Model::admit(package, generation_bytes)).await??), false));
+                }
                 Err(error @ ModelError::Io { .. }) => return Err(unavailable(error.to_string())),
                 Err(error) => {
                     tracing::warn!(%model, %error, "a package on disk is damaged and is pulled again");
@@ -358,7 +381,7 @@ impl Store {
         }
         let Slot::Partial(partial) = slot else { return Err(unavailable("no pull was begun")) };
         let package = pull(connection, (model, None), &path, partial, self.max_bytes, &self.events).await?;
-        Ok((Arc::new(blocking(|| Model::admit(package)).await??), true))
+        Ok((Arc::new(blocking(move || Model::admit(package, generation_bytes)).await??), true))
     }
 
     fn hold(&self, model: ModelId) -> Result<(Hold<'_>, Arc<tokio::sync::Mutex<Slot>>), Failure> {
@@ -369,6 +392,15 @@ impl Store {
         let slot = Arc::clone(slots.entry(model).or_default());
         Ok((Hold { slots: &self.slots, model }, slot))
     }
+}
+
+/// Whether a model that generates has the memory for it. An encoder takes none of that.
+fn check_memory(program: &Program, generation_bytes: u64) -> Result<(), String> {
+    let least = if program.is_decoder() { Limits::least_bytes(program) } else { 0 };
+    if generation_bytes >= least {
+        return Ok(());
+    }
+    Err(format!("--generation-bytes must be at least {least} to generate with it; this worker has {generation_bytes}"))
 }
 
 pub(crate) fn unavailable(reason: impl Into<String>) -> Failure {

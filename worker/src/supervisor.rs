@@ -124,14 +124,13 @@ impl Supervisor {
         let kept = Arc::new(kept);
         // A model may lie on any device, whole.
         let least = memory.into_iter().min().unwrap_or(0);
-        let cache_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
-        let limits = Limits::within(cache_bytes);
-        let tokens = config.batch_tokens;
-        let seats = Seats::new(Arc::clone(&backend), cache_bytes);
+        let generation_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
+        let (limits, tokens) = (Limits::within(generation_bytes), config.batch_tokens);
+        let seats = Seats::new(Arc::clone(&backend), generation_bytes);
         let inputs = Inputs::new(dir.stages.clone());
         let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
-        let store = Store::new(dir.packages.clone(), &config, events.clone());
+        let store = Store::new(dir.packages.clone(), &config, generation_bytes, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let (keys, seen) = (dir.keys.clone(), events.clone());

@@ -11,6 +11,7 @@ use lockstep_kernels::backend::{Backend, BackendError, Executor, Wrapper};
 use lockstep_kernels::cpu::Cpu;
 use lockstep_kernels::program::Program;
 use lockstep_kernels::value::{Batch, Params};
+use lockstep_model::generation::Limits;
 use lockstep_model::rerun::rerun_job;
 use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::ids::{LeaseEpoch, ModelId, Nonce, Place};
@@ -192,8 +193,10 @@ async fn what_does_not_fit_is_given_back_with_the_reason() {
     let fits = job(model, 4, 200, 50);
     let kind = (common::job(model, 1, 9), FailureCode::JobRefused, "kind of job");
     let long = (job(model, 2, 600, 102), FailureCode::JobRefused, "700 positions");
-    let tight = (fits.clone(), FailureCode::Backend, "a pass over one position");
-    for (bytes, cases) in [(None, vec![kind, long]), (Some(1 << 20), vec![tight])] {
+    let least = Limits::least_bytes(package.program());
+    let said = format!("--generation-bytes must be at least {least}");
+    let tight = (fits.clone(), FailureCode::ModelRefused, said.as_str());
+    for (bytes, cases) in [(None, vec![kind, long]), (Some(least - 1), vec![tight]), (Some(least), vec![])] {
         let coordinator = Coordinator::new();
         let mut config = coordinator.config(&dir.path().join(format!("{bytes:?}")));
         config.generation_bytes = bytes;
@@ -205,10 +208,36 @@ async fn what_does_not_fit_is_given_back_with_the_reason() {
             let (code, reason) = failure(&mut peer).await;
             assert!(code == wanted && reason.contains(said), "{code:?}: {reason}");
         }
-        if bytes.is_none() {
+        if bytes != Some(least - 1) {
             peer.assign(&fits, 2).await;
             peer.run().await.is_honest_generation(&package, &fits, 2, worker.id());
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_without_the_memory_for_it_is_not_offered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (package, home) = (decoder_package(dir.path()), dir.path().join("w"));
+    common::hold(&home, &package, &dir.path().join("decoder-1.lsp"));
+    let least = Limits::least_bytes(package.program());
+    let coordinator = Coordinator::new();
+    for bytes in [least - 1, least] {
+        let mut config = coordinator.config(&home);
+        config.generation_bytes = Some(bytes);
+        let mut worker = Worker::start(config, Arc::new(cpu())).unwrap();
+        let mut events = worker.subscribe();
+        let peer = coordinator.welcome().await;
+        assert_eq!(peer.hello.models.contains(&package.model_id()), bytes == least);
+        if bytes < least {
+            let reason = event(&mut events, |event| match event {
+                Event::ModelFailed { reason, .. } => Some(reason),
+                _ => None,
+            });
+            assert!(reason.await.contains(&format!("--generation-bytes must be at least {least}")));
+        }
+        worker.drain();
+        common::within(worker.wait()).await.unwrap();
     }
 }
 

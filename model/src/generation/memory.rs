@@ -44,6 +44,19 @@ impl Limits {
         }
     }
 
+    /// The fewest bytes of which [`Limits::within`] makes limits with which a model generates anything: the activations of
+    /// a pass over one position fit, at any place of the context, and its keys and values.
+    pub fn least_bytes(program: &Program) -> u64 {
+        let pass = program.pass_bytes(&one_position(program.max_positions.into())).saturating_mul(4);
+        let cache = u128::from(Self::bytes_for_cache(program.cache_bytes(1)));
+        u64::try_from(pass.max(cache)).unwrap_or(u64::MAX)
+    }
+
+    /// The fewest bytes of which [`Limits::within`] leaves so many to the running requests.
+    pub fn bytes_for_cache(cache_bytes: u64) -> u64 {
+        cache_bytes.saturating_mul(2)
+    }
+
     /// Enough for one request of so many positions, with nothing kept for others.
     pub fn of_one(program: &Program, positions: u64) -> Self {
         /// More makes no pass faster.

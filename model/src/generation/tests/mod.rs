@@ -220,6 +220,12 @@ fn what_can_never_run_is_refused_with_a_reason() {
     let mut disordered = request(5, 3, 1);
     disordered.sampling.stop_tokens = vec![2, 1];
     assert!(matches!(generator.submit(disordered), Err(Refused::Settings(_))));
+    let least = Limits::least_bytes(&model.program);
+    assert!(Limits::within(least).check(&model.program).is_ok());
+    assert!(Limits::within(least).cache_bytes >= model.program.cache_bytes(1));
+    assert!([0, 1, 4_097].iter().all(|bytes| Limits::within(Limits::bytes_for_cache(*bytes)).cache_bytes == *bytes));
+    let below = Limits::within(least - 1);
+    assert!(below.check(&model.program).is_err() || below.cache_bytes < model.program.cache_bytes(1));
     let tight = Limits { pass_bytes: 1_000, ..roomy() };
     let (program, params) = (Arc::clone(&model.program), Arc::clone(&model.params));
     assert!(matches!(Generator::new(program, params, &cpu, tight), Err(Refused::PassMemory { .. })));
