@@ -32,6 +32,7 @@ def raises(kind, code, call):
     except kind as error:
         assert error.code == code, (error.code, error)
         assert isinstance(error.body["message"], str) and error.body["type"], error.body
+        assert error.request_id.startswith("req_"), error.request_id
         return error
     raise AssertionError(f"no {kind.__name__}")
 
@@ -58,6 +59,7 @@ def test_models():
 def test_chat():
     answer = chat()
     assert answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == MODEL
+    assert answer._request_id.startswith("req_"), answer._request_id
     (choice,) = answer.choices
     assert choice.index == 0 and choice.message.role == "assistant" and choice.message.content, choice
     assert choice.finish_reason in ("stop", "length") and choice.logprobs is None
@@ -197,6 +199,9 @@ def test_errors():
     too_long = raises(bad, "context_length_exceeded", lambda: complete(prompt="word " * 20_000))
     assert "maximum context length is" in too_long.message and too_long.param == "prompt"
     raises(bad, "context_length_exceeded", lambda: complete(prompt=[5] * 200, max_tokens=limit()))
+    for param, settings in [("max_tokens", {"max_tokens": -1}), ("seed", {"seed": 2**70}),
+                            ("messages[0].role", {"messages": [{"role": "wizard", "content": "x"}]})]:
+        assert raises(bad, None, lambda settings=settings: chat(**settings)).param == param
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     for code, settings in [
         ("unsupported_parameter", {"tools": tools}),

@@ -122,6 +122,8 @@ pub async fn measure(
     data: &Path,
 ) -> Result<Measured> {
     let mut config = Config::local(data.join("coordinator"));
+    // Workers of its own are on their way.
+    config.worker_wait = config.http_wait;
     config.packages = vec![package.to_path_buf()];
     let coordinator = Coordinator::start(config).await?;
     let mut workers = Vec::new();
@@ -242,6 +244,7 @@ async fn timed(engine: lockstep_coordinator::engine::EngineHandle, spec: JobSpec
                 return Ok([first?, last?, now]);
             }
             Progress::Ended(JobEnd::Failed(reason)) => bail!("a job failed: {reason}"),
+            Progress::Ended(JobEnd::Deserted) => bail!("no worker is there for a job"),
         }
     }
     bail!("the coordinator ended before the job")

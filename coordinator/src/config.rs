@@ -9,7 +9,8 @@ use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
     DEFAULT_GRANT_CREDITS, DEFAULT_GRANTS_PER_HOUR, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS,
     DEFAULT_PENDING_CONNECTIONS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND, DEFAULT_TOKENS_PER_MINUTE,
-    HELLO_MS, HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS, MAX_WORKERS,
+    DEFAULT_WORKER_WAIT_MS, HELLO_MS, HTTP_WAIT_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS,
+    MAX_WORKERS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 
@@ -182,6 +183,8 @@ pub struct Config {
     pub planted_per_mille: u16,
     /// How long a client waits for an answer before it is told to come back.
     pub http_wait: Duration,
+    /// How long a client waits while no worker is connected that could run its job.
+    pub worker_wait: Duration,
 }
 
 impl Config {
@@ -202,6 +205,7 @@ impl Config {
             grant: DEFAULT_GRANT_CREDITS,
             planted_per_mille: 0,
             http_wait: Duration::from_millis(HTTP_WAIT_MS),
+            worker_wait: Duration::from_millis(DEFAULT_WORKER_WAIT_MS),
         }
     }
 
@@ -238,6 +242,7 @@ impl std::fmt::Debug for Config {
             .field("grant", &self.grant)
             .field("planted_per_mille", &self.planted_per_mille)
             .field("http_wait", &self.http_wait)
+            .field("worker_wait", &self.worker_wait)
             .finish()
     }
 }

@@ -83,6 +83,7 @@ impl Coordinator {
             clock,
             grant: config.grant,
             grants_per_hour: config.workers.grants_per_hour,
+            worker_wait: config.worker_wait,
             planted_per_mille: config.planted_per_mille,
         };
         let running = engine::start(parts, restored)?;

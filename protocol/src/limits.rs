@@ -233,6 +233,8 @@ pub const FORGIVEN_FAILURES: u32 = 3;
 pub const PAUSE_MIN_MS: u64 = 1_000;
 /// The longest such pause.
 pub const PAUSE_MAX_MS: u64 = 5 * 60 * 1_000;
+/// Jobs that a worker refused that are remembered until its session ends.
+pub const MAX_REFUSED_JOBS: usize = 1_024;
 /// A job that failed for so long, since its first failure, is given up at the next one.
 pub const JOB_PATIENCE_MS: u64 = 24 * 60 * 60 * 1_000;
 /// A worker that was told to reveal a run shows it within this time.
@@ -384,6 +386,8 @@ pub const HTTP_GRACE_MS: u64 = 10_000;
 pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
 /// After so many seconds a client that was told to come back may do so.
 pub const HTTP_RETRY_AFTER_SECONDS: u64 = 1;
+/// How long a client waits while no worker is connected that could run its job, where the operator says nothing else.
+pub const DEFAULT_WORKER_WAIT_MS: u64 = 5_000;
 /// How long a client waits for an embedding before it is told to come back.
 pub const HTTP_WAIT_MS: u64 = 120_000;
 /// Requests for work that a client may send at once, where the operator says nothing else.

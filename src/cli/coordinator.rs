@@ -13,7 +13,7 @@ use lockstep_protocol::ids::NodeId;
 use lockstep_protocol::limits::{
     DEFAULT_GRANT_CREDITS, DEFAULT_GRANTS_PER_HOUR, DEFAULT_MAX_CHOICES, DEFAULT_MAX_TOKENS,
     DEFAULT_PENDING_CONNECTIONS, DEFAULT_REQUEST_BURST, DEFAULT_REQUESTS_PER_SECOND, DEFAULT_TOKENS_PER_MINUTE,
-    HELLO_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS,
+    DEFAULT_WORKER_WAIT_MS, HELLO_MS, MAX_GENERATED_TOKENS, MAX_HELLO_MS, MAX_REQUEST_INPUTS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 use serde::Deserialize;
@@ -96,6 +96,9 @@ struct Options {
     #[arg(long, env = "LOCKSTEP_WORKER_HELLO_SECONDS", value_name = "N", help = format!("Seconds that a new connection of \
         a worker may take until it has said hello, up to {} [default: {}]", MAX_HELLO_MS / 1_000, HELLO_MS / 1_000))]
     worker_hello_seconds: Option<u64>,
+    #[arg(long, env = "LOCKSTEP_WORKER_WAIT_SECONDS", value_name = "N", help = format!("Seconds that a client waits while no \
+        worker is connected that can run its job; then it is told to come back [default: {}]", DEFAULT_WORKER_WAIT_MS / 1_000))]
+    worker_wait_seconds: Option<u64>,
     #[arg(long, env = "LOCKSTEP_CLIENT_REQUESTS_PER_SECOND", value_name = "N", help = format!("Requests for work that a \
         client may go on sending each second; a client is an API key, or an address where there are no keys; 0 counts \
         nothing [default: {DEFAULT_REQUESTS_PER_SECOND}]"))]
@@ -174,6 +177,7 @@ impl Options {
             worker_grants_per_hour: self.worker_grants_per_hour.or(file.worker_grants_per_hour),
             worker_connections_per_address: self.worker_connections_per_address.or(file.worker_connections_per_address),
             worker_hello_seconds: self.worker_hello_seconds.or(file.worker_hello_seconds),
+            worker_wait_seconds: self.worker_wait_seconds.or(file.worker_wait_seconds),
             client_requests_per_second: self.client_requests_per_second.or(file.client_requests_per_second),
             client_request_burst: self.client_request_burst.or(file.client_request_burst),
             client_tokens_per_minute: self.client_tokens_per_minute.or(file.client_tokens_per_minute),
@@ -233,6 +237,7 @@ impl Options {
             pending_per_address: self.worker_connections_per_address.unwrap_or(DEFAULT_PENDING_CONNECTIONS),
             hello: self.worker_hello_seconds.map_or(Duration::from_millis(HELLO_MS), Duration::from_secs),
         };
+        config.worker_wait = self.worker_wait_seconds.map_or(config.worker_wait, Duration::from_secs);
         config.api_keys = api_keys.iter().map(|key| ApiKey::from_secret(key.expose())).collect();
         Ok(config)
     }

@@ -63,6 +63,8 @@ impl Network {
     pub async fn start(setup: &Setup<'_>, story: &Story) -> Result<Self> {
         let folder = tempfile::tempdir().context("cannot make a folder for the demo")?;
         let mut config = Config::local(folder.path().join("coordinator"));
+        // Workers of its own are on their way.
+        config.worker_wait = config.http_wait;
         config.packages = vec![setup.package.to_path_buf()];
         config.audit = setup.policy;
         let coordinator = Coordinator::start(config).await?;

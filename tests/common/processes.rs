@@ -92,6 +92,8 @@ impl Coordinator {
     pub fn start_at(package: &Path, data: &Path, listen: &str, http: &str, options: &[&str]) -> Self {
         let mut command = lockstep();
         command.args(["coordinator", "--allow-any-worker", "--listen", listen, "--http", http, "--package"]);
+        // Tests ask before their workers have come, and workers come late on a busy machine.
+        command.env("LOCKSTEP_WORKER_WAIT_SECONDS", "600");
         let process = Process::start(command.arg(package).arg("--data-dir").arg(data).args(options));
         let http = process.after("clients: ").trim_end_matches("/v1").to_owned();
         let address = process.after("--coordinator ");

@@ -73,6 +73,8 @@ pub type Launch<'a> = (&'a Path, &'a [&'a str]);
 pub fn measure(workload: Workload, data: &Path, launch: Launch<'_>) -> Result<Measured> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workload.threads).enable_all().build()?;
     let mut config = Config::local(data.to_path_buf());
+    // Workers of its own are on their way.
+    config.worker_wait = config.http_wait;
     config.grant = GRANT;
     // All workers come at once, and from one address.
     config.workers.grants_per_hour = u32::MAX;
@@ -135,6 +137,7 @@ async fn run_jobs(shape: Shape, coordinator: &Handle, numbers: std::ops::Range<u
         match end.await.context("a job has an end")? {
             JobEnd::Answer(_) => {}
             JobEnd::Failed(reason) => bail!("a job failed: {reason}"),
+            JobEnd::Deserted => bail!("no worker is there for a job"),
         }
     }
     Ok(())

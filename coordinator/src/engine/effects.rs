@@ -30,6 +30,8 @@ pub(super) enum Effect {
     Done(JobId, Arc<Receipt>, Vec<Root>),
     /// The job has ended without a result.
     Failed(JobId, String),
+    /// Tell those who wait for a job that nobody is there who could run it.
+    Deserted(JobId),
     /// Draw whether the job is audited.
     Draw(JobId, DrawSubject, Nonce),
     /// Tell whoever brought a move how it went.
@@ -200,8 +202,9 @@ impl Engine {
                     step.effects.push(Effect::Done(job, Arc::new(receipt), outcome.roots));
                 }
             }
-            Action::JobFailed { job, reason } => {
-                let reason = reason.to_string();
+            Action::Deserted { job } => step.effects.push(Effect::Deserted(job)),
+            Action::JobFailed { job, reason, said } => {
+                let reason = said.map_or_else(|| reason.to_string(), |said| format!("{reason}: {said}"));
                 step.writes.push(Write::Failed { job, reason: reason.clone(), at: self.clock.now() });
                 step.effects.push(Effect::Failed(job, reason));
             }

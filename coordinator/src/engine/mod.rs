@@ -136,6 +136,8 @@ pub enum JobEnd {
     Answer(Arc<Receipt>),
     /// None, and why.
     Failed(String),
+    /// It has not ended: nobody is there who could run it.
+    Deserted,
 }
 
 /// An unfinished job, as far as clients and watchers are concerned.
@@ -172,6 +174,8 @@ pub struct Parts {
     pub grants_per_hour: u32,
     /// Of 1,000 audited jobs, how many are planted again.
     pub planted_per_mille: u16,
+    /// How long a client waits while nobody is connected who could run its job.
+    pub worker_wait: Duration,
 }
 
 /// The engine's state.
@@ -193,6 +197,8 @@ struct Engine {
     pending: VecDeque<Vec<Effect>>,
     /// Of 1,000 audited jobs, how many are planted again.
     planted_per_mille: u16,
+    /// How long a client waits while nobody is connected who could run its job.
+    worker_wait: Duration,
     /// What follows from what is durable now.
     due: VecDeque<Due>,
     events: broadcast::Sender<Event>,
@@ -238,6 +244,7 @@ pub fn start(parts: Parts, restored: Restored) -> Result<Running, crate::error::
         peers: BTreeMap::new(),
         pending: VecDeque::new(),
         planted_per_mille: parts.planted_per_mille,
+        worker_wait: parts.worker_wait,
         due: VecDeque::new(),
         events,
         durable,
@@ -401,7 +408,7 @@ impl Engine {
             Message::Due(Due::Plant(spec)) => self.input(Input::Submit(*spec), None, step),
             Message::Move(signed, reply) => self.make_move(*signed, reply, step),
             Message::Challenge(challenge, reply) => self.challenge(*challenge, reply, step),
-            Message::Submit(spec, request) => self.input(Input::Submit(spec), Some(request), step),
+            Message::Submit(spec, request) => self.submit(spec, request, step),
             #[cfg(test)]
             Message::Pass(ms) => {
                 for _ in 0..ms / TICK_MS {
@@ -429,6 +436,15 @@ impl Engine {
         let now = self.clock.now();
         let output = self.machine.handle(now, input);
         self.plan(output, request, step);
+    }
+
+    fn submit(&mut self, spec: JobSpec, request: Box<SubmitRequest>, step: &mut Step) {
+        let awaited = request.answer.is_some().then(|| spec.job.id());
+        self.input(Input::Submit(spec), Some(request), step);
+        if let Some(job) = awaited {
+            let patience_ms = u64::try_from(self.worker_wait.as_millis()).unwrap_or(u64::MAX);
+            self.input(Input::Awaited { job, patience_ms }, None, step);
+        }
     }
 
     fn view(&self) -> View<'_> {

@@ -35,6 +35,12 @@ impl Engine {
                 }
                 self.emit(Event::Failed { job, reason });
             }
+            Effect::Deserted(job) => {
+                if let Some(live) = self.jobs.get_mut(&job) {
+                    live.desert();
+                    tracing::warn!(%job, "nobody is connected who could run a job; those who wait for it are told");
+                }
+            }
             Effect::Draw(job, subject, nonce) => self.due.push_back(Due::Draw(job, subject, nonce)),
             Effect::MoveMade(reply, outcome) => {
                 // Whoever brought it may be gone.

@@ -31,7 +31,7 @@ pub enum Progress {
         /// What was drawn.
         word: Word,
     },
-    /// The job has ended. Nothing comes after this. Its answer counts, whatever words were told before.
+    /// The job has ended, or is waited for no more. Nothing comes after this. Its answer counts, whatever words were told before.
     Ended(JobEnd),
 }
 
@@ -64,11 +64,20 @@ impl Live {
     }
 
     /// Tells all who wait that the job has ended; those that went away are passed over.
-    pub(super) fn end(self, end: &JobEnd) {
-        for waiter in self.waiters {
+    pub(super) fn end(mut self, end: &JobEnd) {
+        self.dismiss(end);
+    }
+
+    /// Tells all who wait that nobody is there who could run the job. They wait no more.
+    pub(super) fn desert(&mut self) {
+        self.dismiss(&JobEnd::Deserted);
+    }
+
+    fn dismiss(&mut self, end: &JobEnd) {
+        for waiter in self.waiters.drain(..) {
             let _ = waiter.send(end.clone());
         }
-        for watcher in self.watchers {
+        for watcher in self.watchers.drain(..) {
             let _ = watcher.try_send(Progress::Ended(end.clone()));
         }
     }

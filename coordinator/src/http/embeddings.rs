@@ -14,9 +14,10 @@ use lockstep_protocol::receipt::Receipt;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::abandon::Abandon;
 use super::access::{self, Presented};
 use super::error::{ApiError, KeptJobs};
-use super::jobs::{self, Accepted, Extra};
+use super::jobs::{self, Accepted, Extra, Pending};
 use super::prepare::{Prepared, prepare};
 use super::request::Encoding;
 use super::{App, Place};
@@ -73,12 +74,30 @@ pub async fn embeddings(
     if !prepared.order.wait {
         return Ok((StatusCode::ACCEPTED, axum::Json(Accepted::new(prepared.model.id(), kept))).into_response());
     }
-    let mut receipts = Vec::with_capacity(pending.len());
-    for (job, pending) in kept.jobs.iter().zip(pending) {
-        receipts.push(jobs::wait(*job, pending, deadline).await.map_err(|error| error.with_jobs(kept.clone()))?);
-    }
+    let receipts = match wait_for_all(&kept, pending, deadline).await {
+        Ok(receipts) => receipts,
+        Err(error) if error.is_no_worker() && !prepared.order.chosen_nonces => {
+            // They can't be asked for again.
+            app.refund(&place, prepared.order.tokens());
+            drop(Abandon::new(&app, kept.jobs));
+            return Err(error);
+        }
+        Err(error) => return Err(error.with_jobs(kept)),
+    };
     let json = app.blocking(move || answer(&prepared, &receipts, &kept)).await??;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+async fn wait_for_all(
+    kept: &KeptJobs,
+    pending: Vec<Pending>,
+    deadline: Instant,
+) -> Result<Vec<Arc<Receipt>>, ApiError> {
+    let mut receipts = Vec::with_capacity(pending.len());
+    for (job, pending) in kept.jobs.iter().zip(pending) {
+        receipts.push(jobs::wait(*job, pending, deadline).await?);
+    }
+    Ok(receipts)
 }
 
 /// Reads a body of at most so many bytes, with patience for slow clients but not for all.

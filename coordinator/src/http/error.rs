@@ -1,11 +1,12 @@
 //! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lockstep_protocol::ids::{JobId, Nonce};
-use lockstep_protocol::limits::HTTP_RETRY_AFTER_SECONDS;
+use lockstep_protocol::limits::{DEFAULT_WORKER_WAIT_MS, HTTP_RETRY_AFTER_SECONDS};
 use serde::Serialize;
 
 /// A refused request.
@@ -27,7 +28,7 @@ struct Body {
     message: String,
     #[serde(rename = "type")]
     kind: &'static str,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     code: Option<&'static str>,
 }
 
@@ -55,7 +56,7 @@ impl ApiError {
     }
 
     /// One parameter of the request is wrong.
-    pub fn parameter(param: &'static str, message: impl Into<String>) -> Self {
+    pub fn parameter(param: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self::invalid(message).with_param(param)
     }
 
@@ -76,9 +77,21 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some(code), message)
     }
 
+    /// Nobody is there who could do it.
+    pub fn no_worker() -> Self {
+        let message = "No worker is connected that can run this model: try again later.";
+        Self::unavailable("no_worker", message).with_retry_after(Duration::from_millis(DEFAULT_WORKER_WAIT_MS))
+    }
+
     /// The coordinator is going down.
     pub fn stopping() -> Self {
         Self::unavailable("shutting_down", "The coordinator is shutting down.")
+    }
+
+    /// Which parameter is wrong, where it is one.
+    #[cfg(test)]
+    pub fn param(&self) -> Option<&str> {
+        self.error.param.as_deref()
     }
 
     /// What is told to people.
@@ -89,6 +102,11 @@ impl ApiError {
     /// Whether it only says that the jobs have not ended.
     pub fn is_no_answer_yet(&self) -> bool {
         self.error.code == Some("no_answer_yet")
+    }
+
+    /// Whether it says that nobody was there to do it.
+    pub fn is_no_worker(&self) -> bool {
+        self.error.code == Some("no_worker")
     }
 
     /// The coordinator failed.
@@ -105,8 +123,8 @@ impl ApiError {
 
     /// Names the parameter.
     #[must_use]
-    pub fn with_param(mut self, param: &'static str) -> Self {
-        self.error.param = Some(param);
+    pub fn with_param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.error.param = Some(param.into());
         self
     }
 

@@ -188,7 +188,7 @@ pub async fn submit(
 fn check_audits(job: JobId, end: &JobEnd, order: &Order) -> Result<(), ApiError> {
     let (asked, found) = match end {
         JobEnd::Answer(receipt) => (order.audits_asked, receipt.audits.len()),
-        JobEnd::Failed(_) => return Ok(()),
+        JobEnd::Failed(_) | JobEnd::Deserted => return Ok(()),
     };
     if found >= asked {
         return Ok(());
@@ -245,6 +245,7 @@ pub fn answered(job: JobId, end: JobEnd) -> Result<Arc<Receipt>, ApiError> {
     match end {
         JobEnd::Answer(receipt) => Ok(receipt),
         JobEnd::Failed(reason) => Err(ApiError::internal(format!("Job {job} failed: {reason}."))),
+        JobEnd::Deserted => Err(ApiError::no_worker()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! HTTP for clients: OpenAI's completions, chats and embeddings with receipts beside the answer; disputes, challenges, the
 //! log and the ledger for everybody; and what can be looked at.
 
+mod abandon;
 mod access;
 mod challenges;
 mod disputes;
@@ -13,7 +14,9 @@ mod ledger;
 mod log;
 mod prepare;
 mod rate;
+mod read;
 mod request;
+mod request_id;
 mod serve;
 
 use std::sync::Arc;
@@ -132,6 +135,13 @@ impl App {
         })
     }
 
+    /// Takes back what [`App::charge`] counted, where nothing came of it.
+    fn refund(&self, place: &Place, tokens: u64) {
+        if let (Some(measures), Some(client)) = (&self.tokens, place.client) {
+            measures.give_back(client, tokens);
+        }
+    }
+
     /// Runs what blocks on a thread for such work, a bounded number at a time.
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
         let _turn = self.blocking.acquire().await.map_err(|_| ApiError::stopping())?;
@@ -173,7 +183,7 @@ pub fn router(app: Arc<App>) -> Router {
         // The handler that reads a body caps it itself.
         .layer(DefaultBodyLimit::disable());
     let health = Router::new().route("/livez", get(info::livez)).route("/readyz", get(info::readyz));
-    api.merge(health).with_state(app)
+    api.merge(health).with_state(app).layer(middleware::from_fn(request_id::name))
 }
 
 /// The place that a request takes among those that are answered, for as long as its answer goes on.

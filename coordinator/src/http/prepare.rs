@@ -10,6 +10,7 @@ use lockstep_protocol::machine::AuditPolicy;
 
 use super::error::ApiError;
 use super::jobs::{Order, nonces, wished};
+use super::read::read;
 use super::request::{EmbeddingsRequest, Encoding};
 use crate::models::{Model, Models};
 
@@ -29,8 +30,7 @@ pub struct Prepared {
 /// # Errors
 /// What to tell the client.
 pub fn prepare(models: &Models, policy: AuditPolicy, body: &[u8]) -> Result<Prepared, ApiError> {
-    let request: EmbeddingsRequest =
-        serde_json::from_slice(body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let request: EmbeddingsRequest = read(body)?;
     let model = models.resolve(&request.model).ok_or_else(|| ApiError::no_model(&request.model))?;
     if model.is_decoder() {
         let message = "This model generates text and makes no embeddings: see POST /v1/completions.";

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lockstep_protocol::limits::{HTTP_MOVE_BURST, HTTP_MOVES_PER_SECOND, MAX_MOVE_ADDRESSES};
@@ -61,7 +61,7 @@ impl Measures {
     /// # Errors
     /// How long it takes until they may. That is never, if they are more than may come at once.
     pub fn take_at(&self, client: Client, count: u64, now: Instant) -> Result<(), Duration> {
-        let mut measures = self.measures.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measures = self.lock();
         if measures.len() >= MAX_MOVE_ADDRESSES {
             // Who did not come for a while needs no measure.
             measures.retain(|_, bucket| !bucket.is_full(now));
@@ -70,6 +70,17 @@ impl Measures {
         let whose = Some(client).filter(|_| is_known || measures.len() < MAX_MOVE_ADDRESSES);
         let full = || Bucket::filling(self.burst, self.rate, now);
         measures.entry(whose).or_insert_with(full).take_at(count, now)
+    }
+
+    /// Gives back what was counted for a client and came to nothing. Where clients share a measure it stays as it is.
+    pub fn give_back(&self, client: Client, count: u64) {
+        if let Some(bucket) = self.lock().get_mut(&Some(client)) {
+            bucket.give_back(count);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Option<Client>, Bucket>> {
+        self.measures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Extension {
 
 /// One nonce for the only input, or one for each.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it has to be 64 hexadecimal digits, or a list of such")]
 pub enum Nonces {
     /// For the only input.
     One(Nonce),
@@ -86,7 +86,7 @@ impl<'de> Deserialize<'de> for Inputs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let inputs = match deserializer.deserialize_any(ItemVisitor { depth: 0 })? {
             Item::Text(text) => vec![RequestInput::Text(text)],
-            Item::Token(_) => return Err(de::Error::custom("input is a number; a list of token ids was expected")),
+            Item::Token(_) => return Err(de::Error::custom("a number alone is no input: a list of token ids is one")),
             Item::Tokens(tokens) => vec![RequestInput::Tokens(tokens)],
             Item::Many(inputs) => inputs,
         };
@@ -131,12 +131,12 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 
     fn visit_u64<E: de::Error>(self, token: u64) -> Result<Item, E> {
-        u32::try_from(token).map(Item::Token).map_err(|_| E::custom("a token id is above 2^32"))
+        u32::try_from(token).map(Item::Token).map_err(|_| E::custom("a token id is not below 2^32"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
         if self.depth > 1 {
-            return Err(de::Error::custom("input is nested too deep"));
+            return Err(de::Error::custom("a list is nested too deep"));
         }
         let inner = Self { depth: self.depth + 1 };
         let (mut tokens, mut inputs) = (Vec::new(), Vec::new());
@@ -145,12 +145,12 @@ impl<'de> Visitor<'de> for ItemVisitor {
                 Item::Token(token) if inputs.is_empty() => tokens.push(token),
                 Item::Text(text) if tokens.is_empty() && self.depth == 0 => inputs.push(RequestInput::Text(text)),
                 Item::Tokens(list) if tokens.is_empty() && self.depth == 0 => inputs.push(RequestInput::Tokens(list)),
-                _ => return Err(de::Error::custom("input mixes kinds, or is nested too deep")),
+                _ => return Err(de::Error::custom("a list mixes kinds, or is nested too deep")),
             }
             if let [first, .., last] = inputs.as_slice()
                 && std::mem::discriminant(first) != std::mem::discriminant(last)
             {
-                return Err(de::Error::custom("input mixes texts and token ids"));
+                return Err(de::Error::custom("a list mixes texts and token ids"));
             }
             if tokens.len() > MAX_POSITIONS {
                 return Err(de::Error::custom(format!("an input has more than {MAX_POSITIONS} tokens")));
@@ -160,7 +160,7 @@ impl<'de> Visitor<'de> for ItemVisitor {
             }
         }
         match (tokens.is_empty(), inputs.is_empty()) {
-            (true, true) => Err(de::Error::custom("input has an empty array")),
+            (true, true) => Err(de::Error::custom("a list is empty")),
             (false, _) => Ok(Item::Tokens(tokens)),
             (true, false) => Ok(Item::Many(inputs)),
         }

@@ -51,6 +51,11 @@ impl Bucket {
         Err(self.time_of(missing).saturating_sub(since))
     }
 
+    /// Puts tokens back that were taken for nothing.
+    pub fn give_back(&mut self, count: u64) {
+        self.tokens = self.tokens.saturating_add(count).min(self.capacity);
+    }
+
     /// Whether nothing was taken for so long that it does not matter any more.
     pub fn is_full(&mut self, now: Instant) -> bool {
         self.fill(now);
@@ -102,6 +107,10 @@ mod tests {
         let minute = Rate { tokens: 600, every: Duration::from_secs(60) };
         let mut bucket = Bucket::filling(600, minute, start);
         assert_eq!(bucket.take_at(500, start), Ok(()));
+        bucket.give_back(300);
+        assert_eq!(bucket.take_at(400, start), Ok(()));
+        bucket.give_back(u64::MAX);
+        assert!(bucket.is_full(start) && bucket.take_at(500, start).is_ok());
         assert_eq!(bucket.take_at(150, start), Err(Duration::from_secs(5)), "nothing of it is taken");
         assert_eq!(bucket.take_at(100, start), Ok(()));
         assert_eq!(bucket.take_at(10, at(250)), Err(Duration::from_millis(750)));

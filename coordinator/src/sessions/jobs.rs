@@ -116,7 +116,11 @@ async fn run(session: &Session, frames: Frames<JobMessage>, job: JobId, epoch: L
                 return Err(End::Protocol("what comes on a stream of its own comes on a job's".to_owned()));
             }
             Some(JobMessage::Begin { .. }) => return Err(End::Protocol("a job stream begins twice".to_owned())),
-            None => return session.tell(Input::Failed { node, job, epoch, code: FailureCode::Internal }).await,
+            None => {
+                return session
+                    .tell(Input::Failed { node, job, epoch, code: FailureCode::Internal, reason: String::new() })
+                    .await;
+            }
         }
     }
 }

@@ -267,7 +267,7 @@ async fn talk_up(session: &Session, mut up: Frames<ToCoordinator>) -> End {
             ToCoordinator::Failed { job, epoch, code, reason } => {
                 tracing::info!(%node, %job, %epoch, ?code, reason, "a worker gives an assignment back");
                 session.unassign(job, epoch);
-                Input::Failed { node, job, epoch, code }
+                Input::Failed { node, job, epoch, code, reason }
             }
         };
         if let Err(end) = session.tell(input).await {

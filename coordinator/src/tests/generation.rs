@@ -25,9 +25,9 @@ const LENGTH: u32 = 3 << 24;
 const SALT: Salt = Salt::from_bytes([0x77; 32]);
 
 /// What a worker says to a job.
-type Script = fn(&Job) -> Vec<u32>;
+pub(super) type Script = fn(&Job) -> Vec<u32>;
 
-async fn world(change: impl FnOnce(&mut Config)) -> World {
+pub(super) async fn world(change: impl FnOnce(&mut Config)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let package = decoder_package(dir.path(), "talker");
     let mut config = config(&dir.path().join("data"), &package);
@@ -36,14 +36,14 @@ async fn world(change: impl FnOnce(&mut Config)) -> World {
     World { handle: Coordinator::start(config).await.unwrap(), package, dir }
 }
 
-async fn worker(world: &World, number: u8) -> Worker {
+pub(super) async fn worker(world: &World, number: u8) -> Worker {
     let mut worker = Worker::connect(number, world.handle.node_id(), world.handle.quic_addr(), &world.package).await;
     worker.welcome().await;
     worker
 }
 
 /// A world with a worker that serves this script.
-async fn talking(script: Script) -> World {
+pub(super) async fn talking(script: Script) -> World {
     let world = world(|_| {}).await;
     let worker = worker(&world, 1).await;
     tokio::spawn(serve(worker, script));
@@ -119,14 +119,14 @@ async fn serve(mut worker: Worker, script: Script) {
     }
 }
 
-async fn post(address: SocketAddr, path: &str, body: &Value) -> (u16, Value) {
+pub(super) async fn post(address: SocketAddr, path: &str, body: &Value) -> (u16, Value) {
     let head = format!("POST /v1/{path} HTTP/1.1\r\ncontent-type: application/json");
     let (status, body) = request(address, &head, body.to_string().as_bytes()).await;
     (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
 }
 
 /// The events of a stream, the last one as a text.
-async fn events(address: SocketAddr, path: &str, body: &Value) -> (Vec<Value>, String) {
+pub(super) async fn events(address: SocketAddr, path: &str, body: &Value) -> (Vec<Value>, String) {
     // In HTTP/1.0 a stream has no framing of its own.
     let (status, text) = request(address, &format!("POST /v1/{path} HTTP/1.0"), body.to_string().as_bytes()).await;
     assert_eq!(status, 200, "{text}");
@@ -141,7 +141,7 @@ fn chat(more: Value) -> Value {
     body
 }
 
-fn completion(more: Value) -> Value {
+pub(super) fn completion(more: Value) -> Value {
     let mut body = json!({"model": "talker", "prompt": "w3 w4", "max_tokens": 8});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
@@ -397,7 +397,7 @@ async fn what_is_not_served_is_refused_by_name() {
         (completion(json!({"max_tokens": 31})), 400, "", "max_tokens"),
         (completion(json!({"max_tokens": 0})), 400, "", "max_tokens"),
         (completion(json!({"logprobs": 6})), 400, "", "logprobs"),
-        (completion(json!({"logprobs": true})), 400, "", ""),
+        (completion(json!({"logprobs": true})), 400, "", "logprobs"),
         (completion(json!({"echo": true})), 400, "unsupported_parameter", "echo"),
         (completion(json!({"suffix": "x"})), 400, "unsupported_parameter", "suffix"),
         (completion(json!({"best_of": 2})), 400, "unsupported_parameter", "best_of"),
@@ -420,8 +420,11 @@ async fn what_is_not_served_is_refused_by_name() {
         (completion(json!({"stream": true, "lockstep": {"wait": false}})), 400, "", "stream"),
         (completion(json!({"seed": 1, "lockstep": {"seed": "00".repeat(32)}})), 400, "", "seed"),
         (completion(json!({"n": 2, "lockstep": {"nonce": "00".repeat(32)}})), 400, "", "lockstep.nonce"),
-        (completion(json!({"lockstep": {"dat": "2024-01-01"}})), 400, "", ""),
-        (completion(json!({"seed": 1.5})), 400, "", ""),
+        (completion(json!({"lockstep": {"dat": "2024-01-01"}})), 400, "", "lockstep.dat"),
+        (completion(json!({"seed": 1.5})), 400, "", "seed"),
+        (completion(json!({"max_tokens": -1})), 400, "", "max_tokens"),
+        (completion(json!({"prompt": []})), 400, "", "prompt"),
+        (completion(json!({"stop": 5})), 400, "", "stop"),
         (chat(json!({"messages": []})), 400, "", "messages"),
         (chat(json!({"messages": [{"role": "tool", "content": "x"}]})), 400, "unsupported_parameter", "messages"),
         (
@@ -435,7 +438,7 @@ async fn what_is_not_served_is_refused_by_name() {
         (chat(json!({"response_format": {"type": "json_object"}})), 400, "unsupported_parameter", "response_format"),
         (chat(json!({"logprobs": true, "top_logprobs": 21})), 400, "", "top_logprobs"),
         (chat(json!({"top_logprobs": 1})), 400, "", "top_logprobs"),
-        (chat(json!({"logprobs": 1})), 400, "", ""),
+        (chat(json!({"logprobs": 1})), 400, "", "logprobs"),
         (chat(json!({"modalities": ["text", "audio"]})), 400, "unsupported_parameter", "modalities"),
         (chat(json!({"max_tokens": 5, "max_completion_tokens": 6})), 400, "", "max_tokens"),
         (chat(json!({"lockstep": {"date": "2024-13-01"}})), 400, "", "lockstep.date"),

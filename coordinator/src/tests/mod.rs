@@ -1,6 +1,7 @@
 //! A coordinator as a whole: over HTTP on one side and QUIC on the other.
 
 mod access;
+mod attendance;
 mod challenges;
 mod clumsy;
 mod disputes;
@@ -47,6 +48,7 @@ fn config(dir: &Path, package: &Path) -> Config {
     config.packages = vec![package.to_path_buf()];
     config.audit = NEVER;
     config.http_wait = PATIENCE;
+    config.worker_wait = PATIENCE;
     config
 }
 
@@ -86,6 +88,15 @@ async fn request(address: SocketAddr, head: &str, body: &[u8]) -> (u16, String) 
 }
 
 async fn request_bytes(address: SocketAddr, head: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let mut reply = raw(address, head, body).await;
+    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no answer: {reply:?}"));
+    let body = reply.split_off(end + 4);
+    let status = String::from_utf8(reply).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body)
+}
+
+/// All that is answered, with its head.
+async fn raw(address: SocketAddr, head: &str, body: &[u8]) -> Vec<u8> {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let head = format!("{head}\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -93,10 +104,7 @@ async fn request_bytes(address: SocketAddr, head: &str, body: &[u8]) -> (u16, Ve
     let _ = stream.write_all(body).await;
     let mut reply = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut reply)).await.expect("an answer in time");
-    let end = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or_else(|| panic!("no answer: {reply:?}"));
-    let body = reply.split_off(end + 4);
-    let status = String::from_utf8(reply).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body)
+    reply
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, Value) {

@@ -34,12 +34,13 @@ impl Machine {
         }
     }
 
-    /// Gives up the missing audits of a job where nobody was there for some time who could make them.
+    /// Gives up the missing audits of a job where nobody was there for some time who could make them. Who is kept from them
+    /// by a pause is not there.
     pub(super) fn look_for_auditors(&mut self, job: JobId) {
         let Some(entry) = self.jobs.get(&job) else {
             return;
         };
-        let is_absent = entry.wanted_leases() > 0 && self.candidates(entry).next().is_none() && !self.has_crew(entry);
+        let is_absent = entry.wanted_leases() > 0 && !self.is_attended(entry);
         let looks = entry.absence.filter(|_| is_absent).map_or(0, |(_, looks)| looks + 1);
         let next = self.now.plus(ABSENCE_LOOK_MS);
         let entry = self.jobs.get_mut(&job).expect("it was there");

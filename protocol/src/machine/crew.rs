@@ -185,9 +185,9 @@ impl Machine {
         if waits { None } else { self.compose(entry, true, &|_| true).map(Placement::Crew) }
     }
 
-    /// Whether a crew could run the job, of workers that are free or busy.
-    pub(super) fn has_crew(&self, entry: &Entry) -> bool {
-        self.compose(entry, false, &|_| true).is_some()
+    /// Whether a crew could run the job, of allowed workers that are free or busy.
+    pub(super) fn has_crew(&self, entry: &Entry, allowed: &dyn Fn(&NodeId) -> bool) -> bool {
+        self.compose(entry, false, allowed).is_some()
     }
 
     /// A crew for a job out of the allowed workers; `free` asks for those with a free place. None for a job that is run in lockstep.

@@ -11,6 +11,7 @@ use crate::ids::{JobId, LeaseEpoch, Millis, NodeId, Place, Root, Salt};
 use crate::job::{JobHeader, JobKind};
 use crate::limits::{JOB_PATIENCE_MS, MAX_BARRED_WORKERS, MAX_FAILURES};
 use crate::logprobs::Logprobs;
+use crate::machine::attendance::Awaited;
 use crate::machine::audit::{AuditDraw, AuditPolicy};
 use crate::machine::crew::Member;
 use crate::machine::lockstep::Halt;
@@ -154,6 +155,10 @@ pub(super) struct Entry {
     /// When it is looked next whether anybody is connected who could audit the job, and how often in a row there was
     /// nobody.
     pub absence: Option<(Millis, u32)>,
+    /// A client that waits for it, while it is looked whether anybody is there to run it.
+    pub awaited: Option<Awaited>,
+    /// What the last worker said that refused the job at its stage.
+    pub refusal: Option<String>,
     /// Whether the audits that nobody makes yet are given up.
     pub short: bool,
     /// Two leases whose roots differ, of a job that is run in lockstep.
@@ -201,6 +206,8 @@ impl Entry {
             barred: BTreeSet::new(),
             patience: None,
             absence: None,
+            awaited: None,
+            refusal: None,
             short: false,
             halt: None,
             told: Vec::new(),
@@ -248,6 +255,7 @@ impl Entry {
         }
         if stage != self.stage {
             self.failures.clear();
+            self.refusal = None;
             self.failing_since = None;
             self.retry_at = Millis(0);
             self.parked = false;
@@ -521,6 +529,7 @@ impl Entry {
         match (self.stage, holds) {
             (Stage::Auditing, false) => Record::Abandoned { job },
             (Stage::Auditing, true) => Record::Failed { job, reason: JobFailure::NoAuditor },
+            _ if self.refusal.is_some() => Record::Failed { job, reason: JobFailure::Refused },
             _ => Record::Failed { job, reason: JobFailure::Attempts },
         }
     }

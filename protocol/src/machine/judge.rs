@@ -82,8 +82,10 @@ impl Machine {
         if let Record::Failed { reason, .. } = record {
             self.unqueue(job);
             self.settle_accounts(job, false, out);
+            let refusal = self.jobs.get_mut(&job).and_then(|entry| entry.refusal.take());
+            let said = refusal.filter(|_| reason == JobFailure::Refused);
             self.record(record, out);
-            out.actions.push(Action::JobFailed { job, reason });
+            out.actions.push(Action::JobFailed { job, reason, said });
         } else {
             self.record(record, out);
             self.advance(job, out);

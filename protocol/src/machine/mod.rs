@@ -31,13 +31,18 @@
 //! when no worker is connected, free or busy, that has not failed at it, and then after a pause that
 //! doubles. The job is given up once [`MAX_FAILURES`] different workers have failed at it. Where fewer
 //! are there, it is tried for [`JOB_PATIENCE_MS`] from its first failure, and given up at the next one. So a
-//! job that no backend survives reaches few workers, and one worker alone can't sink a job.
+//! job that no backend survives reaches few workers, and one worker alone can't sink a job that others may have.
+//!
+//! A worker that refuses a job says that it can't be run there; it is not asked again before its next session. Where nobody
+//! is connected, paused or not, who could still have a job that was refused, the job fails at once, with what the last of
+//! them said. While nobody at all is there who could run a job, those who wait for it are told so, once that has lasted for
+//! as long as they say ([`Input::Awaited`]); they may cancel it.
 //!
 //! A worker that can't get a model is not asked for that model until it says that it has it, or a pause
 //! ends. One that failed several times in a row, at whatever jobs, is given nothing for a pause that
-//! doubles until it succeeds; it keeps that record over its sessions. To be busy or draining is no failure.
+//! doubles until it succeeds; it keeps that record over its sessions, but a new one cuts the pause short. To be busy or draining is no failure.
 //!
-//! Audits are given up when nobody is connected who could make them, within half a minute, or after a longer patience
+//! Audits are given up when nobody is connected, and not paused, who could make them, within half a minute, or after a longer patience
 //! with those who are. The job then ends without them, or fails where its client wants no answer without them
 //! ([`AuditPolicy::hold`]).
 //!
@@ -66,6 +71,7 @@
 //! [`MAX_FAILURES`]: crate::limits::MAX_FAILURES
 //! [`JOB_PATIENCE_MS`]: crate::limits::JOB_PATIENCE_MS
 
+mod attendance;
 mod audit;
 mod audits;
 mod challenges;
@@ -366,7 +372,8 @@ impl Machine {
             Input::Completed { node, job, epoch, result, salt } => {
                 self.completed((node, job, epoch), result, salt, out);
             }
-            Input::Failed { node, job, epoch, code } => self.failed((node, job, epoch), code, out),
+            Input::Failed { node, job, epoch, code, reason } => self.failed((node, job, epoch), code, reason, out),
+            Input::Awaited { job, patience_ms } => self.awaited(job, patience_ms, out),
             Input::Retracted { node, job, epoch } => self.retracted(node, job, epoch, out),
             Input::HandedOver { node, job, epoch, signed } => self.handed_over((node, job, epoch), *signed, out),
             Input::Proof { node, job, epoch, proof } => self.proof((node, job, epoch), *proof, out),
@@ -402,12 +409,8 @@ impl Machine {
         self.timers.insert((worker.silence_at, Timer::Silence(node)));
         self.workers.insert(node, worker);
         self.grant(node, out);
-        self.rest(&node);
+        self.welcome(&node);
         self.halt_again(node, out);
-        // It may be the one that can do what the others could not.
-        for job in std::mem::take(&mut self.parked) {
-            self.unpark(job);
-        }
     }
 
     /// Ends a worker's session. Its leases are over, and that is nobody's failure.

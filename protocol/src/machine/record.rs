@@ -28,6 +28,9 @@ pub enum JobFailure {
     /// Its client wanted it no more.
     #[error("the client cancelled the job")]
     Cancelled,
+    /// Whoever is connected and could have had it refused it.
+    #[error("every worker that could have run it refused the job")]
+    Refused,
 }
 
 impl Canonical for JobFailure {
@@ -38,6 +41,7 @@ impl Canonical for JobFailure {
             Self::NoAuditor => 2,
             Self::Undecided => 3,
             Self::Cancelled => 4,
+            Self::Refused => 5,
         });
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
@@ -46,6 +50,7 @@ impl Canonical for JobFailure {
             2 => Ok(Self::NoAuditor),
             3 => Ok(Self::Undecided),
             4 => Ok(Self::Cancelled),
+            5 => Ok(Self::Refused),
             tag => Err(DecodeError::InvalidTag { what: "job failure", tag: tag.into() }),
         }
     }

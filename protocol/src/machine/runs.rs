@@ -172,7 +172,7 @@ impl Machine {
         self.advance(job, out);
     }
 
-    pub(super) fn failed(&mut self, assignment: Assignment, code: FailureCode, out: &mut Output) {
+    pub(super) fn failed(&mut self, assignment: Assignment, code: FailureCode, reason: String, out: &mut Output) {
         let (node, job, epoch) = assignment;
         if code == FailureCode::Draining {
             self.dispatch(Input::Draining { node }, out);
@@ -180,9 +180,9 @@ impl Machine {
         // A halted worker still has to sign: to give the job back is no way out.
         let live = self.jobs.get(&job).filter(|entry| !entry.is_halted(epoch));
         let live = live.and_then(|entry| entry.leases.get(&epoch));
-        if live.is_none_or(|lease| !lease.has(&node)) {
+        let Some(is_alone) = live.filter(|lease| lease.has(&node)).map(|lease| lease.crew.is_empty()) else {
             return;
-        }
+        };
         match code {
             FailureCode::Draining => {
                 self.end_lease(job, epoch);
@@ -198,7 +198,14 @@ impl Machine {
                 let model = self.jobs[&job].header.model;
                 let now = self.now;
                 self.workers.update(&node, |worker| worker.lacks(model, now));
+                if code == FailureCode::ModelRefused {
+                    self.note_refused(job, reason);
+                }
                 self.fail_lease((node, job, epoch), false, out);
+            }
+            FailureCode::JobRefused if is_alone => {
+                self.note_refusal(&node, job, reason);
+                self.fail_lease((node, job, epoch), true, out);
             }
             FailureCode::Upstream => self.fell_out((node, job, epoch), true, out),
             FailureCode::Downstream => self.fell_out((node, job, epoch), false, out),

@@ -3,7 +3,7 @@
 use super::{Action, Machine, Output, Record};
 use crate::commitment::RunCommitment;
 use crate::ids::{JobId, LeaseEpoch, Millis, NodeId};
-use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, REVEAL_MS, SILENCE_MS};
+use crate::limits::{FORGIVEN_FAILURES, MAX_STUCK_JOBS_TRIED, PAUSE_MIN_MS, REVEAL_MS, SILENCE_MS};
 use crate::machine::crew::{Member, Placement};
 use crate::machine::entry::{Entry, Lease};
 use crate::machine::table::Stage;
@@ -26,6 +26,8 @@ pub(super) enum Timer {
     Rest(NodeId),
     /// The end of a job's pause.
     Retry(JobId),
+    /// The next look whether anybody is there for a job that a client waits for.
+    Awaited(JobId),
 }
 
 impl Machine {
@@ -108,7 +110,7 @@ impl Machine {
 
     /// Whether a worker may be given a job, once it has a free place.
     fn may_run(&self, entry: &Entry, node: &NodeId, worker: &Worker) -> bool {
-        self.may_share(entry, node, worker) && self.can_hold(entry, worker)
+        self.may_share(entry, node, worker) && self.can_hold(entry, worker) && !worker.refused.contains(&entry.id)
     }
 
     /// The same for some layers of it.
@@ -201,6 +203,7 @@ impl Machine {
         self.open.remove(&key);
         self.auditing.remove(&key);
         self.disarm(job);
+        self.stop_looking(job);
     }
 
     /// Ends a lease without a run.
@@ -272,6 +275,24 @@ impl Machine {
         }
     }
 
+    /// Begins a worker's new session: its pause, and those of the jobs at which it failed, are cut short, as what made it fail
+    /// may be mended. That it failed is remembered, so that the next pause is longer; and to come again and again is no way to
+    /// fail without pauses.
+    pub(super) fn welcome(&mut self, node: &NodeId) {
+        let soon = self.now.plus(PAUSE_MIN_MS);
+        self.workers.update(node, |worker| worker.conduct.rest_until = worker.conduct.rest_until.min(soon));
+        self.rest(node);
+        for job in std::mem::take(&mut self.parked) {
+            if let Some(entry) = self.jobs.get_mut(&job).filter(|entry| entry.failures.contains_key(node)) {
+                self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
+                entry.retry_at = entry.retry_at.min(soon);
+                self.timers.insert((entry.retry_at, Timer::Retry(job)));
+            }
+            // It may be the one that can do what the others could not.
+            self.unpark(job);
+        }
+    }
+
     /// Starts or ends a worker's pause, as its conduct has it.
     pub(super) fn rest(&mut self, node: &NodeId) {
         let now = self.now;
@@ -317,7 +338,7 @@ impl Machine {
         }
     }
 
-    /// Ends a lease at which a worker failed. A job at which too many failed is given up. `counts` is
+    /// Ends a lease at which a worker failed. A job at which too many failed, or that all refused, is given up. `counts` is
     /// false where the worker only could not get the model.
     pub(super) fn fail_lease(
         &mut self,
@@ -334,8 +355,8 @@ impl Machine {
         let now = self.now;
         let entry = self.jobs.get_mut(&job).expect("it had the lease");
         self.timers.remove(&(entry.retry_at, Timer::Retry(job)));
-        if entry.fail(node, counts, now) {
-            let record = entry.give_up();
+        if entry.fail(node, counts, now) || self.is_refused(job) {
+            let record = self.jobs[&job].give_up();
             self.give_up(record, out);
         } else {
             self.park(job);
@@ -370,6 +391,7 @@ impl Machine {
                 Timer::Absence(job) => self.look_for_auditors(job),
                 Timer::Rest(node) => self.rest(&node),
                 Timer::Retry(job) => self.unpark(job),
+                Timer::Awaited(job) => self.look_for_workers(job, out),
             }
         }
     }

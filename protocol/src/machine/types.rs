@@ -164,6 +164,13 @@ pub enum Input {
         /// What it signed.
         signed: Box<SignedSegment>,
     },
+    /// A client waits for the job's end: it is to be told where nobody is there who could run it.
+    Awaited {
+        /// Which job.
+        job: JobId,
+        /// How long it waits for that, in milliseconds.
+        patience_ms: u64,
+    },
     /// The client wants the job no more. It ends at once, unless runs of it differ already: who lied is found out first.
     Cancel {
         /// Which job.
@@ -203,6 +210,8 @@ pub enum Input {
         epoch: LeaseEpoch,
         /// Why.
         code: FailureCode,
+        /// Why, for people; as the worker says it.
+        reason: String,
     },
     /// A worker takes a run back that it found wrong itself.
     Retracted {
@@ -501,6 +510,13 @@ pub enum Action {
         job: JobId,
         /// Why.
         reason: JobFailure,
+        /// Where workers refused it, what the last of them said.
+        said: Option<String>,
+    },
+    /// Tell those who wait for a job that nobody is connected who could run it. The job is kept until it is cancelled.
+    Deserted {
+        /// Which job.
+        job: JobId,
     },
 }
 

@@ -107,6 +107,8 @@ pub(super) struct Worker {
     /// Models that it could not get: until when it is not asked for them, and how often it was in vain.
     pub unfit: BTreeMap<ModelId, (Millis, u32)>,
     pub conduct: Conduct,
+    /// Jobs that it refused in this session.
+    pub refused: BTreeSet<JobId>,
     /// Whether it gets nothing before the end of its pause.
     pub resting: bool,
     pub heard: Millis,
@@ -132,6 +134,7 @@ impl Worker {
             measured: false,
             unfit: BTreeMap::new(),
             conduct: Conduct::default(),
+            refused: BTreeSet::new(),
             resting: false,
             heard: now,
             silence_at: now.plus(SILENCE_MS),

@@ -314,6 +314,7 @@ impl Coordinator {
             | Action::AlreadyKnown { .. }
             | Action::RefuseJob { .. }
             | Action::ChallengeWaits { .. }
+            | Action::Deserted { .. }
             | Action::Committed { .. }
             | Action::Token { .. }
             | Action::Diverged { .. }

@@ -192,7 +192,13 @@ impl World {
                 heard((node, job, epoch), said)
             }
             Up::Failed(job, epoch) => {
-                vec![Task::Machine(Input::Failed { node, job, epoch, code: FailureCode::Backend })]
+                vec![Task::Machine(Input::Failed {
+                    node,
+                    job,
+                    epoch,
+                    code: FailureCode::Backend,
+                    reason: String::new(),
+                })]
             }
             Up::Retracted(job, epoch) => vec![Task::Machine(Input::Retracted { node, job, epoch })],
             Up::Result { job, epoch, result, salt } => {
@@ -285,7 +291,7 @@ fn alone((node, job, epoch): (NodeId, JobId, LeaseEpoch), said: Said) -> Input {
         Said::Proof(proof) => Input::Proof { node, job, epoch, proof },
         Said::Ended(saturations) => Input::StageEnded { node, job, epoch, saturations },
         Said::Segment(signed) => Input::Segment { node, job, epoch, signed },
-        Said::GivenBack(code) => Input::Failed { node, job, epoch, code },
+        Said::GivenBack(code) => Input::Failed { node, job, epoch, code, reason: String::new() },
         Said::Waits => Input::Heartbeat { node },
     }
 }

@@ -1,6 +1,7 @@
 //! A conversation as text: what the model's own template makes of it.
 
 use lockstep_model::template::{ChatMessage, ChatTemplate, Date, Rendering, TemplateError};
+use lockstep_protocol::limits::MAX_ROLE_BYTES;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,12 +17,11 @@ pub fn render(
     messages: &[Message],
     extension: Option<&Extension>,
 ) -> Result<String, ApiError> {
-    let message = |message: &Message| {
-        // What OpenAI calls the system since some models ago.
-        let role = if message.role == "developer" { "system" } else { &message.role };
-        Ok(ChatMessage { role: role.to_owned(), content: message.text()?, name: message.name.clone() })
+    let message = |(index, message): (usize, &Message)| {
+        let content = message.text()?;
+        Ok(ChatMessage { role: role(index, &message.role)?.to_owned(), content, name: message.name.clone() })
     };
-    let messages: Vec<_> = messages.iter().map(message).collect::<Result<_, ApiError>>()?;
+    let messages: Vec<_> = messages.iter().enumerate().map(message).collect::<Result<_, ApiError>>()?;
     let date = match extension.and_then(|extension| extension.date.as_deref()) {
         None => Date::DEFAULT,
         Some(date) => date.parse().map_err(|error| ApiError::parameter("lockstep.date", format!("{error}.")))?,
@@ -30,6 +30,22 @@ pub fn render(
         TemplateError::Syntax(_) => ApiError::internal(format!("{error}.")),
         _ => ApiError::parameter("messages", format!("{error}.")),
     })
+}
+
+/// A role as templates know it. Those of tools are refused with what tools say.
+fn role(index: usize, role: &str) -> Result<&str, ApiError> {
+    match role {
+        // What OpenAI calls the system since some models ago.
+        "developer" | "system" => Ok("system"),
+        "user" | "assistant" => Ok(role),
+        other => {
+            let other: String = other.chars().take(MAX_ROLE_BYTES).collect();
+            let message = format!(
+                "messages[{index}].role is {other:?}; those that are known here are developer, system, user and assistant."
+            );
+            Err(ApiError::parameter(format!("messages[{index}].role"), message))
+        }
+    }
 }
 
 /// What a request has of its conversation.

@@ -3,9 +3,7 @@
 //! - [`request`]: the bodies, and what of them is not done here. [`decimal`]: their decimals as integers.
 //! - [`prepare`]: to jobs. [`conversation`]: to text. [`text`]: tokens back to text.
 //! - [`answer`], [`logprobs`]: in OpenAI's shapes. [`stream`]: as server-sent events while the words come.
-//! - [`abandon`]: what happens to the jobs of a client that goes away.
 
-mod abandon;
 mod answer;
 mod conversation;
 mod decimal;
@@ -25,10 +23,10 @@ use axum::response::{IntoResponse, Response};
 use lockstep_protocol::limits::{HTTP_WAIT_PER_TOKEN_MS, MAX_HTTP_BODY_BYTES};
 use tokio::time::Instant;
 
-use self::abandon::Abandon;
 use self::answer::Answering;
 pub use self::conversation::conversation_text;
 use self::prepare::{Prepared, Shape, Terms};
+use super::abandon::Abandon;
 use super::access::{self, Presented};
 use super::embeddings::read_body;
 use super::error::ApiError;
@@ -94,7 +92,7 @@ async fn handle(
     if stream {
         return Ok(stream::respond(app, answering, pending, abandon, place));
     }
-    whole(&app, answering, pending, abandon, deadline).await
+    whole(&app, answering, pending, (abandon, place), deadline).await
 }
 
 /// How long a client waits for a whole answer before it is told to come back.
@@ -104,18 +102,28 @@ fn patience(app: &App, prepared: &Prepared) -> Duration {
     app.http_wait + Duration::from_millis(HTTP_WAIT_PER_TOKEN_MS * u64::from(longest))
 }
 
+/// Whether jobs are cancelled and not counted, because nobody was there to run them. Those whose nonces the client chose are
+/// kept: a cancelled job can't be asked for again, and it would be the same one.
+fn is_for_nothing(answering: &Answering, error: &ApiError) -> bool {
+    error.is_no_worker() && !answering.prepared.order.chosen_nonces
+}
+
 /// Answers when all jobs have ended.
 async fn whole(
     app: &Arc<App>,
     answering: Answering,
     pending: Vec<Pending>,
-    mut abandon: Abandon,
+    (mut abandon, place): (Abandon, Place),
     deadline: Instant,
 ) -> Result<Response, ApiError> {
     let mut receipts = Vec::with_capacity(pending.len());
     for (job, pending) in answering.kept.jobs.iter().zip(pending) {
         match jobs::wait(*job, pending, deadline).await {
             Ok(receipt) => receipts.push(receipt),
+            Err(error) if is_for_nothing(&answering, &error) => {
+                app.refund(&place, answering.prepared.order.tokens());
+                return Err(error);
+            }
             Err(error) => {
                 // The client is told how to come back for them.
                 abandon.keep_all();

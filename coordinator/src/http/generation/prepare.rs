@@ -11,7 +11,6 @@ use lockstep_protocol::limits::{
     MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
 };
 use lockstep_protocol::machine::AuditPolicy;
-use serde::de::DeserializeOwned;
 
 use super::conversation;
 use super::decimal::{signed, unsigned};
@@ -20,6 +19,7 @@ use crate::config::ClientCaps;
 use crate::http::error::ApiError;
 use crate::http::jobs::{Order, nonces, random, wished};
 use crate::http::prepare::{check_tokens, too_long};
+use crate::http::read::read;
 use crate::http::request::AuditWish;
 use crate::models::{Model, Models};
 
@@ -87,15 +87,15 @@ impl Terms<'_> {
     /// # Errors
     /// What to tell the client.
     pub fn chat(&self, body: &[u8]) -> Result<Prepared, ApiError> {
-        let request: ChatRequest = read(body)?;
-        let model = self.decoder(&request.common.model)?;
+        let (request, common): (ChatRequest, Common) = (read(body)?, read(body)?);
+        let model = self.decoder(&common.model)?;
         request.check()?;
         let asked = Asked { max_tokens: request.max_tokens()?, logprobs: request.logprobs()? };
-        let text = render(&model, &request)?;
+        let text = render(&model, &request, common.lockstep.as_ref())?;
         // The template has written the special tokens out.
         let tokens = tokenise(&model, "messages", &text, false)?;
         let prompt = Prompt { input: RequestInput::Text(text.clone()), tokens };
-        let prepared = self.prepare(model, &request.common, vec![prompt], asked, Shape::Chat)?;
+        let prepared = self.prepare(model, &common, vec![prompt], asked, Shape::Chat)?;
         Ok(Prepared { rendered: Some(text), ..prepared })
     }
 
@@ -104,9 +104,9 @@ impl Terms<'_> {
     /// # Errors
     /// What to tell the client.
     pub fn completion(&self, body: &[u8]) -> Result<Prepared, ApiError> {
-        let request: CompletionRequest = read(body)?;
-        let model = self.decoder(&request.common.model)?;
-        request.check()?;
+        let (request, common): (CompletionRequest, Common) = (read(body)?, read(body)?);
+        let model = self.decoder(&common.model)?;
+        request.check(&common)?;
         let prompt = |input: &RequestInput| {
             let tokens = match input {
                 RequestInput::Text(text) => tokenise(&model, "prompt", text, true)?,
@@ -117,7 +117,7 @@ impl Terms<'_> {
         let prompts = request.prompt.0.iter().map(prompt).collect::<Result<_, _>>()?;
         let max_tokens = request.max_tokens.or(Some(DEFAULT_COMPLETION_TOKENS.into()));
         let asked = Asked { max_tokens, logprobs: request.logprobs()? };
-        self.prepare(model, &request.common, prompts, asked, Shape::Completion)
+        self.prepare(model, &common, prompts, asked, Shape::Completion)
     }
 
     fn decoder(&self, name: &str) -> Result<Arc<Model>, ApiError> {
@@ -225,10 +225,6 @@ impl Terms<'_> {
     }
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::invalid(error.to_string()))
-}
-
 fn check_stream(common: &Common, extension: &Extension, stream: bool) -> Result<(), ApiError> {
     if !stream && common.stream_options.is_some() {
         return Err(ApiError::parameter("stream_options", "stream_options are given without stream."));
@@ -244,12 +240,12 @@ fn check_stream(common: &Common, extension: &Extension, stream: bool) -> Result<
 }
 
 /// The text of a conversation.
-fn render(model: &Model, request: &ChatRequest) -> Result<String, ApiError> {
+fn render(model: &Model, request: &ChatRequest, extension: Option<&Extension>) -> Result<String, ApiError> {
     let template = model.chat_template().ok_or_else(|| {
         let message = "This model has no chat template: see POST /v1/completions.";
         ApiError::parameter("model", message).with_code("wrong_kind_of_model")
     })?;
-    conversation::render(template, &request.messages, request.common.lockstep.as_ref())
+    conversation::render(template, &request.messages, extension)
 }
 
 fn tokenise(model: &Model, param: &'static str, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {

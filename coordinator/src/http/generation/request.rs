@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::http::error::ApiError;
 use crate::http::request::{AuditWish, Inputs, Nonces};
 
-/// A conversation to go on with.
+/// A conversation to go on with: what [`Common`] does not have.
 #[derive(Debug, Deserialize)]
 pub struct ChatRequest {
     /// What was said.
@@ -47,12 +47,9 @@ pub struct ChatRequest {
     audio: Option<Value>,
     #[serde(default)]
     web_search_options: Option<Value>,
-    /// What both kinds of request have.
-    #[serde(flatten)]
-    pub common: Common,
 }
 
-/// A text to go on with.
+/// A text to go on with: what [`Common`] does not have.
 #[derive(Debug, Deserialize)]
 pub struct CompletionRequest {
     /// Texts, or token ids.
@@ -69,12 +66,10 @@ pub struct CompletionRequest {
     echo: Option<bool>,
     #[serde(default)]
     suffix: Option<String>,
-    /// What both kinds of request have.
-    #[serde(flatten)]
-    pub common: Common,
 }
 
-/// What both kinds of request have.
+/// What both kinds of request have. A body is read once as this and once as what is its own: flattened into one, it would be
+/// copied first, and what is wrong in it would have no name.
 #[derive(Debug, Deserialize)]
 pub struct Common {
     /// Name or id of a model.
@@ -136,7 +131,7 @@ pub struct StreamOptions {
 
 /// One text or several.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it has to be a text or a list of texts")]
 pub enum Stop {
     /// The only one.
     One(String),
@@ -184,7 +179,7 @@ pub struct Message {
 
 /// A text, or parts of one.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "it has to be a text or a list of parts, each with its type")]
 pub enum Content {
     /// In one piece.
     Text(String),
@@ -286,8 +281,8 @@ impl CompletionRequest {
     ///
     /// # Errors
     /// The first such field, by name.
-    pub fn check(&self) -> Result<(), ApiError> {
-        if self.best_of.is_some_and(|best| best != self.common.n.unwrap_or(1)) {
+    pub fn check(&self, common: &Common) -> Result<(), ApiError> {
+        if self.best_of.is_some_and(|best| best != common.n.unwrap_or(1)) {
             return Err(not_done("best_of", "best_of other than n"));
         }
         if self.echo == Some(true) {

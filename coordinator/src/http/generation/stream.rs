@@ -22,11 +22,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::abandon::Abandon;
 use super::answer::{Answering, Ended};
+use super::is_for_nothing;
 use super::logprobs::{Telling, is_told};
 use super::text::TextStream;
-use crate::engine::{EngineHandle, JobEnd, Progress, Watch, Word};
+use crate::engine::{JobEnd, Progress, Watch, Word};
+use crate::http::abandon::Abandon;
 use crate::http::error::ApiError;
 use crate::http::jobs::{Pending, answered, no_answer_yet};
 use crate::http::{App, Place};
@@ -49,12 +50,8 @@ impl hyper::body::Body for Events {
 /// Answers with a stream.
 pub fn respond(app: Arc<App>, answering: Answering, pending: Vec<Pending>, abandon: Abandon, place: Place) -> Response {
     let (sender, receiver) = mpsc::channel(HTTP_STREAM_PIECES);
-    let (engine, patience) = (app.engine.clone(), app.http_wait);
-    let stream = Stream { answering: Arc::new(answering), sender, engine, patience };
-    tokio::spawn(async move {
-        stream.run(pending, abandon).await;
-        drop(place);
-    });
+    let stream = Stream { answering: Arc::new(answering), sender, app, place };
+    tokio::spawn(stream.run(pending, abandon));
     let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")];
     (headers, Body::new(Events(receiver))).into_response()
 }
@@ -80,9 +77,9 @@ impl From<Gone> for Broken {
 struct Stream {
     answering: Arc<Answering>,
     sender: mpsc::Sender<Bytes>,
-    engine: EngineHandle,
-    /// How long nothing may come.
-    patience: Duration,
+    app: Arc<App>,
+    /// Taken for as long as the answer goes on.
+    place: Place,
 }
 
 impl Stream {
@@ -104,16 +101,22 @@ impl Stream {
         };
         // Nobody listens to the jobs any more when they are given up.
         running.shutdown().await;
-        if let Err(Broken::Failed(error)) = told {
-            if error.is_no_answer_yet() {
-                // The client is told how to come back for them.
-                abandon.keep_all();
-            }
-            let error = error.with_jobs(self.answering.kept.clone());
-            let text = serde_json::to_string(&error).unwrap_or_default();
-            // Nobody may be there to hear it.
-            let _ = self.send_text(&text).await;
+        let Err(Broken::Failed(error)) = told else { return };
+        if is_for_nothing(&self.answering, &error) {
+            self.app.refund(&self.place, self.answering.prepared.order.tokens());
+            return self.send_error(&error).await;
         }
+        if error.is_no_answer_yet() || error.is_no_worker() {
+            // The client is told how to come back for them.
+            abandon.keep_all();
+        }
+        self.send_error(&error.with_jobs(self.answering.kept.clone())).await;
+    }
+
+    async fn send_error(&self, error: &ApiError) {
+        let text = serde_json::to_string(error).unwrap_or_default();
+        // Nobody may be there to hear it.
+        let _ = self.send_text(&text).await;
     }
 
     async fn tell(&self, pending: Vec<Pending>, running: &mut Running, abandon: &mut Abandon) -> Result<(), Broken> {
@@ -189,9 +192,9 @@ impl Stream {
     ) -> Result<JobEnd, Broken> {
         let job = self.answering.kept.jobs[index];
         let stopping = || Broken::Failed(ApiError::stopping());
-        let mut watch = self.engine.watch(job).await.map_err(|_| stopping())?;
+        let mut watch = self.app.engine.watch(job).await.map_err(|_| stopping())?;
         loop {
-            let late = Instant::now() + self.patience;
+            let late = Instant::now() + self.app.http_wait;
             tokio::select! {
                 biased;
                 // Without a watch, or where this one fell behind, only the end is waited for.

@@ -33,17 +33,6 @@ fn audited_by_two(others: u8) -> Shell {
     shell
 }
 
-fn keep_alive(shell: &mut Shell, milliseconds: u64) {
-    let until = shell.now.plus(milliseconds);
-    while shell.now < until {
-        let nodes: Vec<_> = shell.machine.workers().map(|worker| worker.node).collect();
-        for node in nodes {
-            shell.feed(Input::Heartbeat { node });
-        }
-        shell.wait(1_000);
-    }
-}
-
 #[test]
 fn nobody_reveals_before_all_auditors_have_committed() {
     let mut shell = audited_by_two(2);
@@ -160,7 +149,7 @@ fn where_nobody_can_audit_the_job_ends_within_half_a_minute() {
         assert_eq!(shell.machine.unfinished_jobs(), 0);
         // Who asked for no answer without its audits is told why there is none.
         let reason = JobFailure::NoAuditor;
-        assert_eq!(shell.actions.contains(&Action::JobFailed { job: job(1).id(), reason }), hold);
+        assert_eq!(shell.actions.contains(&Action::JobFailed { job: job(1).id(), reason, said: None }), hold);
         assert_eq!(shell.outcome(job(1).id()).map(|outcome| outcome.audits_wanted), (!hold).then_some(2));
     }
 }
@@ -182,7 +171,7 @@ fn a_busy_auditor_is_waited_for_longer_than_an_absent_one() {
     commit(&mut shell, 0);
     let (node, epoch, _) = shell.assigned.remove(0);
     let code = crate::messages::FailureCode::Internal;
-    shell.feed(Input::Failed { node, job: job(1).id(), epoch, code });
+    shell.feed(Input::Failed { node, job: job(1).id(), epoch, code, reason: String::new() });
     keep_alive(&mut shell, 2 * ABSENCE_LOOK_MS * u64::from(ABSENCE_LOOKS));
     assert_eq!(shell.machine.unfinished_jobs(), 1, "it may be asked again");
     shell.assigned.clear();

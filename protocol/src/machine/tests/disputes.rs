@@ -168,7 +168,7 @@ fn a_verdict_that_finds_nobody_wrong_ends_the_job_without_blame() {
     shell.run_wrong(0);
     let actions = shell.end_dispute([false, false], VerdictKind::Proven);
     let reason = JobFailure::Undecided;
-    assert!(actions.contains(&Action::JobFailed { job: job(1).id(), reason }));
+    assert!(actions.contains(&Action::JobFailed { job: job(1).id(), reason, said: None }));
     assert_eq!(shell.machine.quarantined().count(), 0);
 }
 

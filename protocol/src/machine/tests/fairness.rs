@@ -18,7 +18,7 @@ fn a_failing_worker_does_not_eat_the_queue_while_the_good_one_is_busy() {
         while let Some(index) = shell.assigned.iter().position(|(node, ..)| *node == keys(1).id()) {
             while let Some(bad) = shell.assigned.iter().position(|(node, ..)| *node == keys(2).id()) {
                 let (node, epoch, job) = shell.assigned.remove(bad);
-                shell.feed(Input::Failed { node, job: job.id(), epoch, code });
+                shell.feed(Input::Failed { node, job: job.id(), epoch, code, reason: String::new() });
                 failures += 1;
             }
             let index = index.min(shell.assigned.len() - 1);

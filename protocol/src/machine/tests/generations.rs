@@ -396,7 +396,7 @@ fn a_cancelled_job_ends_at_once_and_nobody_is_paid_or_loses_anything() {
         let (node, epoch, _) = shell.assigned[0].clone();
         let actions = shell.feed(Input::Cancel { job: id });
         assert!(actions.contains(&Action::Cancel { node, job: id, epoch }));
-        assert!(actions.contains(&Action::JobFailed { job: id, reason: JobFailure::Cancelled }));
+        assert!(actions.contains(&Action::JobFailed { job: id, reason: JobFailure::Cancelled, said: None }));
         assert_eq!((shell.machine.unfinished_jobs(), shell.machine.ledger().totals().held), (0, 0));
         assert!((1..=2).all(|number| shell.machine.ledger().free(&keys(number).id()) == GRANT));
         let again = shell.feed(Input::Cancel { job: id });

@@ -132,7 +132,13 @@ fn who_does_not_sign_in_time_loses_the_bond_and_is_set_aside() {
         if leaves {
             shell.feed(Input::WorkerLeft { node: silent });
         } else {
-            shell.feed(Input::Failed { node: silent, job: id, epoch: wrong.1, code: FailureCode::Internal });
+            shell.feed(Input::Failed {
+                node: silent,
+                job: id,
+                epoch: wrong.1,
+                code: FailureCode::Internal,
+                reason: String::new(),
+            });
         }
         wait_alive(&mut shell, HALT_MS + 1_000);
         assert!(shell.machine.is_set_aside(&silent), "it may only have crashed");

@@ -1,5 +1,6 @@
 //! The job machine under scripted and random events.
 
+mod attendance;
 mod audits;
 mod challenges;
 mod credits;
@@ -262,6 +263,18 @@ impl Shell {
         self.committed.clear();
         let output = self.machine.resume(self.now);
         self.carry_out(output);
+    }
+}
+
+/// Lets time go on while all workers are heard.
+fn keep_alive(shell: &mut Shell, milliseconds: u64) {
+    let until = shell.now.plus(milliseconds);
+    while shell.now < until {
+        let nodes: Vec<_> = shell.machine.workers().map(|worker| worker.node).collect();
+        for node in nodes {
+            shell.feed(Input::Heartbeat { node });
+        }
+        shell.wait(1_000);
     }
 }
 

@@ -126,7 +126,7 @@ impl World {
                 if let Some(index) = pick(index) {
                     let (node, epoch, job) = self.shell.assigned.remove(index);
                     let code = FailureCode::Internal;
-                    self.shell.feed(Input::Failed { node, job: job.id(), epoch, code });
+                    self.shell.feed(Input::Failed { node, job: job.id(), epoch, code, reason: String::new() });
                 }
             }
             Step::Stall(index) => {

@@ -366,7 +366,7 @@ fn neighbours_that_fell_out_are_not_put_side_by_side_again() {
     shell.feed(Input::Submit(spec_of(1, NEVER)));
     let crew = crew_of(&shell);
     let (node, job, epoch) = (crew[1].node, crew[1].job.id(), crew[1].epoch);
-    shell.feed(Input::Failed { node, job, epoch, code: FailureCode::Upstream });
+    shell.feed(Input::Failed { node, job, epoch, code: FailureCode::Upstream, reason: String::new() });
     let again = crew_of(&shell);
     assert!(again[0].epoch > epoch);
     let seats: Vec<_> = again[0].crew.iter().map(|seat| seat.node).collect();

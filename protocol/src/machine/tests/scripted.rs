@@ -183,7 +183,7 @@ fn a_lease_ends_at_its_deadline_and_silence_ends_a_session() {
 /// The holder of the newest assignment gives it back.
 fn give_back(shell: &mut Shell) -> NodeId {
     let (node, epoch, assigned) = shell.assigned.pop().unwrap();
-    shell.feed(Input::Failed { node, job: assigned.id(), epoch, code: FailureCode::Backend });
+    shell.feed(Input::Failed { node, job: assigned.id(), epoch, code: FailureCode::Backend, reason: String::new() });
     node
 }
 
@@ -200,7 +200,7 @@ fn a_job_at_which_enough_workers_fail_is_given_up() {
     }
     assert_eq!(asked.len(), MAX_FAILURES);
     let reason = JobFailure::Attempts;
-    assert!(shell.actions.contains(&Action::JobFailed { job: job(1).id(), reason }));
+    assert!(shell.actions.contains(&Action::JobFailed { job: job(1).id(), reason, said: None }));
     assert_eq!(shell.machine.unfinished_jobs(), 0);
 }
 
