@@ -8,6 +8,9 @@ use super::error::ApiError;
 /// Most characters of a wrong value that are shown to whoever sent it.
 const SHOWN_CHARS: usize = 64;
 
+/// Most lists and objects inside each other: as many as the reader of JSON takes.
+const MAX_DEPTH: usize = 127;
+
 /// Reads a body.
 ///
 /// # Errors
@@ -16,6 +19,11 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::invalid("The body has to be a JSON object."));
     }
+    if depth(body) > MAX_DEPTH {
+        return Err(ApiError::invalid(format!(
+            "The body has more than {MAX_DEPTH} lists and objects inside each other."
+        )));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -23,6 +31,23 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     })?;
     json.end().map_err(|error| refusal("", &error))?;
     Ok(read)
+}
+
+/// How many lists and objects lie inside each other, also in fields that are ignored.
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut is_text, mut is_escaped) = (0_usize, 0, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b'[' | b'{' if !is_text => depth += 1,
+            b']' | b'}' if !is_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 /// What to tell whoever sent a body with this error, at this place of it.
@@ -145,7 +170,7 @@ mod tests {
             (
                 r#"{"model": "m", "seed": 1180591620717411303424}"#,
                 Some("seed"),
-                "seed is 1.1805916207174113e21; it has to be a whole number from -2^63 to 2^63 - 1.",
+                "seed is 1.1805916207174113e+21; it has to be a whole number from -2^63 to 2^63 - 1.",
             ),
             (r#"{"model": "m", "share": "a"}"#, Some("share"), "share is the text \"a\"; it has to be a number."),
             (r#"{"model": "m", "share": 1e999}"#, Some("share"), "share: number out of range."),
