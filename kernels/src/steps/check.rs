@@ -1,7 +1,7 @@
 //! Whether a program can be disputed at all (SPEC 24.6).
 
 use super::{CHUNK_BYTES, MAX_READ_BYTES, Plan, PlanError};
-use crate::program::{Program, Rows};
+use crate::program::{Op, Program, Rows};
 use crate::sampling::{MAX_LIKELIEST, ONE, Sampling};
 
 /// Checks that every layer of a validated program has a dispute view at any length and row, and that no element of it
@@ -31,7 +31,9 @@ pub fn check_reads(program: &Program) -> Result<(), PlanError> {
             check(program, &Plan::new(program, layer, program.max_positions, row, Some((settings, 0)))?)?;
         }
     }
-    if program.is_decoder() {
+    // The layers of a stage of a shared model end before the one that samples, but for those of the last stage.
+    let samples = |op: &Op| matches!(op, Op::Sample { .. });
+    if program.layers.last().is_some_and(|layer| layer.ops.iter().any(samples)) {
         check(program, &Plan::logprobs(program, program.max_positions, (&greedy, 0), MAX_LIKELIEST)?)?;
     }
     Ok(())

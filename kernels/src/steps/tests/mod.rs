@@ -205,6 +205,21 @@ fn attention_for_all_rows_is_refused() {
     assert!(refused.to_string().contains("layer 1 op 6 (attention)"), "{refused}");
 }
 
+/// Stages of a shared model are proven one by one; those that do not end it sample nothing.
+#[test]
+fn every_stage_of_a_decoder_can_be_disputed() {
+    let program = Maker::new("stages", SMALL).decoder();
+    let last = program.layers.len() - 1;
+    let cuts = (1..=last).flat_map(|first| (first..=last).map(move |end| first..=end));
+    let mut stages = 0;
+    for layers in cuts.chain((0..=last).map(|end| 0..=end)) {
+        let Some(slice) = crate::slice::Slice::of(&program, layers.clone()) else { continue };
+        check_reads(slice.program()).unwrap_or_else(|refused| panic!("layers {layers:?}: {refused}"));
+        stages += 1;
+    }
+    assert!(stages > last, "{stages} of a decoder of {last} layers");
+}
+
 /// Validation has limits that keep valid programs within the bound; a limit that grows is caught here.
 #[test]
 fn an_element_that_reads_too_much_is_refused_by_name() {
