@@ -19,7 +19,7 @@ use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Params, Value as Tensor};
 use lockstep_link::{Client, Frames, send};
 use lockstep_model::package::Package;
-use lockstep_protocol::hand_over::HandOver;
+use lockstep_protocol::hand_over::{HandOver, HandOverProof, SignedHandOver};
 use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, NodeId, Root};
 use lockstep_protocol::job::Job;
@@ -75,6 +75,11 @@ impl World {
         let process = self.coordinator.worker_with(&self.temp.path().join(name), &options);
         let key = process.after("worker ").trim().to_owned();
         self.workers.insert(key, (process, name.to_owned()));
+    }
+
+    fn address(&self) -> (NodeId, SocketAddr) {
+        let (coordinator, address) = self.coordinator.address.split_once('@').expect("KEY@HOST:PORT");
+        (coordinator.parse().expect("a key"), address.parse().expect("an address"))
     }
 
     fn busy(&self) -> Vec<String> {
@@ -317,78 +322,126 @@ fn a_worker_that_lies_about_its_layer_is_the_one_that_is_convicted() {
     let _ = runtime.block_on(liar.wait());
 }
 
+/// Who lost a bond, as often as it did.
+fn forfeits(world: &World) -> Vec<String> {
+    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
+    let lines = ledger["history"].as_array().expect("a list");
+    lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str().map(str::to_owned)).collect()
+}
+
 /// The others are still there, and so are their bonds.
 fn alone_loses(world: &World, key: &str) {
     let here: Vec<String> = world.coordinator.workers().iter().map(|worker| text(&worker["id"])).collect();
     assert!(world.workers.keys().all(|honest| here.contains(honest)) && !here.iter().any(|here| here == key));
-    let ledger = run_json(lockstep().args(["ledger", "--history", "--json", "--url", &world.coordinator.http]));
-    let lines = ledger["history"].as_array().expect("a list");
-    let forfeits: Vec<_> = lines.iter().filter_map(|line| line["posting"]["forfeit"]["node"].as_str()).collect();
-    assert_eq!(forfeits, [key]);
+    assert_eq!(forfeits(world), [key]);
 }
 
-/// A worker of a pipeline that computes nothing: it gets the first layers, and hands rows over of which it signs another root than
-/// they have. It ends when the coordinator ends its session.
-async fn hands_over_wrong(keys: Keypair, coordinator: (NodeId, SocketAddr), model_bytes: u64) {
-    let sent = "the other side is there";
-    let mut client = Client::new(&keys, coordinator.0);
-    let connection = client.connect(coordinator.1).await.expect(sent);
-    let (mut up, down) = connection.open_bi().await.expect(sent);
-    let (software, backend) = ("none".to_owned(), "none".to_owned());
-    let offer = Some(Offer { model_bytes, port: 9 });
-    let (protocol, threads, memory_bytes, macs_per_second, max_in_flight) = (PROTOCOL_VERSION, 1, 1 << 30, 0, 1);
-    let models = Vec::new();
-    let hello =
-        Hello { protocol, software, backend, threads, memory_bytes, macs_per_second, max_in_flight, models, offer };
-    send(&mut up, &ToCoordinator::Hello(hello)).await.expect(sent);
-    let mut down = Frames::<ToWorker>::new(down);
-    let mut beat = tokio::time::interval(Duration::from_secs(1));
-    let (mut sequence, mut neighbour) = (0, None);
-    loop {
-        let heard = tokio::select! {
-            _ = beat.tick() => {
-                sequence += 1;
-                // A session that is over is heard of below.
-                let _ = send(&mut up, &ToCoordinator::Heartbeat { sequence, in_flight: 0 }).await;
-                continue;
-            }
-            heard = down.next() => heard,
-        };
-        match heard {
-            Ok(Some(ToWorker::AssignStage { epoch, job, crew, .. })) => {
-                assert_eq!(crew[0].node, keys.id(), "who can hold most comes first");
-                let mut stream = connection.open_uni().await.expect(sent);
-                send(&mut stream, &JobMessage::Begin { job: job.id(), epoch }).await.expect(sent);
-                neighbour = Some((stream, wrong_rows(&keys, &job, epoch, &crew).await));
-            }
-            Ok(Some(_)) => {}
-            _ => break,
-        }
+/// A session of a worker of pipelines that computes nothing.
+struct Idle {
+    _client: Client,
+    connection: quinn::Connection,
+    up: quinn::SendStream,
+    down: Frames<ToWorker>,
+}
+
+const SENT: &str = "the other side is there";
+
+impl Idle {
+    async fn join(keys: &Keypair, coordinator: (NodeId, SocketAddr), model_bytes: u64) -> Self {
+        let mut client = Client::new(keys, coordinator.0);
+        let connection = client.connect(coordinator.1).await.expect(SENT);
+        let (mut up, down) = connection.open_bi().await.expect(SENT);
+        let (software, backend) = ("none".to_owned(), "none".to_owned());
+        let offer = Some(Offer { model_bytes, port: 9 });
+        let (protocol, threads, memory_bytes, macs_per_second, max_in_flight) = (PROTOCOL_VERSION, 1, 1 << 30, 0, 1);
+        let models = Vec::new();
+        let hello =
+            Hello { protocol, software, backend, threads, memory_bytes, macs_per_second, max_in_flight, models, offer };
+        send(&mut up, &ToCoordinator::Hello(hello)).await.expect(SENT);
+        Self { _client: client, connection, up, down: Frames::new(down) }
     }
-    assert!(neighbour.is_some(), "it was given some layers");
+
+    /// What the coordinator says next that is not passed over; none where the session is over.
+    async fn hear<T>(&mut self, mut wanted: impl FnMut(ToWorker) -> Option<T>) -> Option<T> {
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        for sequence in 1.. {
+            // A session that is over is heard of below.
+            let _ = send(&mut self.up, &ToCoordinator::Heartbeat { sequence, in_flight: 0 }).await;
+            loop {
+                tokio::select! {
+                    _ = beat.tick() => break,
+                    heard = self.down.next() => {
+                        let Ok(Some(message)) = heard else { return None };
+                        if let Some(found) = wanted(message) {
+                            return Some(found);
+                        }
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Waits for layers of a job, and says that it begins with them.
+    async fn begin(&mut self) -> (quinn::SendStream, LeaseEpoch, Job, Vec<Stage>) {
+        let staged = |message| match message {
+            ToWorker::AssignStage { epoch, job, crew, .. } => Some((epoch, job, crew)),
+            _ => None,
+        };
+        let (epoch, job, crew) = self.hear(staged).await.expect(SENT);
+        let mut stream = self.connection.open_uni().await.expect(SENT);
+        send(&mut stream, &JobMessage::Begin { job: job.id(), epoch }).await.expect(SENT);
+        (stream, epoch, job, crew)
+    }
 }
 
-/// Zeros in the place of the prompt's rows, signed, with a root that they do not have.
-async fn wrong_rows(keys: &Keypair, job: &Job, epoch: LeaseEpoch, crew: &[Stage]) -> (Client, impl Send + use<>) {
-    let sent = "the other side is there";
-    let mut client = Client::new(keys, crew[1].node);
-    let connection = client.connect(crew[1].address.parse().expect("an address")).await.expect(sent);
-    let (mut down, _) = connection.open_bi().await.expect(sent);
+/// Gets the first layers, and hands rows over of which it signs another root than they have. It ends when the coordinator ends
+/// its session.
+async fn hands_over_wrong(keys: Keypair, coordinator: (NodeId, SocketAddr), model_bytes: u64) {
+    let mut idle = Idle::join(&keys, coordinator, model_bytes).await;
+    let (_stream, epoch, job, crew) = idle.begin().await;
+    assert_eq!(crew[0].node, keys.id(), "who can hold most comes first");
+    let _neighbour = wrong_rows(&keys, coordinator.0, &job, (epoch, &crew)).await;
+    idle.hear(|_| None::<()>).await;
+}
+
+/// Zeros in the place of the prompt's rows, and of whoever has the first layers a signature over them, with a root that they do
+/// not have.
+fn signed_wrong(
+    keys: &Keypair,
+    coordinator: NodeId,
+    job: &Job,
+    (epoch, crew): (LeaseEpoch, &[Stage]),
+) -> (Vec<i32>, SignedHandOver) {
     let package = Package::open(shipped_package()).expect("a package");
     let (program, count, layer) = (package.program(), job.tokens.len(), crew[0].last);
     let columns = program.tensor(program.layers[usize::from(layer)].output).cols as usize;
-    let (rows, before) = (vec![0; count * columns], root_of_rows(&[], 1));
-    let (values, root) = (HandOver::values_root(&rows), Root::from_bytes([9; 32]));
-    let (job, worker, pass, first) = (job.id(), keys.id(), 0, 0);
-    let said = HandOver { job, epoch, layer, pass, first, rows: count as u32, before, values, root, worker };
+    let (values, before) = (vec![0; count * columns], root_of_rows(&[], 1));
+    let (job, worker, pass, first, rows) = (job.id(), keys.id(), 0, 0, count as u32);
+    let (of_values, root) = (HandOver::values_root(&values), Root::from_bytes([9; 32]));
+    let said = HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values: of_values, root, worker };
+    (values, said.sign(keys))
+}
+
+/// Hands wrong rows over to the next worker.
+async fn wrong_rows(
+    keys: &Keypair,
+    coordinator: NodeId,
+    job: &Job,
+    (epoch, crew): (LeaseEpoch, &[Stage]),
+) -> (Client, impl Send + use<>) {
+    let mut client = Client::new(keys, crew[1].node);
+    let connection = client.connect(crew[1].address.parse().expect("an address")).await.expect(SENT);
+    let (mut down, _) = connection.open_bi().await.expect(SENT);
+    let (values, signed) = signed_wrong(keys, coordinator, job, (epoch, crew));
     let messages = [
-        StageMessage::Open { job, epoch },
-        StageMessage::Pass { count: count as u32 },
-        StageMessage::Rows { values: rows },
-        StageMessage::HandedOver(Box::new(said.sign(keys))),
+        StageMessage::Open { job: job.id(), epoch },
+        StageMessage::Pass { count: signed.hand_over.rows },
+        StageMessage::Rows { values },
+        StageMessage::HandedOver(Box::new(signed)),
     ];
     for message in &messages {
-        send(&mut down, message).await.expect(sent);
+        send(&mut down, message).await.expect(SENT);
     }
     (client, down)
 }
@@ -397,8 +450,7 @@ async fn wrong_rows(keys: &Keypair, job: &Job, epoch: LeaseEpoch, crew: &[Stage]
 #[test]
 fn a_worker_that_signs_a_wrong_hand_over_is_the_one_that_is_convicted() {
     let world = World::new(2, half(), &["--audit-probability", "0"]);
-    let (coordinator, address) = world.coordinator.address.split_once('@').expect("KEY@HOST:PORT");
-    let coordinator = (coordinator.parse().expect("a key"), address.parse().expect("an address"));
+    let coordinator = world.address();
     let keys = Keypair::from_seed([66; 32]);
     let key = keys.id().to_string();
     let runtime = tokio::runtime::Runtime::new().expect("threads");
@@ -412,6 +464,45 @@ fn a_worker_that_signs_a_wrong_hand_over_is_the_one_that_is_convicted() {
     let crew = world.verify(&receipt);
     assert!(crew.len() == 2 && !crew.contains(&key), "{receipt}");
     alone_loses(&world, &key);
+    let (code, proof) = world.coordinator.get(&format!("/v1/log/proof?job={job}&access={access}"));
+    assert!(code == 200 && proof.contains("handed_over_wrong"), "{proof}");
+}
+
+/// Whoever handed something wrong over and hangs up, which ends the lease, is convicted all the same.
+#[test]
+fn a_worker_that_hangs_up_before_it_is_proven_wrong_does_not_get_away() {
+    let mut world = World::new(0, half(), &["--audit-probability", "0"]);
+    let (coordinator, room) = (world.address(), world.room);
+    let [liar, victim] = [66, 67].map(|seed| Keypair::from_seed([seed; 32]));
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    let join = |keys: Keypair, room| runtime.block_on(Idle::join(&keys, coordinator, room));
+    let (mut one, mut other) = (join(liar.clone(), room + 1), join(victim, room));
+    wait_for("two workers", || (world.coordinator.workers().len() == 2).then_some(()));
+    let (code, kept) = world.coordinator.post("/v1/completions", &wish(5, &json!({ "lockstep": { "wait": false } })));
+    assert_eq!(code, 202, "{kept}");
+    let stream = runtime.block_on(async {
+        let ((_, epoch, job, crew), (mut stream, ..)) = tokio::join!(one.begin(), other.begin());
+        one.connection.close(0_u32.into(), b"gone");
+        let over = |message| matches!(message, ToWorker::Cancel { .. }).then_some(());
+        other.hear(over).await.expect("the lease is over");
+        let (values, signed) = signed_wrong(&liar, coordinator.0, &job, (epoch, &crew));
+        let proof = JobMessage::Proof(Box::new(HandOverProof::Rows { signed, state: Vec::new(), values }));
+        send(&mut stream, &proof).await.expect(SENT);
+        stream
+    });
+    wait_for("verdict", || {
+        let refused = |message| match message {
+            ToWorker::Refused { reason, .. } => Some(Some(reason)),
+            _ => Some(None),
+        };
+        let reason = runtime.block_on(join(liar.clone(), room + 1).hear(refused))?;
+        reason.map(|reason| assert!(reason.contains("caught"), "{reason}"))
+    });
+    drop((stream, other));
+    ["w0", "w1"].into_iter().for_each(|name| world.join(name));
+    let (job, access) = (text(&kept["lockstep"]["jobs"][0]), text(&kept["lockstep"]["access"]));
+    world.verify(&world.coordinator.receipt(&job, &access));
+    alone_loses(&world, &liar.id().to_string());
     let (code, proof) = world.coordinator.get(&format!("/v1/log/proof?job={job}&access={access}"));
     assert!(code == 200 && proof.contains("handed_over_wrong"), "{proof}");
 }

@@ -16,7 +16,7 @@ use lockstep_model::output::Wanted;
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::hand_over::{HandOver, HandOverProof, ProofError};
 use lockstep_protocol::identity::Keypair;
-use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, Nonce, Place, Root, Seed};
+use lockstep_protocol::ids::{JobId, LeaseEpoch, ModelId, NodeId, Nonce, Place, Root, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput};
 use lockstep_protocol::trace::root_of_rows;
 
@@ -159,10 +159,13 @@ fn proven_from_any_piece(run: &StageRun, count: usize, rows: &[i32], marks: &[Ma
     assert_eq!(run.received_cuts(count), cuts);
     let keys = Keypair::from_seed([1; 32]);
     let (job, epoch, worker) = (JobId::from_bytes([2; 32]), LeaseEpoch(3), keys.id());
+    let coordinator = NodeId::from_bytes([4; 32]);
     for Mark { first, rows: end, before, values, root } in marks.iter().copied() {
         let [at, to] = [first, end].map(|row| (row - from) as usize * run.received_cols());
         let check = |root| {
-            let said = HandOver { job, epoch, layer: 1, pass: 0, first, rows: end, before, values, root, worker };
+            let (layer, pass) = (1, 0);
+            let said =
+                HandOver { coordinator, job, epoch, layer, pass, first, rows: end, before, values, root, worker };
             let (signed, state) = (said.sign(&keys), run.received_state(&rows[..at]));
             HandOverProof::Rows { signed, state, values: rows[at..to].to_vec() }.check()
         };

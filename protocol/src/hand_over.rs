@@ -29,6 +29,8 @@ pub fn cuts(count: usize, points: usize, columns: usize) -> Vec<usize> {
 /// What a worker says of some rows that it hands over. It says one such thing of each piece of each pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandOver {
+    /// Whose lease it is: what is signed for one coordinator proves nothing to another.
+    pub coordinator: NodeId,
     /// Of which job.
     pub job: JobId,
     /// Under which lease.
@@ -64,6 +66,11 @@ impl HandOver {
         hasher.finalize().into()
     }
 
+    /// Of which lease it is, and of whose.
+    pub fn lease(&self) -> (NodeId, JobId, LeaseEpoch) {
+        (self.coordinator, self.job, self.epoch)
+    }
+
     /// Signs it. `keys` must be those of [`HandOver::worker`].
     pub fn sign(self, keys: &Keypair) -> SignedHandOver {
         SignedHandOver { hand_over: self, signature: keys.sign(Domain::HandOver, &to_bytes(&self)) }
@@ -71,14 +78,15 @@ impl HandOver {
 
     /// Whether it is about the same piece of the same pass.
     pub fn is_about_that_of(&self, other: &Self) -> bool {
-        let about = |it: &Self| (it.job, it.epoch, it.layer, it.pass, it.rows, it.worker);
+        let about = |it: &Self| (it.lease(), it.layer, it.pass, it.rows, it.worker);
         about(self) == about(other)
     }
 }
 
 impl Canonical for HandOver {
-    const MIN_BYTES: usize = 32 + 8 + 2 + 3 * 4 + 4 * 32;
+    const MIN_BYTES: usize = 2 * 32 + 8 + 2 + 3 * 4 + 4 * 32;
     fn encode(&self, writer: &mut Writer) {
+        self.coordinator.encode(writer);
         self.job.encode(writer);
         self.epoch.encode(writer);
         writer.u16(self.layer);
@@ -92,6 +100,7 @@ impl Canonical for HandOver {
     }
     fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Ok(Self {
+            coordinator: reader.value()?,
             job: reader.value()?,
             epoch: reader.value()?,
             layer: reader.u16()?,

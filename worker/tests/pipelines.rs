@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Coordinator, LAYERS, Peer, expected, job, package, within};
+use common::{Coordinator, LAYERS, Peer, expected, job, keys, package, within};
 use lockstep_kernels::reference::Reference;
 use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::CacheId;
@@ -65,8 +65,9 @@ fn rows(world: &World) -> (Vec<i32>, SignedHandOver) {
     let passed = run.pass(&mut *executor, world.job.tokens.len(), &[]).unwrap();
     let [mark] = passed.marks[..] else { panic!("a short embedding is handed over in one piece") };
     let Mark { first, rows, before, values, root } = mark;
-    let (job, epoch, layer, pass, worker) = (world.job.id(), EPOCH, BEFORE, 0, neighbour().id());
-    let said = HandOver { job, epoch, layer, pass, first, rows, before, values, root, worker };
+    let (coordinator, worker) = (keys().id(), neighbour().id());
+    let (job, epoch, layer, pass) = (world.job.id(), EPOCH, BEFORE, 0);
+    let said = HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values, root, worker };
     (passed.rows, said.sign(&neighbour()))
 }
 

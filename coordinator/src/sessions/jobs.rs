@@ -57,12 +57,8 @@ async fn serve(session: Arc<Session>, stream: RecvStream) -> Result<(), End> {
     match session.claim(job, epoch) {
         Claim::Live => session.tell(began).await?,
         Claim::Twice => return Err(End::Protocol("a second stream for one assignment".to_owned())),
-        Claim::Stray if session.may_stray() => {
-            // The machine tells the worker that this assignment is over.
-            session.tell(began).await?;
-            frames.stop();
-            return Ok(());
-        }
+        // The machine tells the worker that this assignment is over; of what follows only a proof is taken.
+        Claim::Stray if session.may_stray() => session.tell(began).await?,
         Claim::Stray => return Err(End::Protocol("too many streams for assignments that it does not have".to_owned())),
     }
     run(&session, frames, job, epoch).await
@@ -75,7 +71,8 @@ async fn run(session: &Session, frames: Frames<JobMessage>, job: JobId, epoch: L
     let mut stream = JobStream { frames, ahead: None, left: MAX_RUN_ROOTS + 3 * MAX_POINTS + 3 };
     loop {
         let message = stream.next().await?;
-        if !session.is_live(job, epoch) {
+        // What a hand-over is proven wrong by counts after the end of the lease, too: its sender may have ended that.
+        if !session.is_live(job, epoch) && !matches!(message, Some(JobMessage::Proof(_))) {
             stream.frames.stop();
             return Ok(());
         }

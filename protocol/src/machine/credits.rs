@@ -2,7 +2,7 @@
 //!
 //! Every lease holds a bond of its worker. It covers what a lie must cost ([`deterrent`]), what the audits of the job cost,
 //! and what the other side of a dispute spends. The bond is free again when the lease ends without a run, and at the
-//! end of the job; a run that is refuted or taken back forfeits it.
+//! end of the job; a run that is refuted or taken back forfeits it, and so does a wrong hand-over, whenever it is proven.
 
 use super::{Action, Machine, Output};
 use crate::ids::{JobId, LeaseEpoch, NodeId};
@@ -130,6 +130,20 @@ impl Machine {
                 self.post(Posting::Pay { to: node, purpose: Purpose::Lease { job, epoch }, amount }, out);
             }
         }
+    }
+
+    /// Takes the bond of a lease from who did something in it that no run shows. Where the lease ended before, the bond is
+    /// free again: as much of it as there is left is held once more, and burned.
+    pub(super) fn burn_bond(&mut self, node: NodeId, (job, epoch): (JobId, LeaseEpoch), out: &mut Output) {
+        let purpose = Purpose::Lease { job, epoch };
+        if self.ledger.held(&node, &purpose).is_none() {
+            let amount = bond(&self.jobs[&job].spec).min(self.ledger.free(&node));
+            if amount == 0 {
+                return;
+            }
+            self.post(Posting::Hold { from: node, purpose, amount }, out);
+        }
+        self.post(Posting::Forfeit { node, purpose, awards: Vec::new() }, out);
     }
 
     /// Takes the bond of a run that does not stand. Its opponent in a dispute, if there is one that did not lose too,

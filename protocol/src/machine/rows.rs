@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Machine, Output, Record, RejectReason};
+use super::{Action, Machine, Output, Record, RejectReason};
 use crate::hand_over::{HandOverProof, SignedHandOver};
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, VerdictKind};
 use crate::machine::entry::Entry;
@@ -28,6 +28,7 @@ impl Machine {
         if self.lease(assignment, out).is_none() {
             return;
         }
+        let coordinator = self.config.coordinator;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
         let geometry = entry.geometry;
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
@@ -45,7 +46,8 @@ impl Machine {
                 let is_in_turn = layer == 0 && member.passed_on == point;
                 (member.first - 1, is_in_turn && at > 0 && sender == Some(at - 1))
             };
-            in_turn && (said.job, said.epoch, said.layer) == (job, epoch, about) && rows == Some(said.rows)
+            let is_of_lease = said.lease() == (coordinator, job, epoch);
+            in_turn && is_of_lease && said.layer == about && rows == Some(said.rows)
         });
         let Some(member) = at.filter(|_| is_next).map(|at| &mut lease.crew[at]) else {
             self.reject(assignment, RejectReason::FalseHandOver, out);
@@ -79,12 +81,20 @@ impl Machine {
         }
     }
 
-    /// A worker of a pipeline shows that the one before it signed something wrong.
+    /// A worker shows that one of a pipeline signed something wrong. The proof needs nothing but its bytes, so it counts whoever
+    /// brings it, and as long as the job is open: who has handed something wrong over does not get away by ending the lease.
     pub(super) fn proof(&mut self, assignment: (NodeId, JobId, LeaseEpoch), proof: HandOverProof, out: &mut Output) {
         let (node, job, epoch) = assignment;
-        let Some(lease) = self.lease(assignment, out) else { return };
-        let said = *proof.hand_over();
-        let is_of_lease = (said.job, said.epoch) == (job, epoch) && lease.neighbours(&node)[0] == Some(said.worker);
+        self.touch(&node);
+        if !self.jobs.contains_key(&job) {
+            out.actions.push(Action::Cancel { node, job, epoch });
+            return;
+        }
+        let said = proof.hand_over();
+        if self.quarantined.contains(&said.worker) {
+            return;
+        }
+        let is_of_lease = said.lease() == (self.config.coordinator, job, epoch) && epoch <= self.last_epoch;
         let checked =
             if is_of_lease { proof.check().map_err(RejectReason::from) } else { Err(RejectReason::FalseHandOver) };
         match checked {
@@ -93,15 +103,16 @@ impl Machine {
         }
     }
 
-    /// A worker of a pipeline is proven to have signed something wrong: it loses its bond of the lease, which ends for all, and gets
-    /// nothing any more.
+    /// A worker of a pipeline is proven to have signed something wrong: it loses its bond of the lease, which ends for all if it is
+    /// live, and gets nothing any more.
     fn convict(&mut self, job: JobId, epoch: LeaseEpoch, proof: HandOverProof, out: &mut Output) {
         let said = *proof.hand_over();
         let place = Place { point: said.rows.saturating_sub(1), layer: said.layer };
         self.record(Record::HandedOverWrong { job, proof: Box::new(proof) }, out);
-        self.forfeit(said.worker, (job, epoch), None, out);
-        self.end_lease(job, epoch);
-        self.queue(job);
+        self.burn_bond(said.worker, (job, epoch), out);
+        if self.end_lease(job, epoch).is_some() {
+            self.queue(job);
+        }
         self.quarantine(said.worker, job, place, VerdictKind::Proven, out);
     }
 

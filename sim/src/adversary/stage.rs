@@ -9,6 +9,8 @@ pub enum StageTrick {
     OtherRoot,
     /// Signs a root that the rows that it hands over do not have.
     WrongRows,
+    /// Does that, and hangs up, which ends the lease before anybody can show it.
+    Vanish,
     /// Hands over what it has not signed.
     Unsigned,
     /// Says nothing from some point on.
@@ -29,10 +31,11 @@ pub enum StageTrick {
 
 impl StageTrick {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Lie,
         Self::OtherRoot,
         Self::WrongRows,
+        Self::Vanish,
         Self::Unsigned,
         Self::Silent,
         Self::FalseProof,
@@ -49,6 +52,7 @@ impl StageTrick {
             Self::Lie => "lies in its layers",
             Self::OtherRoot => "hands over another root",
             Self::WrongRows => "hands over other rows",
+            Self::Vanish => "hands over other rows and hangs up",
             Self::Unsigned => "hands over unsigned rows",
             Self::Silent => "falls silent",
             Self::FalseProof => "accuses with other rows",

@@ -56,11 +56,11 @@ pub fn draw(random: &mut Random, first: Option<Adversary>) -> Vec<Member> {
     cast.into_iter().map(|role| Member { role, operator: operator(role) }).collect()
 }
 
-/// Those of a world in which models are shared: two to four honest ones, so that there are always two who can do a job together,
-/// and one or two cheats.
+/// Those of a world in which models are shared: one or two cheats, and so many honest ones that there are always two who can do
+/// a job together, though each cheat may spoil the run of an honest one, who does not get the job again.
 pub fn draw_crews(random: &mut Random) -> Vec<Member> {
-    let honest = 2 + random.index(3);
     let cheats = 1 + random.index(2);
+    let honest = cheats + 2 + random.index(2);
     let mut roles = vec![Role::Honest; honest];
     roles.extend((0..cheats).map(|_| Role::Cheat(*random.pick(&Adversary::ALL))));
     // The order decides nothing but the keys, and with them who is chosen.

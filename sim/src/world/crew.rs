@@ -136,7 +136,9 @@ impl World {
         let run = self.crew_run(lease, hint, seats);
         let at = run.at(&self.parties[party].id());
         let said = self.member_says(&run, at, lease);
-        self.stream(party, lease.0, lease.1, said)
+        self.stream(party, lease.0, lease.1, said)?;
+        let vanishes = run.trick_of(at) == Some(StageTrick::Vanish) && at + 1 < run.seats.len();
+        if vanishes { self.interrupt(party) } else { Ok(()) }
     }
 
     /// What a member streams of its layers, up to the end or to what keeps it from going on.
@@ -188,8 +190,9 @@ impl World {
         (place, root): (Place, Root),
     ) -> HandOver {
         let (worker, layer, pass) = (run.seats[at].node, place.layer, place.point);
-        let (first, rows) = (place.point, place.point + 1);
-        HandOver { job, epoch, layer, pass, first, rows, before: BEFORE, values: VALUES, root, worker }
+        let (coordinator, first, rows) = (self.keys.id(), place.point, place.point + 1);
+        let (before, values) = (BEFORE, VALUES);
+        HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values, root, worker }
     }
 
     fn signed(&self, run: &CrewRun, at: usize, lease: (JobId, LeaseEpoch), of: (Place, Root)) -> SignedHandOver {
@@ -215,7 +218,7 @@ impl World {
             (Some(StageTrick::Unsigned), _) | (_, Some(StageTrick::FalseComplaint)) => {
                 (Said::GivenBack(FailureCode::Upstream), false)
             }
-            (Some(StageTrick::WrongRows), _) => proves(wrong_rows(other, sender)),
+            (Some(StageTrick::WrongRows | StageTrick::Vanish), _) => proves(wrong_rows(other, sender)),
             (Some(StageTrick::OtherRoot), _) => shows(other.sign(sender)),
             (_, Some(StageTrick::FalseProof)) => {
                 let (signed, values) = (said.sign(sender), vec![7; 9]);
@@ -255,14 +258,12 @@ impl World {
         self.send_up(party, 0, Up::Stream(job, epoch, vec![said]))
     }
 
-    /// Whether a party that is honest shows something in a live lease that proves its neighbour wrong: that has to do it.
-    pub(super) fn accused_in(&self, party: usize, (job, epoch): (JobId, LeaseEpoch), said: &[Said]) -> Option<NodeId> {
-        let machine = self.coordinator.as_ref()?.machine();
-        let is_live = machine.job(&job).is_some_and(|job| job.leases.iter().any(|(live, _)| *live == epoch));
+    /// Whom a party that is honest proves wrong by what it shows, and of which job.
+    pub(super) fn accused_by(&self, party: usize, said: &[Said]) -> Option<(NodeId, JobId)> {
         let accused = said.iter().find_map(|said| match said {
-            Said::Proof(proof) => Some(proof.hand_over().worker),
+            Said::Proof(proof) => Some((proof.hand_over().worker, proof.hand_over().job)),
             _ => None,
         });
-        accused.filter(|_| is_live && self.parties[party].role.is_honest())
+        accused.filter(|_| self.parties[party].role.is_honest())
     }
 }

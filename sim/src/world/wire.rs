@@ -188,7 +188,7 @@ impl World {
         let mut accused = None;
         let tasks = match up {
             Up::Stream(job, epoch, said) => {
-                accused = self.accused_in(party, (job, epoch), &said);
+                accused = self.accused_by(party, &said);
                 heard((node, job, epoch), said)
             }
             Up::Failed(job, epoch) => {
@@ -208,7 +208,9 @@ impl World {
             Up::Move(signed) => vec![Task::Move(signed)],
         };
         self.take(tasks)?;
-        if let (Some(accused), Some(coordinator)) = (accused, &self.coordinator)
+        // A proof convicts as long as the job is open, whatever became of the lease.
+        if let (Some((accused, job)), Some(coordinator)) = (accused, &self.coordinator)
+            && coordinator.machine().job(&job).is_some()
             && !coordinator.machine().quarantined().any(|node| *node == accused)
         {
             return Err(Broken::verdict(format!("{accused} was proven to hand over something wrong, and gets away")));

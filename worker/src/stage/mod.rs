@@ -231,8 +231,8 @@ impl Pipe {
     /// What a worker of the crew has to say of some rows of this pass.
     fn said(&self, at: usize, mark: &Mark) -> HandOver {
         let ((job, epoch), layer, worker, pass) = (self.key, self.crew[at].last, self.crew[at].node, self.pass);
-        let Mark { first, rows, before, values, root } = *mark;
-        HandOver { job, epoch, layer, pass, first, rows, before, values, root, worker }
+        let (coordinator, Mark { first, rows, before, values, root }) = (self.shared.config.coordinator, *mark);
+        HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values, root, worker }
     }
 
     /// Hands the rows of a pass over to the next worker, and says what it signed of them.

@@ -77,9 +77,10 @@ impl Member {
     /// What the member at a seat signs of its rows, which have this root.
     pub(super) fn signs(&self, at: usize, place: Place, root: Root) -> SignedHandOver {
         let (job, epoch, worker) = (self.job.id(), self.epoch, self.crew[at].node);
-        let (first, rows) = (place.point, place.point + 1);
+        let (coordinator, first, rows) = (config().coordinator, place.point, place.point + 1);
         let (before, values, pass) = (Root::from_bytes([0xbe; 32]), Root::from_bytes([0xba; 32]), place.point);
-        let said = HandOver { job, epoch, layer: place.layer, pass, first, rows, before, values, root, worker };
+        let layer = place.layer;
+        let said = HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values, root, worker };
         said.sign(&keys(number_of(worker)))
     }
 

@@ -1,10 +1,11 @@
 //! Rows that are handed over: who is wrong about them, by proof or by nobody's, and what that costs whom.
 
-use super::crews::{Member, crew_of, join, rejected, run_crew, send_all, shell};
+use super::crews::{Member, crew_of, footprint, join, rejected, run_crew, send_all, shell};
 use super::generations::{WORDS, spec_of, text};
 use super::*;
 use crate::canonical::{from_bytes, to_bytes};
 use crate::hand_over::{HandOver, HandOverProof, ProofError, SignedHandOver};
+use crate::ledger::Purpose;
 use crate::log::Entry;
 use crate::machine::credits::bond;
 use crate::messages::FailureCode;
@@ -30,10 +31,12 @@ fn piece(member: &Member, first: usize, count: usize) -> (HandOver, Vec<u8>, Vec
     tree.push_rows(earlier);
     let (before, state) = (tree.root(), tree.state());
     tree.push_rows(values);
-    let (job, epoch, layer, worker) = (member.job.id(), member.epoch, 2, keys(1).id());
+    let (coordinator, job, epoch) = (config().coordinator, member.job.id(), member.epoch);
+    let (layer, pass, worker) = (2, 0, keys(1).id());
     let (first, rows) = (first as u32, (first + count) as u32);
     let (values_root, root) = (HandOver::values_root(values), tree.root());
-    let said = HandOver { job, epoch, layer, pass: 0, first, rows, before, values: values_root, root, worker };
+    let said =
+        HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values: values_root, root, worker };
     (said, state, values.to_vec())
 }
 
@@ -105,7 +108,7 @@ fn signed_rows_that_do_not_have_the_signed_root_convict_their_sender() {
 fn a_proof_that_proves_nothing_costs_its_author_the_session_and_the_accused_nothing() {
     type Change = fn(&mut HandOver, &mut Vec<u8>, &mut Vec<i32>);
     let wrong = |said: &mut HandOver| said.root = root(0xee);
-    let changes: [(Change, Option<ProofError>); 13] = [
+    let changes: [(Change, Option<ProofError>); 14] = [
         (|_, _, _| {}, Some(ProofError::Right)),
         // Other rows, more of them, or fewer.
         (|_, _, values| values[5] ^= 1, Some(ProofError::OtherRows)),
@@ -116,7 +119,8 @@ fn a_proof_that_proves_nothing_costs_its_author_the_session_and_the_accused_noth
         (|_, state, _| state[7] ^= 1, Some(ProofError::OtherState)),
         (|_, state, _| state.truncate(32), Some(ProofError::OtherState)),
         (|_, state, _| state.clear(), Some(ProofError::OtherState)),
-        // Of another lease, job, or none.
+        // Of another coordinator, lease, job, or none.
+        (|said, _, _| said.coordinator = keys(9).id(), None),
         (|said, _, _| said.epoch = LeaseEpoch(said.epoch.0 + 1), None),
         (|said, _, _| said.job = job(2).id(), None),
         (|said, _, _| said.rows = said.first, Some(ProofError::OtherRows)),
@@ -152,22 +156,89 @@ fn assert_nobody_lost(shell: &Shell) {
 }
 
 #[test]
-fn nobody_is_convicted_by_what_it_did_not_sign_or_by_anybody_but_its_successor() {
-    let (_, crew, _) = pipeline();
+fn nobody_is_convicted_by_what_it_did_not_sign() {
+    let (mut shell, crew, _) = pipeline();
     let (said, state, values) = piece(&crew[0], 2, 2);
-    let wrong = HandOver { root: root(0xee), ..said };
-    let forged = proof(wrong, 2, state.clone(), values.clone());
+    let forged = proof(HandOver { root: root(0xee), ..said }, 2, state, values);
     assert_eq!(forged.check(), Err(ProofError::Unsigned));
-    let of_itself = proof(HandOver { worker: crew[1].node, ..wrong }, 2, state.clone(), values.clone());
-    of_itself.check().unwrap();
-    let good = proof(wrong, 1, state, values);
-    for (by, proof) in [(1, forged), (1, of_itself), (0, good.clone()), (2, good)] {
-        let (mut shell, crew, _) = pipeline();
-        accuse(&mut shell, &crew[by], proof);
-        assert_eq!(rejected(&shell).len(), 1);
-        assert_eq!(rejected(&shell)[0].0, crew[by].node);
-        assert_nobody_lost(&shell);
+    accuse(&mut shell, &crew[1], forged);
+    assert_eq!(rejected(&shell), [(crew[1].node, RejectReason::FalseProof(ProofError::Unsigned))]);
+    assert_nobody_lost(&shell);
+}
+
+/// A pipeline that has begun, what the first one of it signed, and a proof that it is wrong.
+fn betrayed() -> (Shell, Vec<Member>, Vec<Root>, HandOverProof) {
+    let (shell, crew, roots) = pipeline();
+    let (said, state, values) = piece(&crew[0], 2, 2);
+    let proof = proof(HandOver { root: root(0xee), ..said }, 1, state, values);
+    (shell, crew, roots, proof)
+}
+
+#[test]
+fn a_proof_counts_whoever_brings_it() {
+    for by in [0, 2] {
+        let (mut shell, crew, roots, proof) = betrayed();
+        accuse(&mut shell, &crew[by], proof.clone());
+        assert_convicted(&mut shell, &roots, &proof);
     }
+}
+
+#[test]
+fn who_ends_the_lease_before_the_proof_is_there_does_not_get_away() {
+    type End = fn(&mut Shell, &Member);
+    let ends: [End; 3] = [
+        |shell, sender| drop(shell.feed(Input::WorkerLeft { node: sender.node })),
+        |shell, sender| {
+            let (node, job, epoch) = (sender.node, sender.job.id(), sender.epoch);
+            shell.feed(Input::Failed { node, job, epoch, code: FailureCode::Backend, reason: String::new() });
+        },
+        // The coordinator was killed in between, and knows nothing of the lease any more.
+        |shell, _| {
+            shell.crash();
+            shell.machine.know(job(1).model, footprint());
+            [(2, 1), (3, 1)].into_iter().for_each(|(number, layers)| join(shell, number, layers));
+        },
+    ];
+    for end in ends {
+        let (mut shell, crew, roots, proof) = betrayed();
+        let liar = crew[0].node;
+        end(&mut shell, &crew[0]);
+        assert_eq!(shell.machine.ledger().free(&liar), GRANT, "its bond is free again");
+        accuse(&mut shell, &crew[1], proof.clone());
+        // Once is enough.
+        accuse(&mut shell, &crew[1], proof.clone());
+        assert_convicted(&mut shell, &roots, &proof);
+    }
+}
+
+#[test]
+fn who_has_less_than_the_bond_left_loses_that() {
+    let (mut shell, crew, _, proof) = betrayed();
+    let liar = crew[0].node;
+    shell.feed(Input::WorkerLeft { node: liar });
+    let (left, other) = (bond(&spec_of(1, NEVER)) / 2, Purpose::Lease { job: job(7).id(), epoch: LeaseEpoch(1) });
+    let spent = shell.machine.ledger().free(&liar) - left;
+    for posting in [
+        Posting::Hold { from: liar, purpose: other, amount: spent },
+        Posting::Forfeit { node: liar, purpose: other, awards: Vec::new() },
+    ] {
+        shell.machine.ledger.post(&posting).unwrap();
+    }
+    accuse(&mut shell, &crew[1], proof);
+    assert_eq!(shell.machine.quarantined().collect::<Vec<_>>(), [&liar]);
+    assert_eq!(shell.machine.ledger().free(&liar), 0);
+    assert_eq!(shell.machine.ledger().totals().burned, spent + left);
+}
+
+#[test]
+fn what_is_shown_of_a_job_that_has_ended_changes_nothing() {
+    let (mut shell, crew, _, proof) = betrayed();
+    let job = text(1).id();
+    shell.feed(Input::Cancel { job });
+    assert!(shell.machine.job(&job).is_none());
+    let told = accuse(&mut shell, &crew[1], proof);
+    assert_eq!(told, [Action::Cancel { node: crew[1].node, job, epoch: crew[1].epoch }]);
+    assert_nobody_lost(&shell);
 }
 
 #[test]
@@ -180,13 +251,14 @@ fn two_statements_contradict_each_other_only_about_one_piece() {
     assert_eq!(check(said, other, 1), Ok(()));
     assert_eq!(check(said, HandOver { first: 1, ..said }, 1), Ok(()));
     assert_eq!(check(said, other, 2), Err(ProofError::Unsigned));
-    let others: [fn(HandOver) -> HandOver; 6] = [
+    let others: [fn(HandOver) -> HandOver; 7] = [
         |said| said,
         |said| HandOver { pass: 1, ..said },
         |said| HandOver { rows: 5, ..said },
         |said| HandOver { layer: 3, ..said },
         |said| HandOver { epoch: LeaseEpoch(9), ..said },
         |said| HandOver { job: job(2).id(), ..said },
+        |said| HandOver { coordinator: keys(9).id(), ..said },
     ];
     for change in others {
         let other = HandOver { values: root(0xdd), ..change(said) };
@@ -198,10 +270,11 @@ fn two_statements_contradict_each_other_only_about_one_piece() {
 #[test]
 fn who_passes_on_what_its_predecessor_has_not_signed_is_rejected_itself() {
     type Change = fn(&mut SignedHandOver);
-    let changes: [Change; 7] = [
+    let changes: [Change; 8] = [
         |signed| *signed = HandOver { root: root(0xee), ..signed.hand_over }.sign(&keys(2)),
         |signed| signed.hand_over.root = root(0xee),
-        // Of another job, lease, point, layer or member.
+        // Of another coordinator, job, lease, point, layer or member.
+        |signed| *signed = HandOver { coordinator: keys(9).id(), ..signed.hand_over }.sign(&keys(1)),
         |signed| *signed = HandOver { job: job(2).id(), ..signed.hand_over }.sign(&keys(1)),
         |signed| *signed = HandOver { epoch: LeaseEpoch(99), ..signed.hand_over }.sign(&keys(1)),
         |signed| *signed = HandOver { rows: 9, ..signed.hand_over }.sign(&keys(1)),
