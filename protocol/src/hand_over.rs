@@ -164,6 +164,7 @@ pub enum ProofError {
 
 /// What proves that a worker signed a hand-over that no honest one signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "whoever keeps or sends one boxes it whole")]
 pub enum HandOverProof {
     /// The signed rows do not have the signed root.
     Rows {
