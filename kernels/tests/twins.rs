@@ -24,7 +24,7 @@ fn every_op_has_all_its_twins() {
     assert_twins(
         "src/cpu",
         ".rs",
-        &["decode", "mod", "normalize", "packed", "path", "pool", "row_steps", "softmax", "table", "threads"],
+        &["decode", "mod", "normalize", "packed", "path", "pool", "softmax", "table", "threads"],
     );
     assert_twins("cuda", ".cu", &["append", "attention_mma", "chunks", "matmul_mma", "matmul_wgmma", "row_steps"]);
     assert_twins("vectors", ".json", &["fixed"]);

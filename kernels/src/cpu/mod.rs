@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, BackendError, Executor};
 use crate::host::{
-    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMul, MatMulOut, NormArgs, RopeArgs, RowStep, SampleArgs, Scaled,
+    AttentionArgs, BfpRows, HostExecutor, HostOps, MatMul, MatMulOut, NormArgs, RopeArgs, SampleArgs, Scaled,
 };
 use crate::program::Program;
 use crate::value::{ParamData, Params};
@@ -33,7 +33,6 @@ mod pool;
 mod quantize;
 mod rms_norm;
 mod rope;
-mod row_steps;
 mod sample;
 mod shift;
 mod silu;
@@ -122,16 +121,12 @@ impl HostOps for CpuKernels {
         matmul::products(self, x, vec![MatMul { weight: w, prepared, bias, out }])
     }
 
-    fn joins_ops(&self) -> bool {
+    fn joins_products(&self) -> bool {
         true
     }
 
     fn products(&self, x: BfpRows<'_>, parts: Vec<MatMul<'_, PackedMatrix>>) -> u64 {
         matmul::products(self, x, parts)
-    }
-
-    fn row_steps(&self, steps: Vec<RowStep<'_>>) -> u64 {
-        row_steps::row_steps(self, steps)
     }
 
     fn add(&self, a: &[i32], b: &[i32], out: &mut [i32]) -> u64 {

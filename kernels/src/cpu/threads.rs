@@ -20,11 +20,6 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// The caller's own thread.
-    pub(crate) const fn alone() -> Self {
-        Self { pool: None, count: 1 }
-    }
-
     /// `count` of 0 counts as 1.
     pub(crate) fn new(count: usize) -> Result<Self, BackendError> {
         let count = count.max(1);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 mod activations;
 mod args;
 mod cache;
-mod row_steps;
 
 use activations::{Activations, Extent};
 pub use args::{
@@ -15,7 +14,6 @@ pub use args::{
 };
 use cache::HostStore;
 pub use cache::{Caches, HostPage, Page, PageShape, PageStore};
-pub use row_steps::{RowInput, RowOp, RowOut, RowStep, blocks as blocks_of_rows, run as run_row_steps};
 
 use crate::backend::{BackendError, Executor, LayerReport};
 use crate::pass::{self, Pass};
@@ -46,20 +44,14 @@ pub trait HostOps: Send + Sync {
         bias: Option<&[i32]>,
         out: MatMulOut<'_>,
     ) -> u64;
-    /// Whether [`products`](Self::products) of the same rows are asked for at once, ahead of the ops that lie between them, and
-    /// ops that work row by row, one on what the other wrote, as [`row_steps`](Self::row_steps).
-    fn joins_ops(&self) -> bool {
+    /// Whether [`products`](Self::products) of the same rows are asked for at once, ahead of the ops that lie between them.
+    fn joins_products(&self) -> bool {
         false
     }
 
     /// Several products of the same rows.
     fn products(&self, x: BfpRows<'_>, parts: Vec<MatMul<'_, Self::Matrix>>) -> u64 {
         parts.into_iter().map(|p| self.matmul(x, p.weight, p.prepared, p.bias, p.out)).sum()
-    }
-
-    /// Ops that work row by row, in their order, over the same number of rows.
-    fn row_steps(&self, steps: Vec<RowStep<'_>>) -> u64 {
-        run_row_steps(self, steps)
     }
 
     /// SPEC 5.4.
@@ -125,7 +117,7 @@ impl<K: HostOps> HostExecutor<K> {
         }
         let values = Activations::new(Arc::clone(&program));
         let caches = Caches::new(&program, HostStore);
-        let groups = program.layers.iter().map(|layer| groups(&layer.ops, kernels.joins_ops())).collect();
+        let groups = program.layers.iter().map(|layer| groups(&layer.ops, kernels.joins_products())).collect();
         Ok(Self { kernels, program, params, matrices, groups, values, caches, pass: Pass::default() })
     }
 
@@ -212,44 +204,11 @@ impl<K: HostOps> HostExecutor<K> {
         MatMul { weight: self.scaled(weight), prepared, bias: bias.map(|b| self.vector(b)), out }
     }
 
-    /// An op that works row by row, after those before it in `ops`.
-    fn row_step<'a>(&'a self, ops: &[&Op], at: usize, out: &'a mut Value) -> RowStep<'a> {
-        let op = match ops[at] {
-            Op::Quantize { .. } => RowOp::Quantize,
-            Op::Add { .. } => RowOp::Add,
-            Op::LayerNorm { norm, bias, .. } => {
-                RowOp::LayerNorm { args: self.norm_args(norm), bias: self.vector(*bias) }
-            }
-            Op::RmsNorm { norm, .. } => RowOp::RmsNorm(self.norm_args(norm)),
-            Op::Gelu { frac, .. } => RowOp::Gelu { frac: u32::from(*frac) },
-            Op::Silu { frac, .. } => RowOp::Silu { frac: u32::from(*frac) },
-            Op::Multiply { shift, .. } => RowOp::Multiply { shift: u32::from(*shift) },
-            Op::Shift { shift, .. } => RowOp::Shift { shift: u32::from(*shift) },
-            _ => unreachable!("only called for ops that work row by row"),
-        };
-        let input = |id: TensorId| match ops[..at].iter().position(|op| op.out() == id) {
-            Some(step) => RowInput::Step(step),
-            None => RowInput::Rows(self.i32s(id)),
-        };
-        let inputs = ops[at].inputs();
-        let inputs = [inputs[0], inputs[inputs.len() - 1]].map(input);
-        let out = match out {
-            Value::I32(out) => RowOut::I32(out),
-            Value::Bfp { codes, exponents } => RowOut::Bfp { codes, exponents },
-            Value::I16(_) => unreachable!("validation fixed the kind of every tensor"),
-        };
-        RowStep { op, inputs, out, cols: self.program.tensor(ops[at].out()).cols as usize }
-    }
-
     /// Ops that run together. `line` is that of attention in the caches.
     fn run_group(&self, ops: &[&Op], line: usize, outs: &mut [Value]) -> u64 {
-        if works_by_rows(ops[0]) {
-            let steps = outs.iter_mut().enumerate().map(|(at, out)| self.row_step(ops, at, out));
-            return self.kernels.row_steps(steps.collect());
-        }
-        match outs {
-            [out] => self.run_op(ops[0], line, out),
-            outs => {
+        match (ops, outs) {
+            ([op], [out]) => self.run_op(op, line, out),
+            (ops, outs) => {
                 let parts = ops.iter().zip(outs).map(|(op, out)| self.product(op, out)).collect();
                 self.kernels.products(self.bfp(ops[0].inputs()[0]), parts)
             }
@@ -266,11 +225,30 @@ impl<K: HostOps> HostExecutor<K> {
                 let tables: Vec<_> = tables.iter().map(|(rows, _)| self.scaled(rows)).collect();
                 k.embed(&tables, &index, out)
             }
+            (Op::Quantize { input, .. }, Value::Bfp { codes, exponents }) => {
+                k.quantize(self.i32s(*input), cols, codes, exponents);
+                0
+            }
             (Op::MatMul { input, .. }, out) => {
                 let MatMul { weight, prepared, bias, out } = self.product(op, out);
                 k.matmul(self.bfp(*input), weight, prepared, bias, out)
             }
+            (Op::Add { a, b, .. }, Value::I32(out)) => k.add(self.i32s(*a), self.i32s(*b), out),
+            (Op::LayerNorm { input, norm, bias, .. }, Value::I32(out)) => {
+                k.layer_norm(self.i32s(*input), self.norm_args(norm), self.vector(*bias), out)
+            }
+            (Op::RmsNorm { input, norm, .. }, Value::I32(out)) => {
+                k.rms_norm(self.i32s(*input), self.norm_args(norm), out)
+            }
             (Op::Attention { .. }, Value::I32(out)) => self.run_attention(op, line, out),
+            (Op::Gelu { input, frac, .. }, Value::I32(out)) => {
+                k.gelu(self.i32s(*input), u32::from(*frac), out);
+                0
+            }
+            (Op::Silu { input, frac, .. }, Value::I32(out)) => {
+                k.silu(self.i32s(*input), u32::from(*frac), out);
+                0
+            }
             (Op::MeanPool { input, .. }, Value::I32(out)) => {
                 k.mean_pool(self.i32s(*input), cols, &self.pass.spans, out);
                 0
@@ -288,6 +266,13 @@ impl<K: HostOps> HostExecutor<K> {
                 let (table, head_dim) = (self.vector(*table), usize::from(*head_dim));
                 let args = RopeArgs { table, rotary_dim, head_dim, shift };
                 k.rope(self.i32s(*input), args, &self.pass.positions, out)
+            }
+            (Op::Multiply { a, b, shift, .. }, Value::I32(out)) => {
+                k.multiply(self.i32s(*a), self.i32s(*b), u32::from(*shift), out)
+            }
+            (Op::Shift { input, shift, .. }, Value::I32(out)) => {
+                k.shift(self.i32s(*input), u32::from(*shift), out);
+                0
             }
             (Op::Gather { input, .. }, Value::I32(out)) => {
                 k.gather(self.i32s(*input), cols, &self.pass.points, out);
@@ -310,48 +295,25 @@ impl<K: HostOps> HostExecutor<K> {
 struct Group {
     /// Their places in the layer.
     ops: Vec<usize>,
-    /// What they read of what others wrote.
+    /// What they read.
     inputs: Vec<TensorId>,
 }
 
-/// Whether a row of what the op writes follows from the same row of what it reads.
-fn works_by_rows(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Quantize { .. }
-            | Op::Add { .. }
-            | Op::LayerNorm { .. }
-            | Op::RmsNorm { .. }
-            | Op::Gelu { .. }
-            | Op::Silu { .. }
-            | Op::Multiply { .. }
-            | Op::Shift { .. }
-    )
-}
-
-/// The ops of a layer in the order in which they run. Where they are joined, products of the same rows run together, as early as
-/// the first of them, and so do ops that follow each other and work row by row on what the last one wrote. No op between them
-/// reads or writes what they write, for each op of a layer writes a tensor that no earlier one wrote or read.
-fn groups(ops: &[Op], joins_ops: bool) -> Vec<Group> {
+/// The ops of a layer in the order in which they run: products of the same rows together where that is asked for, as early as the
+/// first of them. No op before them reads or writes what they write, for each op of a layer writes a tensor that no earlier one
+/// wrote or read.
+fn groups(ops: &[Op], joins_products: bool) -> Vec<Group> {
     let rows = |i: usize| match &ops[i] {
-        Op::MatMul { input, .. } if joins_ops => Some(*input),
+        Op::MatMul { input, .. } if joins_products => Some(*input),
         _ => None,
     };
     let mut left: Vec<usize> = (0..ops.len()).collect();
     let mut groups = Vec::new();
     while let Some(&first) = left.first() {
-        let mut together: Vec<usize> =
-            left.iter().copied().filter(|i| *i == first || rows(*i).is_some() && rows(*i) == rows(first)).collect();
-        let goes_on = |last: &usize, next: &usize| {
-            let (last, next) = (&ops[*last], &ops[*next]);
-            works_by_rows(last) && works_by_rows(next) && next.inputs().contains(&last.out())
-        };
-        let chain = left.windows(2).take_while(|pair| joins_ops && goes_on(&pair[0], &pair[1]));
-        together.extend(chain.map(|pair| pair[1]));
-        left.retain(|i| !together.contains(i));
-        let written = |id: &TensorId| together.iter().any(|i| ops[*i].out() == *id);
-        let inputs = together.iter().flat_map(|i| ops[*i].inputs()).filter(|id| !written(id)).collect();
-        groups.push(Group { inputs, ops: together });
+        let joins = |i: usize| i == first || rows(i).is_some() && rows(i) == rows(first);
+        let together: Vec<usize> = left.iter().copied().filter(|i| joins(*i)).collect();
+        left.retain(|i| !joins(*i));
+        groups.push(Group { inputs: together.iter().flat_map(|i| ops[*i].inputs()).collect(), ops: together });
     }
     groups
 }
@@ -422,53 +384,5 @@ impl<K: HostOps> Executor for HostExecutor<K> {
 
     fn cache_bytes(&self) -> u64 {
         self.caches.bytes()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::conformance::{DecoderShape, decoder};
-
-    #[test]
-    fn products_of_the_same_rows_and_steps_of_rows_are_joined_and_nothing_runs_before_what_it_reads() {
-        let (heads, kv_heads, head_norms) = (4, 2, false);
-        let [vocab, max_positions, width, head_dim, rotary_dim, inner, layers] = [50, 8, 32, 8, 8, 64, 2];
-        let shape = DecoderShape {
-            vocab,
-            max_positions,
-            width,
-            heads,
-            kv_heads,
-            head_dim,
-            rotary_dim,
-            inner,
-            layers,
-            head_norms,
-        };
-        let program = decoder(shape, &[3]).program;
-        for layer in &program.layers {
-            let names = |joins| -> Vec<Vec<&str>> {
-                let groups = groups(&layer.ops, joins);
-                let mut written = Vec::new();
-                for group in &groups {
-                    let late = |id: &TensorId| layer.ops.iter().any(|op| op.out() == *id) && !written.contains(id);
-                    assert!(!group.inputs.iter().any(late), "{:?}", group.inputs);
-                    written.extend(group.ops.iter().map(|i| layer.ops[*i].out()));
-                }
-                let names = |group: &Group| group.ops.iter().map(|i| layer.ops[*i].name()).collect();
-                groups.iter().map(names).collect()
-            };
-            assert!(names(false).iter().all(|group| group.len() == 1));
-            let joined = names(true);
-            assert_eq!(joined.iter().flatten().count(), layer.ops.len(), "each op once");
-            if layer.ops.iter().any(|op| matches!(op, Op::Attention { .. })) {
-                for group in
-                    [vec!["matmul"; 3], vec!["add", "rms_norm", "quantize"], vec!["silu", "multiply", "quantize"]]
-                {
-                    assert!(joined.contains(&group), "{group:?} of {joined:?}");
-                }
-            }
-        }
     }
 }
