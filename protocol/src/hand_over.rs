@@ -1,4 +1,6 @@
-//! What a worker of a pipeline signs of the rows that it hands over, and what proves that it signed something wrong.
+//! What a worker of a pipeline signs of what it hands over, and what proves that it signed something wrong. Rows go to the worker
+//! that has the next layers; the words that the last one draws go to all before it, since the first one computes on from them. So a
+//! pipeline is a ring, and a word is handed over like a row: of one value, after no others.
 //!
 //! The rows of a pass travel in pieces ([`cuts`]), each with a signature over what it holds, what was before it and what root all
 //! rows have after it. Whoever gets a piece takes it only if that is so. Where the signature is good and the rows are the
@@ -26,7 +28,8 @@ pub fn cuts(count: usize, points: usize, columns: usize) -> Vec<usize> {
     full.chain(prompt..=count).collect()
 }
 
-/// What a worker says of some rows that it hands over. It says one such thing of each piece of each pass.
+/// What a worker says of some rows that it hands over. It says one such thing of each piece of each pass. A word is the one row of the
+/// last layer at its point ([`crate::generation::word_root`]), with no rows before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandOver {
     /// Whose lease it is: what is signed for one coordinator proves nothing to another.
@@ -39,9 +42,9 @@ pub struct HandOver {
     pub layer: u16,
     /// In which pass of the lease, from 0. Positions that followed a wrong hint are computed again, in a later one.
     pub pass: u32,
-    /// How many rows there are before them.
+    /// How many rows there are before them; of a word its point.
     pub first: u32,
-    /// How many there are with them.
+    /// How many there are with them; of a word its point and one.
     pub rows: u32,
     /// The root of those before.
     pub before: Root,

@@ -11,10 +11,11 @@ use lockstep_kernels::backend::{BackendError, Executor};
 use lockstep_kernels::program::Program;
 use lockstep_kernels::slice::Slice;
 use lockstep_kernels::value::{Batch, CacheId, Sequence, Value};
+use lockstep_protocol::generation::{word_root, word_token};
 use lockstep_protocol::hand_over::{HandOver, cuts};
 use lockstep_protocol::ids::{Place, Root};
 use lockstep_protocol::job::{Job, JobKind};
-use lockstep_protocol::trace::RowTree;
+use lockstep_protocol::trace::{RowTree, root_of_rows};
 
 use super::logprobs::Logits;
 use super::pass::{Cut, Part, Passed};
@@ -68,6 +69,14 @@ pub struct Mark {
     pub values: Root,
     /// The root after them.
     pub root: Root,
+}
+
+impl Mark {
+    /// Of the word that was drawn at a point: the one row of the output layer there.
+    pub fn of_word(point: u32, word: u32) -> Self {
+        let (before, values) = (root_of_rows(&[], 1), HandOver::values_root(&[word.cast_signed()]));
+        Self { first: point, rows: point + 1, before, values, root: word_root(word) }
+    }
 }
 
 /// What a pass gives.
@@ -233,6 +242,17 @@ impl StageRun {
             mark
         };
         cuts(count, self.points(count), cols).into_iter().map(mark).collect()
+    }
+
+    /// What the last stage has to have signed of the words at the points of the pass that waits for them. `None` where they are not as
+    /// many, or one can't be a word of the job there: nobody goes on with such a one.
+    pub fn word_marks(&self, words: &[u32]) -> Option<Vec<Mark>> {
+        let (Some((part, _)), Kind::Generation(task, _)) = (&self.part, &self.kind) else { return None };
+        let points: Vec<_> =
+            part.cuts.iter().filter(|cut| cut.root).map(|cut| task.computed() + cut.rows - 1).collect();
+        let is_one = |(at, word): (usize, &u32)| task.may_draw(at, *word) && word_token(*word) < self.model.vocab_size;
+        let are_right = words.len() == points.len() && words.iter().enumerate().all(is_one);
+        are_right.then(|| points.iter().zip(words).map(|(point, word)| Mark::of_word(*point as u32, *word)).collect())
     }
 
     /// Computes the next `count` positions. `rows` are those of the layer before, at the first stage none.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lockstep_kernels::sampling::{Sampling, split_word};
 use lockstep_kernels::value::{CacheId, Sampler, Sequence};
+use lockstep_protocol::generation::word_fits;
 use lockstep_protocol::ids::{Place, Root, Seed};
 use lockstep_protocol::trace::{RowTree, root_of_rows};
 
@@ -141,6 +142,11 @@ impl Task {
     /// Points among the next `count` positions.
     pub fn points(&self, count: usize) -> usize {
         (self.computed + count).saturating_sub(self.computed.max(self.prompt_tokens() - 1))
+    }
+
+    /// Whether a word can be drawn at a point that comes after so many of the next pass.
+    pub fn may_draw(&self, after: usize, word: u32) -> bool {
+        word_fits(word, self.words.len() + after, self.sampling.max_tokens)
     }
 
     /// The tokens of the page that ends there.

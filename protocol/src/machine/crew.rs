@@ -62,14 +62,16 @@ pub(super) struct Member {
     roots: VecDeque<Root>,
     /// How many it streamed in all.
     streamed: usize,
-    /// What its predecessor signed, of the points whose first root waits.
+    /// What its predecessor signed, of the points whose first root waits; of the first one, of the words that are not compared yet.
     pub received: VecDeque<SignedHandOver>,
     /// How many of these it passed on in all.
     pub passed_on: usize,
-    /// What it signed itself, of the points whose first root by its successor waits.
+    /// What it signed itself, of the points whose first root by its successor waits, or whose word is not compared yet.
     pub handed: VecDeque<SignedHandOver>,
     /// How many of these it showed in all.
     pub handed_over: usize,
+    /// In which pass the last statement that it showed was made.
+    pub pass: u32,
     /// Of the last one: words that wait for the roots before them.
     words: VecDeque<(u32, Vec<i32>)>,
     /// Values that saturated in its layers, once all its roots are streamed.
@@ -91,6 +93,7 @@ impl Member {
             passed_on: 0,
             handed: VecDeque::new(),
             handed_over: 0,
+            pass: 0,
             words: VecDeque::new(),
             saturations: None,
             segment: None,
@@ -101,6 +104,18 @@ impl Member {
     pub fn progress(&self) -> (usize, u16) {
         let layers = usize::from(self.last - self.first) + 1;
         (self.streamed / layers, (self.streamed % layers) as u16)
+    }
+
+    /// Whether it is to show now, from its seat, what it received: the rows of this point, or at the first one the word of the last.
+    pub fn shows_next(&self, at: usize) -> bool {
+        let (point, layer) = self.progress();
+        layer == 0 && self.passed_on < point + usize::from(at > 0)
+    }
+
+    /// Whether it is to show now what it signed itself.
+    pub fn hands_over_next(&self, at: usize) -> bool {
+        let (point, layer) = self.progress();
+        !self.shows_next(at) && self.first + layer == self.last && self.handed_over == point
     }
 }
 
@@ -139,6 +154,19 @@ impl Lease {
     pub fn saturations(&self) -> Option<u64> {
         let counts = self.crew.iter().map(|member| member.saturations.unwrap_or_default());
         (!self.crew.is_empty()).then(|| counts.fold(0, u64::saturating_add))
+    }
+
+    /// Which seat hands over to the one at a seat: a pipeline is a ring.
+    pub fn before(&self, at: usize) -> usize {
+        at.checked_sub(1).unwrap_or(self.crew.len() - 1)
+    }
+
+    /// Whether both sides show what was signed of the next word, with all roots up to it taken in.
+    fn shows_a_word(&self, layers: u16) -> bool {
+        let (Some(first), Some(lead)) = (self.crew.first(), self.crew.last()) else { return false };
+        let compared = first.passed_on - first.received.len();
+        let are_here = !first.received.is_empty() && !lead.handed.is_empty();
+        are_here && self.roots.len() / usize::from(layers) > compared
     }
 
     /// The members that are before and after one.
@@ -238,15 +266,15 @@ impl Machine {
     ) -> bool {
         let (node, job, epoch) = assignment;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        let geometry = entry.geometry;
+        let (geometry, has_words) = (entry.geometry, entry.header.kind != JobKind::Embedding);
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
         let Some(at) = lease.crew.iter().position(|member| member.node == node) else { return false };
-        let is_last = at + 1 == lease.crew.len();
+        let hands_over = has_words || at + 1 < lease.crew.len();
         let member = &mut lease.crew[at];
         let (point, layer) = member.progress();
         let expected = geometry.point(point).map(|point| Place { point, layer: member.first + layer });
-        let is_received = at == 0 || layer > 0 || member.passed_on == point + 1;
-        let is_handed_over = is_last
+        let is_received = !member.shows_next(at);
+        let is_handed_over = !hands_over
             || member.first + layer < member.last
             || member.handed_over == point + 1
                 && member.handed.back().is_some_and(|signed| signed.hand_over.root == root);
@@ -284,11 +312,17 @@ impl Machine {
     }
 
     /// Takes the roots into the run whose turn has come. Says whether the run goes on.
-    fn merge(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) -> bool {
+    pub(super) fn merge(&mut self, job: JobId, epoch: LeaseEpoch, out: &mut Output) -> bool {
         loop {
             let Some(entry) = self.jobs.get_mut(&job) else { return false };
             let geometry = entry.geometry;
             let Some(lease) = entry.leases.get_mut(&epoch) else { return false };
+            if lease.shows_a_word(geometry.streamed_layers()) {
+                if !self.compare((job, epoch), 0, out) {
+                    return false;
+                }
+                continue;
+            }
             let Some(place) = geometry.place(lease.roots.len()) else { break };
             let Some(at) = lease.crew.iter().position(|m| (m.first..=m.last).contains(&place.layer)) else {
                 return false;
@@ -298,13 +332,8 @@ impl Machine {
             let Some(root) = member.roots.pop_front() else { break };
             let words = &mut member.words;
             let word = if place.layer == geometry.streamed_layers() { words.pop_front() } else { None };
-            if at > 0 && place.layer == member.first {
-                let received = member.received.pop_front().expect("it came before the root");
-                let own = lease.crew[at - 1].handed.pop_front().expect("it came before the root below");
-                if own.hand_over != received.hand_over {
-                    self.handed_over_otherwise((node, job, epoch), own, received, out);
-                    return false;
-                }
+            if at > 0 && place.layer == member.first && !self.compare((job, epoch), at, out) {
+                return false;
             }
             if let Some(word) = word
                 && !self.take_word((node, job, epoch), word, out)
@@ -322,9 +351,19 @@ impl Machine {
     /// A worker of a pipeline has streamed all its roots.
     pub(super) fn stage_ended(&mut self, assignment: (NodeId, JobId, LeaseEpoch), saturations: u64, out: &mut Output) {
         let (node, job, epoch) = assignment;
-        let Some(lease) = self.lease(assignment, out) else { return };
-        let member = lease.crew.iter_mut().find(|member| member.node == node);
-        let Some(member) = member.filter(|member| member.saturations.is_none() && member.progress().1 == 0) else {
+        if self.lease(assignment, out).is_none() {
+            return;
+        }
+        let entry = self.jobs.get_mut(&job).expect("its lease is live");
+        let has_words = entry.header.kind != JobKind::Embedding;
+        let lease = entry.leases.get_mut(&epoch).expect("it is live");
+        let may_end = |(at, member): &(usize, &mut Member)| {
+            // The first one has shown all words by then.
+            let is_shown = *at > 0 || !has_words || !member.shows_next(0);
+            member.saturations.is_none() && member.progress().1 == 0 && is_shown
+        };
+        let member = lease.crew.iter_mut().enumerate().find(|(_, member)| member.node == node);
+        let Some((_, member)) = member.filter(may_end) else {
             self.reject(assignment, RejectReason::CommitmentOutOfOrder, out);
             return;
         };

@@ -1,9 +1,13 @@
-//! Rows between the workers of a pipeline: who is wrong about them, and what is lost by that.
+//! Rows and words between the workers of a pipeline: who is wrong about them, and what is lost by that.
 //!
-//! What a worker signed of the rows that it hands over ([`crate::hand_over`]) is shown twice at each point: by itself, before its last
-//! root, and by whoever received it, before the first root that was computed from it. Where these are not the same statement, and both
-//! are about one piece, their signer has said two things; and who received rows that do not have the signed root shows them. Both are
-//! proofs, and cost the sender its bond for good. A proof that proves nothing costs its author the session.
+//! What a worker signed of what it hands over ([`crate::hand_over`]) is shown twice at each point: by itself, before its last root, and
+//! by whoever received it, before the first root that was computed from it: of rows that is the next worker, and of a word, which is
+//! handed over by the last worker, the first one at the next point, or where there is none when it ends. Where these are not the same
+//! statement, and both are about one piece, their signer has said two things; and who received rows that do not have the signed root
+//! shows them. Both are proofs, and cost the sender its bond for good. A proof that proves nothing costs its author the session.
+//!
+//! The two statements that a worker shows of one point have to be of one pass. Rows are compared before the word that follows from
+//! them, so those of a word are always of one pass too.
 //!
 //! What is not signed, or does not come, nobody takes and nobody can show: whoever waits for it gives the lease back, and the
 //! two are not put side by side again at this job. One that could not get along with two others has failed at the job. No bond
@@ -14,10 +18,11 @@ use std::collections::BTreeSet;
 use super::{Action, Machine, Output, Record, RejectReason};
 use crate::hand_over::{HandOverProof, SignedHandOver};
 use crate::ids::{JobId, LeaseEpoch, NodeId, Place, VerdictKind};
+use crate::job::JobKind;
 use crate::machine::entry::Entry;
 
 impl Machine {
-    /// What a worker of a pipeline signed of the rows that it handed over, as it says itself, or its successor passes on.
+    /// What a worker of a pipeline signed of what it handed over, as it says itself, or its successor passes on.
     pub(super) fn handed_over(
         &mut self,
         assignment: (NodeId, JobId, LeaseEpoch),
@@ -30,40 +35,60 @@ impl Machine {
         }
         let coordinator = self.config.coordinator;
         let entry = self.jobs.get_mut(&job).expect("its lease is live");
-        let geometry = entry.geometry;
+        let (geometry, has_words) = (entry.geometry, entry.header.kind != JobKind::Embedding);
         let lease = entry.leases.get_mut(&epoch).expect("it is live");
         let said = &signed.hand_over;
         let [at, sender] = [node, said.worker].map(|node| lease.crew.iter().position(|member| member.node == node));
-        let is_last = at.is_some_and(|at| at + 1 == lease.crew.len());
+        let is_own = sender == at;
         let is_next = at.is_some_and(|at| {
-            let member = &lease.crew[at];
-            let (point, layer) = member.progress();
-            let rows = geometry.point(point).and_then(|point| point.checked_add(1));
-            let (about, in_turn) = if sender == Some(at) {
-                let is_in_turn = member.first + layer == member.last && member.handed_over == point;
-                (member.last, is_in_turn && !is_last)
+            let (member, before) = (&lease.crew[at], lease.before(at));
+            let (signer, is_due, index) = if is_own {
+                (at, member.hands_over_next(at), member.handed_over)
             } else {
-                let is_in_turn = layer == 0 && member.passed_on == point;
-                (member.first - 1, is_in_turn && at > 0 && sender == Some(at - 1))
+                (before, member.shows_next(at), member.passed_on)
             };
+            let is_word = signer + 1 == lease.crew.len();
+            let rows = geometry.point(index).and_then(|point| point.checked_add(1));
             let is_of_lease = said.lease() == (coordinator, job, epoch);
-            in_turn && is_of_lease && said.layer == about && rows == Some(said.rows)
+            let is_of_piece = said.layer == lease.crew[signer].last && rows == Some(said.rows);
+            let is_of_pass = is_own == (at == 0) || said.pass == member.pass;
+            is_due && (has_words || !is_word) && sender == Some(signer) && is_of_lease && is_of_piece && is_of_pass
         });
-        let Some(member) = at.filter(|_| is_next).map(|at| &mut lease.crew[at]) else {
+        let Some(at) = at.filter(|_| is_next) else {
             self.reject(assignment, RejectReason::FalseHandOver, out);
             return;
         };
-        if sender == at {
+        let member = &mut lease.crew[at];
+        member.pass = said.pass;
+        if is_own {
             member.handed.push_back(signed);
             member.handed_over += 1;
-        } else {
-            member.received.push_back(signed);
-            member.passed_on += 1;
+            return;
+        }
+        member.received.push_back(signed);
+        member.passed_on += 1;
+        if at == 0 {
+            // No root may follow it.
+            self.merge(job, epoch, out);
         }
     }
 
-    /// Two neighbours show different statements of one of them about the same rows.
-    pub(super) fn handed_over_otherwise(
+    /// Compares the next statement that the member at a seat shows with what the one before it shows of the same, which are both there.
+    /// Says whether the run goes on.
+    pub(super) fn compare(&mut self, (job, epoch): (JobId, LeaseEpoch), at: usize, out: &mut Output) -> bool {
+        let lease = self.jobs.get_mut(&job).and_then(|entry| entry.leases.get_mut(&epoch)).expect("it is live");
+        let (node, before) = (lease.crew[at].node, lease.before(at));
+        let received = lease.crew[at].received.pop_front().expect("it came before the root");
+        let own = lease.crew[before].handed.pop_front().expect("it came before the root below");
+        let agree = own.hand_over == received.hand_over;
+        if !agree {
+            self.handed_over_otherwise((node, job, epoch), own, received, out);
+        }
+        agree
+    }
+
+    /// Two neighbours show different statements of one of them about the same rows, or the same word.
+    fn handed_over_otherwise(
         &mut self,
         (node, job, epoch): (NodeId, JobId, LeaseEpoch),
         own: SignedHandOver,

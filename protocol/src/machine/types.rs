@@ -119,8 +119,8 @@ pub enum Input {
         /// What, in order.
         said: Vec<Streamed>,
     },
-    /// A worker of a pipeline says what it signed itself of the rows that it handed over, or passes on what the one before it
-    /// signed.
+    /// A worker of a pipeline says what it signed itself of what it handed over, or passes on what the one before it signed; before the
+    /// first one is the last one, which hands words over.
     HandedOver {
         /// Which worker.
         node: NodeId,

@@ -85,8 +85,8 @@ pub enum JobMessage {
         /// The log-probabilities that the job asks for there ([`crate::logprobs`]).
         logprobs: Vec<i32>,
     },
-    /// Of a pipeline: what the worker before this one signed of the rows that it handed over. At each point directly before
-    /// the first root.
+    /// Of a pipeline: what the worker before this one signed of what it handed over. At each point directly before the first root; the
+    /// first worker of a generation shows at that time what the last one signed of the word before, and of the last word at the end.
     Received(Box<SignedHandOver>),
     /// Of a pipeline: all roots of this worker's layers are streamed.
     Ended {
@@ -96,8 +96,8 @@ pub enum JobMessage {
     /// Of a pipeline: the worker signs for its layers, once it was shown the roots of all
     /// ([`super::ToWorker::Countersign`]). All but the last one do, whose signature is that of the result.
     Segment(SignedSegment),
-    /// Of a pipeline: what this worker signed of the rows that it handed over. At each point directly before the last root of
-    /// its layers, where it is not the last worker.
+    /// Of a pipeline: what this worker signed of what it handed over. At each point directly before the last root of its layers. The
+    /// last worker of an embedding hands nothing over.
     HandedOver(Box<SignedHandOver>),
     /// Of a pipeline: the worker before this one signed something wrong. The last message of the stream.
     Proof(Box<HandOverProof>),

@@ -3,7 +3,7 @@
 use crate::canonical::{Canonical, DecodeError, Reader, Writer};
 use crate::hand_over::SignedHandOver;
 use crate::ids::{JobId, LeaseEpoch, NodeId};
-use crate::limits::{MAX_NAME_BYTES, MAX_POINTS, MAX_POSITIONS, MAX_STAGE_FRAME_BYTES, MAX_STAGE_VALUES};
+use crate::limits::{MAX_NAME_BYTES, MAX_POSITIONS, MAX_STAGE_FRAME_BYTES, MAX_STAGE_VALUES};
 use crate::messages::Message;
 
 /// A worker of a pipeline, as the others are told of it.
@@ -39,7 +39,7 @@ impl Canonical for Stage {
 
 /// On the one two-way stream of a lease between two neighbours, which the earlier one opens: `Open`, then for each pass
 /// down `Pass` and its hand-overs ([`crate::hand_over::cuts`]), each `Rows` and what is signed of them, `HandedOver`; and
-/// up `Words`, where the pass has points.
+/// up a `Word` for each of its points, which every worker passes on as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StageMessage {
     /// Which lease the stream is about.
@@ -61,10 +61,12 @@ pub enum StageMessage {
     },
     /// The sender signs for the rows before it.
     HandedOver(Box<SignedHandOver>),
-    /// The words at the points of the pass.
-    Words {
-        /// In order; those after one that a hint did not foresee are of no account.
-        words: Vec<u32>,
+    /// The word at the next point of the pass. Those after one that a hint did not foresee are of no account.
+    Word {
+        /// The word.
+        word: u32,
+        /// The last worker signs for it.
+        signed: Box<SignedHandOver>,
     },
 }
 
@@ -89,9 +91,10 @@ impl Canonical for StageMessage {
                 writer.u16(4);
                 signed.encode(writer);
             }
-            Self::Words { words } => {
+            Self::Word { word, signed } => {
                 writer.u16(5);
-                writer.seq(words);
+                writer.u32(*word);
+                signed.encode(writer);
             }
         }
     }
@@ -104,7 +107,7 @@ impl Canonical for StageMessage {
             },
             3 => Self::Rows { values: reader.seq("values of rows", MAX_STAGE_VALUES)? },
             4 => Self::HandedOver(Box::new(reader.value()?)),
-            5 => Self::Words { words: reader.seq("words of a pass", MAX_POINTS)? },
+            5 => Self::Word { word: reader.u32()?, signed: Box::new(reader.value()?) },
             tag => return Err(DecodeError::InvalidTag { what: "stage message", tag: tag.into() }),
         })
     }

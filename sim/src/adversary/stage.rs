@@ -7,6 +7,8 @@ pub enum StageTrick {
     Lie,
     /// Hands over, and signs, rows of another root than it streams.
     OtherRoot,
+    /// Has the last layers, and tells who has the first ones another word than it streams, signed.
+    OtherWord,
     /// Signs a root that the rows that it hands over do not have.
     WrongRows,
     /// Does that, and hangs up, which ends the lease before anybody can show it.
@@ -31,9 +33,10 @@ pub enum StageTrick {
 
 impl StageTrick {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Lie,
         Self::OtherRoot,
+        Self::OtherWord,
         Self::WrongRows,
         Self::Vanish,
         Self::Unsigned,
@@ -51,6 +54,7 @@ impl StageTrick {
         match self {
             Self::Lie => "lies in its layers",
             Self::OtherRoot => "hands over another root",
+            Self::OtherWord => "tells other words up",
             Self::WrongRows => "hands over other rows",
             Self::Vanish => "hands over other rows and hangs up",
             Self::Unsigned => "hands over unsigned rows",

@@ -19,7 +19,7 @@ use lockstep_protocol::trace::root_of_rows;
 use super::cast::Role;
 use super::party::{Said, Up, receipt_of};
 use super::perform::{Performance, misquoted};
-use super::{Held, World};
+use super::{Broken, Held, World};
 use crate::adversary::{Lie, StageTrick};
 use crate::random::Random;
 use crate::runs::{Basis, Case};
@@ -60,6 +60,11 @@ impl CrewRun {
 
     fn trick(&self, at: usize, point: usize) -> Option<StageTrick> {
         self.tricks[at].filter(|(_, of)| *of == point).map(|(trick, _)| trick)
+    }
+
+    /// Who hands over to the member at a seat: a pipeline is a ring.
+    fn before(&self, at: usize) -> usize {
+        at.checked_sub(1).unwrap_or(self.seats.len() - 1)
     }
 
     /// What a member does at the end.
@@ -154,14 +159,10 @@ impl World {
             }
             let point = index / usize::from(geometry.streamed_layers());
             if place.layer == seat.first {
-                if at > 0 {
-                    let below = (Place { layer: place.layer - 1, ..place }, run.claim.run.roots[index - 1]);
-                    let (received, goes_on) = self.receives(run, at, lease, point, below);
-                    said.push(received);
-                    if !goes_on {
-                        return said;
-                    }
-                } else if run.trick(at, point) == Some(StageTrick::FalseComplaint) {
+                if !self.receives(run, at, lease, index, &mut said) {
+                    return said;
+                }
+                if at == 0 && run.trick(at, point) == Some(StageTrick::FalseComplaint) {
                     said.push(Said::GivenBack(FailureCode::Downstream));
                     return said;
                 }
@@ -169,13 +170,17 @@ impl World {
                     return said;
                 }
             }
-            if place.layer == seat.last && at + 1 < run.seats.len() {
-                said.push(Said::HandedOver(Box::new(self.signed(run, at, lease, (place, *root)))));
-            }
             if place.layer == geometry.streamed_layers() {
                 said.extend(words.get(point).map(|word| Said::Word(*word, run.claim.logprobs_at(case, point))));
             }
+            if place.layer == seat.last && (at + 1 < run.seats.len() || !words.is_empty()) {
+                said.push(Said::HandedOver(Box::new(self.signed(run, at, lease, (place, *root)))));
+            }
             said.push(Said::Root(place, *root));
+        }
+        let last = run.claim.run.roots.len().min(geometry.max_roots());
+        if at == 0 && !words.is_empty() && !self.receives(run, at, lease, last, &mut said) {
+            return said;
         }
         said.push(Said::Ended(if at == 0 { run.claim.run.saturations } else { 0 }));
         said
@@ -199,27 +204,44 @@ impl World {
         self.said(run, at, lease, of).sign(self.keys_of(&run.seats[at].node))
     }
 
-    /// What comes of the rows that a member is handed at a point, and whether it goes on.
+    /// What comes of what a member is handed of the root before the one with an index, if there is one, and whether it goes on: to
+    /// the first member that is the word of the point before.
     fn receives(
         &self,
         run: &CrewRun,
         at: usize,
         lease: (JobId, LeaseEpoch),
+        index: usize,
+        tells: &mut Vec<Said>,
+    ) -> bool {
+        let geometry = self.jobs.get(&lease.0).case.geometry();
+        let Some(place) = index.checked_sub(1).and_then(|index| geometry.place(index)) else { return true };
+        let (before, point) = (run.before(at), (index - 1) / usize::from(geometry.streamed_layers()));
+        let (told, goes_on) = self.received(run, [before, at], lease, point, (place, run.claim.run.roots[index - 1]));
+        tells.push(told);
+        goes_on
+    }
+
+    fn received(
+        &self,
+        run: &CrewRun,
+        [before, at]: [usize; 2],
+        lease: (JobId, LeaseEpoch),
         point: usize,
         below: (Place, Root),
     ) -> (Said, bool) {
-        let said = self.said(run, at - 1, lease, below);
-        let [sender, own] = [at - 1, at].map(|at| self.keys_of(&run.seats[at].node));
+        let said = self.said(run, before, lease, below);
+        let [sender, own] = [before, at].map(|at| self.keys_of(&run.seats[at].node));
+        let (is_word, code) = if at == 0 { (true, FailureCode::Downstream) } else { (false, FailureCode::Upstream) };
         let other = HandOver { root: Root::from_bytes([3; 32]), ..said };
         let shows = |signed: SignedHandOver| (Said::HandedOver(Box::new(signed)), true);
         let proves = |proof: HandOverProof| (Said::Proof(Box::new(proof)), false);
-        match (run.trick(at - 1, point), run.trick(at, point)) {
+        match (run.trick(before, point), run.trick(at, point)) {
             (Some(StageTrick::Silent), _) => (Said::Waits, false),
-            (Some(StageTrick::Unsigned), _) | (_, Some(StageTrick::FalseComplaint)) => {
-                (Said::GivenBack(FailureCode::Upstream), false)
-            }
-            (Some(StageTrick::WrongRows | StageTrick::Vanish), _) => proves(wrong_rows(other, sender)),
-            (Some(StageTrick::OtherRoot), _) => shows(other.sign(sender)),
+            (Some(StageTrick::Unsigned), _) | (_, Some(StageTrick::FalseComplaint)) => (Said::GivenBack(code), false),
+            (Some(StageTrick::WrongRows | StageTrick::Vanish), _) if !is_word => proves(wrong_rows(other, sender)),
+            (Some(StageTrick::OtherRoot), _) if !is_word => shows(other.sign(sender)),
+            (Some(StageTrick::OtherWord), _) if is_word => shows(other.sign(sender)),
             (_, Some(StageTrick::FalseProof)) => {
                 let (signed, values) = (said.sign(sender), vec![7; 9]);
                 proves(HandOverProof::Rows { signed, state: Vec::new(), values })
@@ -238,6 +260,7 @@ impl World {
         let Some(receipt) = receipt_of(self.jobs.get(&job), epoch, &run.claim, lead) else { return Ok(()) };
         let Stage { first, last, .. } = run.seats[at];
         let trick = run.trick_of(at);
+        self.heard_the_truth(&run, job)?;
         let said = match trick {
             Some(StageTrick::NoSegment) => return Ok(()),
             _ if node == lead => {
@@ -256,6 +279,19 @@ impl World {
             }
         };
         self.send_up(party, 0, Up::Stream(job, epoch, vec![said]))
+    }
+
+    /// Where all that was signed was found to be alike, nobody honest was told another word than was streamed.
+    fn heard_the_truth(&self, run: &CrewRun, job: JobId) -> Held {
+        let case = self.jobs.get(&job).case;
+        let words = run.claim.words(case).len();
+        let is_told_otherwise = (0..words).any(|point| run.trick(run.before(0), point) == Some(StageTrick::OtherWord));
+        let first = run.seats[0].node;
+        let is_honest = self.parties.iter().any(|party| party.id() == first && party.role.is_honest());
+        if is_told_otherwise && is_honest {
+            return Err(Broken::verdict(format!("{first} was told another word than was streamed, and nobody minds")));
+        }
+        Ok(())
     }
 
     /// Whom a party that is honest proves wrong by what it shows, and of which job.

@@ -6,7 +6,7 @@
 //! - `inputs`: the rows that were received, kept for disputes.
 //!
 //! Rows come down from the worker before, are hashed on arrival, and have to have the root that it signed; words come up
-//! from the worker after. What goes to the coordinator is said when the word of its point is known, in the same order as by a worker that has
+//! from the worker after, as the last one signed them. What goes to the coordinator is said when the word of its point is known, in the same order as by a worker that has
 //! all layers. At the end the coordinator shows everybody all roots; each signs for its own layers if they are what it
 //! streamed and received.
 
@@ -49,13 +49,27 @@ pub(crate) struct Share {
 }
 
 /// What came of all passes.
+#[derive(Default)]
 struct Outcome {
     /// The roots that were streamed, and those of the received layer.
     said: Vec<(Place, Root)>,
     words: Vec<u32>,
+    /// At the first worker: what was signed of the last word, until it is shown.
+    heard: Option<SignedHandOver>,
     /// Of the last worker, where they were asked for.
     logprobs: Vec<i32>,
     output: Vec<i32>,
+}
+
+/// What was signed at the points of a pass.
+#[derive(Clone, Copy)]
+struct Signed<'a> {
+    /// Of the rows that were received.
+    received: &'a [SignedHandOver],
+    /// Of the rows that were handed over.
+    own: &'a [SignedHandOver],
+    /// Of the words.
+    words: &'a [SignedHandOver],
 }
 
 /// Runs an assignment. Dropping the future ends the run, and its neighbours notice.
@@ -135,18 +149,21 @@ impl Pipe {
         let (id, epoch) = self.key;
         let mut stream = JobStream::open(connection, self.key).await?;
         self.shared.events.emit(Event::Running { job: id, epoch, batch: 1 });
-        let outcome = self.passes(&mut stream).await?;
+        let mut outcome = self.passes(&mut stream).await?;
         let saturations = self.on_device(|device| device.finish()).await?;
         // The neighbours have all that they need, once it has arrived.
         self.upstream.take().into_iter().chain(self.downstream.take()).for_each(Link::settle);
         self.keep_input().await?;
+        if let Some(signed) = outcome.heard.take() {
+            stream.received(signed).await?;
+        }
         stream.ended(saturations).await?;
         self.sign(stream, model, job, outcome, (seat, orders), start).await
     }
 
     /// All passes, until the last word.
     async fn passes(&mut self, stream: &mut JobStream) -> Result<Outcome, Broken> {
-        let mut outcome = Outcome { said: Vec::new(), words: Vec::new(), logprobs: Vec::new(), output: Vec::new() };
+        let mut outcome = Outcome::default();
         let mut handed = Vec::new();
         loop {
             let (count, rows) = match self.upstream {
@@ -159,15 +176,11 @@ impl Pipe {
             };
             let mut passed = self.on_device(move |device| device.pass(count, &rows)).await?;
             let own = self.hand_over(count, &mut passed).await?;
-            let words = self.words(&passed).await?;
-            if let Some(up) = self.upstream.as_mut().filter(|_| passed.points > 0) {
-                let message = StageMessage::Words { words: words.clone() };
-                send(&mut up.outbound, &message).await.map_err(|error| lost(FailureCode::Upstream, &error))?;
-            }
+            let (words, signed) = self.words(&passed).await?;
             let output = passed.output;
             let (taken, given) = (words, output.clone());
             let (said, ended) = self.on_device(move |device| device.accept(&taken, &given)).await?;
-            self.stream(stream, said, [&handed, &own], &mut outcome).await?;
+            self.stream(stream, said, Signed { received: &handed, own: &own, words: &signed }, &mut outcome).await?;
             self.pass += 1;
             if ended {
                 outcome.output = output;
@@ -199,7 +212,7 @@ impl Pipe {
         let marked = self.on_device(move |device| Ok((device.run.received_marks(count, &rows), rows)));
         let (marks, rows) = marked.await?;
         for (mark, signed) in marks.iter().zip(&handed) {
-            let (right, said) = (self.said(self.at - 1, mark), &signed.hand_over);
+            let (right, said) = (self.said(self.at - 1, *mark), &signed.hand_over);
             let is_of_these_rows = *said == HandOver { root: said.root, ..right };
             if !is_of_these_rows || !signed.is_signed() {
                 return Err(wrong("rows that are not what their sender signed"));
@@ -229,16 +242,15 @@ impl Pipe {
     }
 
     /// What a worker of the crew has to say of some rows of this pass.
-    fn said(&self, at: usize, mark: &Mark) -> HandOver {
+    fn said(&self, at: usize, mark: Mark) -> HandOver {
         let ((job, epoch), layer, worker, pass) = (self.key, self.crew[at].last, self.crew[at].node, self.pass);
-        let (coordinator, Mark { first, rows, before, values, root }) = (self.shared.config.coordinator, *mark);
+        let (coordinator, Mark { first, rows, before, values, root }) = (self.shared.config.coordinator, mark);
         HandOver { coordinator, job, epoch, layer, pass, first, rows, before, values, root, worker }
     }
 
     /// Hands the rows of a pass over to the next worker, and says what it signed of them.
     async fn hand_over(&mut self, count: usize, passed: &mut StagePass) -> Result<Vec<SignedHandOver>, Broken> {
-        let sign = |mark| self.said(self.at, mark).sign(&self.shared.keys);
-        let signed: Vec<_> = passed.marks.iter().map(sign).collect();
+        let signed = self.signed(&passed.marks);
         let Some(down) = &mut self.downstream else { return Ok(Vec::new()) };
         let rows = std::mem::take(&mut passed.rows);
         let (cols, from) = (rows.len() / count, signed[0].hand_over.first);
@@ -254,16 +266,49 @@ impl Pipe {
         Ok(signed)
     }
 
-    /// The words at the points of a pass: its own, or those that come back.
-    async fn words(&mut self, passed: &StagePass) -> Result<Vec<u32>, Broken> {
-        let Some(down) = self.downstream.as_mut().filter(|_| passed.points > 0) else {
-            return Ok(passed.words.clone());
-        };
-        match down.inbound.next().await {
-            Ok(Some(StageMessage::Words { words })) if words.len() == passed.points => Ok(words),
-            Ok(_) => Err(Failure::new(FailureCode::Downstream, "no words where they were next").into()),
-            Err(error) => Err(lost(FailureCode::Downstream, &error)),
+    /// What this worker signs of the rows or words of this pass.
+    fn signed(&self, marks: &[Mark]) -> Vec<SignedHandOver> {
+        marks.iter().map(|mark| self.said(self.at, *mark).sign(&self.shared.keys)).collect()
+    }
+
+    /// The words at the points of a pass, which go on up: its own, or those that come back, as the last worker signed them.
+    async fn words(&mut self, passed: &StagePass) -> Result<(Vec<u32>, Vec<SignedHandOver>), Broken> {
+        if passed.points == 0 {
+            return Ok(Default::default());
         }
+        let (mut words, mut signed) = (passed.words.clone(), Vec::new());
+        if let Some(down) = &mut self.downstream {
+            for _ in 0..passed.points {
+                match down.inbound.next().await {
+                    Ok(Some(StageMessage::Word { word, signed: by_lead })) => {
+                        words.push(word);
+                        signed.push(*by_lead);
+                    }
+                    Ok(_) => return Err(Failure::new(FailureCode::Downstream, "no word where one was next").into()),
+                    Err(error) => return Err(lost(FailureCode::Downstream, &error)),
+                }
+            }
+        }
+        let code = if self.is_lead() { FailureCode::Backend } else { FailureCode::Downstream };
+        let marked = self.on_device(move |device| Ok((device.run.word_marks(&words), words))).await?;
+        let (Some(marks), words) = marked else {
+            return Err(Failure::new(code, "words that are none of the job").into());
+        };
+        let lead = self.crew.len() - 1;
+        let is_right =
+            |(mark, signed): (&Mark, &SignedHandOver)| signed.hand_over == self.said(lead, *mark) && signed.is_signed();
+        if self.is_lead() {
+            signed = self.signed(&marks);
+        } else if !marks.iter().zip(&signed).all(is_right) {
+            return Err(Failure::new(code, "words that are not what the last worker signed").into());
+        }
+        if let Some(up) = &mut self.upstream {
+            for (word, signed) in words.iter().zip(&signed) {
+                let message = StageMessage::Word { word: *word, signed: Box::new(*signed) };
+                send(&mut up.outbound, &message).await.map_err(|error| lost(FailureCode::Upstream, &error))?;
+            }
+        }
+        Ok((words, signed))
     }
 
     /// Streams what a pass came to.
@@ -271,31 +316,38 @@ impl Pipe {
         &self,
         stream: &mut JobStream,
         said: Vec<Said>,
-        [received, given]: [&[SignedHandOver]; 2],
+        signed: Signed<'_>,
         outcome: &mut Outcome,
     ) -> Result<(), Broken> {
         let (job, epoch) = self.key;
         let Stage { first, last, .. } = self.crew[self.at];
-        let at_point = |of: &[SignedHandOver], place: Place| {
-            let signed = of.iter().find(|signed| signed.hand_over.rows == place.point + 1).copied();
+        let own = if self.is_lead() { signed.words } else { signed.own };
+        let at_point = |of: &[SignedHandOver], point: u32| {
+            let signed = of.iter().find(|signed| signed.hand_over.rows == point + 1).copied();
             signed.ok_or_else(|| Failure::new(FailureCode::Internal, "a point that was not handed over"))
         };
         for event in said {
             match event {
                 Said::Root { place, root } if place.layer < first => {
                     outcome.said.push((place, root));
-                    stream.received(at_point(received, place)?).await?;
+                    stream.received(at_point(signed.received, place.point)?).await?;
                 }
                 Said::Root { place, root } => {
                     outcome.said.push((place, root));
-                    if place.layer == last && !self.is_lead() {
-                        stream.handed_over(at_point(given, place)?).await?;
+                    if let Some(signed) = outcome.heard.take() {
+                        stream.received(signed).await?;
+                    }
+                    if place.layer == last && !own.is_empty() {
+                        stream.handed_over(at_point(own, place.point)?).await?;
                     }
                     stream.layer(place, root).await?;
                     self.shared.events.emit(Event::LayerRoot { job, epoch, place, root });
                 }
-                Said::Word { word, logprobs, .. } => {
+                Said::Word { point, word, logprobs } => {
                     outcome.words.push(word);
+                    if self.at == 0 {
+                        outcome.heard = Some(at_point(signed.words, point)?);
+                    }
                     outcome.logprobs.extend_from_slice(&logprobs);
                     if self.is_lead() {
                         stream.word(word, logprobs).await?;

@@ -84,6 +84,15 @@ impl Member {
         said.sign(&keys(number_of(worker)))
     }
 
+    /// What it shows of the root before the one with this index, which whoever is before it in the ring signed.
+    fn received(&self, index: usize, roots: &[Root]) -> Option<Input> {
+        let (node, job, epoch, index) = (self.node, self.job.id(), self.epoch, index.checked_sub(1)?);
+        let before = self.at.checked_sub(1).unwrap_or(self.crew.len() - 1);
+        let place = geometry(&self.job).place(index).unwrap();
+        let signed = Box::new(self.signs(before, place, roots[index]));
+        Some(Input::HandedOver { node, job, epoch, signed })
+    }
+
     /// Everything that it streams of a run with these roots and words.
     pub(super) fn stream(&mut self, roots: &[Root], words: &[u32]) {
         let (node, job, epoch) = (self.node, self.job.id(), self.epoch);
@@ -91,24 +100,24 @@ impl Member {
         let seat = self.crew[self.at].clone();
         self.inputs.push_back(Input::Began { node, job, epoch });
         for (place, root) in geometry.places().zip(roots) {
-            let below = geometry.index_of(place).unwrap().checked_sub(1).map(|index| roots[index]);
             if !(seat.first..=seat.last).contains(&place.layer) {
                 continue;
             }
-            if place.layer == seat.first && self.at > 0 {
-                let below_at = Place { layer: place.layer - 1, ..place };
-                let signed = Box::new(self.signs(self.at - 1, below_at, below.unwrap()));
-                self.inputs.push_back(Input::HandedOver { node, job, epoch, signed });
-            }
-            if place.layer == seat.last && self.at + 1 < self.crew.len() {
-                let signed = Box::new(self.signs(self.at, place, *root));
-                self.inputs.push_back(Input::HandedOver { node, job, epoch, signed });
+            if place.layer == seat.first {
+                self.inputs.extend(self.received(geometry.index_of(place).unwrap(), roots));
             }
             if place.layer == geometry.streamed_layers() && !words.is_empty() {
                 let index = (place.point - geometry.first_point()) as usize;
                 self.inputs.push_back(Input::word((node, job, epoch), words[index]));
             }
+            if place.layer == seat.last && (self.at + 1 < self.crew.len() || !words.is_empty()) {
+                let signed = Box::new(self.signs(self.at, place, *root));
+                self.inputs.push_back(Input::HandedOver { node, job, epoch, signed });
+            }
             self.inputs.push_back(Input::root((node, job, epoch), place, *root));
+        }
+        if self.at == 0 && !words.is_empty() {
+            self.inputs.extend(self.received(roots.len(), roots));
         }
         self.inputs.push_back(Input::StageEnded { node, job, epoch, saturations: SATURATED });
     }
@@ -338,7 +347,7 @@ fn a_member_that_goes_is_replaced_and_the_text_goes_on() {
     let roots = roots_of_words(text(1).id(), &WORDS);
     crew.iter_mut().for_each(|member| member.stream(&roots, &WORDS));
     // Two points are there, and a third at the first worker.
-    for (member, count) in crew.iter_mut().zip([1 + 3 * 3, 1 + 2 * 3, 1 + 2 * 3]) {
+    for (member, count) in crew.iter_mut().zip([1 + 3 + 2 * 4, 1 + 2 * 3, 1 + 2 * 4]) {
         (0..count).for_each(|_| drop(shell.feed(member.inputs.pop_front().unwrap())));
     }
     assert_eq!(told(&shell), [(0, WORDS[0]), (1, WORDS[1])]);

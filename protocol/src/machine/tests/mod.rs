@@ -16,6 +16,7 @@ mod random;
 mod rows;
 mod scripted;
 mod streams;
+mod words;
 
 use std::sync::Arc;
 

@@ -89,10 +89,12 @@ impl Check {
                 Record::SetAside { node, .. } if honest(node) => {
                     return Err(Broken::verdict(format!("the honest {node} is set aside")));
                 }
-                Record::HandedOverWrong { proof, .. } => {
+                Record::HandedOverWrong { job, proof } => {
                     proof.check().map_err(|error| Broken::verdict(format!("a proof that proves nothing: {error}")))?;
+                    let is_word = proof.hand_over().layer > jobs.get(job).case.layers();
                     let kind = match **proof {
                         HandOverProof::Rows { .. } => "rows",
+                        HandOverProof::Contradiction(..) if is_word => "words",
                         HandOverProof::Contradiction(..) => "contradiction",
                     };
                     *counts.hand_overs_proven.entry(kind.to_owned()).or_default() += 1;
