@@ -51,7 +51,7 @@ impl Variant {
     }
 
     /// Those of an op.
-    fn of(op: &str) -> &'static [Self] {
+    pub(super) fn of(op: &str) -> &'static [Self] {
         match op {
             "matmul" => &[Self::W8, Self::W16],
             "attention" => &[Self::Causal, Self::Full, Self::Decode],
@@ -115,35 +115,6 @@ impl fmt::Display for Spec {
         let numbers: Vec<String> = self.shape.iter().map(ToString::to_string).collect();
         f.write_str(&numbers.join("x"))
     }
-}
-
-/// The shapes that an op is measured at where none is asked for: those of a small encoder and of a decoder with 1.1
-/// billion parameters, one row at a time and many.
-pub fn defaults(op: &str) -> Vec<Spec> {
-    let shapes: &[&[usize]] = match op {
-        "matmul" => &[
-            &[1, 2048, 2048],
-            &[1, 2048, 5632],
-            &[1, 5632, 2048],
-            &[1, 2048, 32_000],
-            &[128, 384, 1536],
-            &[512, 2048, 2048],
-            &[512, 2048, 5632],
-        ],
-        "attention" => &[&[128, 12, 12, 32], &[512, 32, 4, 64]],
-        "rope" => &[&[1, 32, 64], &[512, 32, 64]],
-        "sample" => &[&[1, 32_000]],
-        "embed" | "quantize" | "rms_norm" | "add" => &[&[1, 2048], &[128, 384], &[512, 2048]],
-        "silu" | "multiply" => &[&[1, 5632], &[512, 5632]],
-        "gelu" => &[&[128, 1536]],
-        "layer_norm" | "mean_pool" | "first_pool" | "l2_normalize" => &[&[128, 384]],
-        _ => &[&[512, 2048]],
-    };
-    // What is computed of a prompt, at lengths where that takes no minute, and one more row after a cache.
-    let caches: &[&[usize]] = if op == "attention" { &[&[512, 32, 4, 64], &[2048, 32, 4, 64]] } else { &[] };
-    let prompts = shapes.iter().flat_map(|shape| Spec::all(op, shape).unwrap_or_default());
-    let next = caches.iter().filter_map(|shape| Spec::new(op, shape, Variant::Decode).ok());
-    prompts.filter(|spec| spec.variant != Variant::Decode).chain(next).collect()
 }
 
 /// A program with copies of an op in one layer.

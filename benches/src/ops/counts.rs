@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn every_op_has_a_case_and_a_count() {
         for op in OP_NAMES {
-            let spec = &crate::ops::cases::defaults(op)[0];
+            let spec = &crate::ops::shapes::defaults(op)[0];
             let case = build(spec, 1).expect("a case");
             assert_eq!(case.op().name(), op);
             assert!(counts(&case.program, case.op(), &case.batch).bytes > 0, "{op}");

@@ -4,10 +4,11 @@
 //! weights come from memory where a model's would. What feeds the copies (quantising before a product, narrow products
 //! before attention) is in the time, and small beside them.
 //!
-//! - [`counts`]: operations and bytes by an op's definition. [`cases`]: programs and shapes.
+//! - [`counts`]: operations and bytes by an op's definition. [`cases`]: programs. [`shapes`]: where none is asked for.
 
 pub mod cases;
 pub mod counts;
+pub mod shapes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
