@@ -17,6 +17,14 @@ fn variants_are_refused_by_name() {
     for (key, value, parts) in [
         ("model_type", json!("gemma2"), &["not supported", "\"gemma2\"", "llama, mistral, qwen2 and qwen3"][..]),
         ("architectures", json!(["LlamaForSequenceClassification"]), &["LlamaForSequenceClassification"]),
+        (
+            "architectures",
+            json!(["GemmaForCausalLM"]),
+            &[
+                "[\"GemmaForCausalLM\"] of model_type \"llama\"",
+                "only LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM are lowered",
+            ],
+        ),
         ("hidden_act", json!("gelu"), &["not supported", "\"gelu\""]),
         ("pretraining_tp", json!(2), &["pretraining_tp 2", "set it to 1"]),
         ("partial_rotary_factor", json!(0.5), &["partial_rotary_factor 0.5"]),

@@ -232,7 +232,9 @@ fn refuse_variants(raw: &Raw, family: Family) -> Result<(), ModelError> {
     if let Some(names) = &raw.architectures
         && names.iter().any(|n| n != family.architecture())
     {
-        return refuse(format!("architectures {names:?}: only {} is lowered", family.architecture()));
+        let [first @ .., last] = Family::ALL.map(|(_, _, architecture)| architecture);
+        let lowered = format!("{} and {last} are lowered, each under its own model_type", first.join(", "));
+        return refuse(format!("architectures {names:?} of model_type {:?}: only {lowered}", family.name()));
     }
     if let Some(act) = &raw.hidden_act
         && act != "silu"
