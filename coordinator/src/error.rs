@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lockstep_link::keyfile::KeyFileError;
 use lockstep_model::ModelError;
+use lockstep_protocol::ids::ModelId;
 use lockstep_protocol::machine::ReplayError;
 use thiserror::Error;
 
@@ -51,6 +52,16 @@ pub enum StartError {
         path: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// Two packages of one model.
+    #[error("the package {} is given twice: as {} too; both are model {model}", path.display(), first.display())]
+    Twice {
+        /// The second file.
+        path: PathBuf,
+        /// The first one.
+        first: PathBuf,
+        /// Whose id both have.
+        model: ModelId,
     },
     /// An address is taken or not ours.
     #[error("can't listen on {address} for {what}: {reason}")]

@@ -14,7 +14,7 @@ use lockstep_model::tokenizer::Tokenizer;
 use lockstep_protocol::generation::Generation;
 use lockstep_protocol::ids::{ModelId, Nonce, Seed};
 use lockstep_protocol::job::{Job, JobKind, RequestInput, SPEC_VERSION};
-use lockstep_protocol::limits::{MAX_LAYERS, MAX_OUTPUT_VALUES, MAX_POSITIONS};
+use lockstep_protocol::limits::{MAX_GENERATED_TOKENS, MAX_LAYERS, MAX_OUTPUT_VALUES, MAX_POSITIONS, MAX_RUN_ROOTS};
 use lockstep_protocol::machine::{AuditPolicy, Footprint, JobSpec, Work};
 use lockstep_protocol::openings::{ChunkRange, Outboard, open_range};
 
@@ -111,6 +111,12 @@ impl Model {
         (self.package.program().max_positions as usize).min(MAX_POSITIONS)
     }
 
+    /// Most tokens that a job may generate where clients may ask for so many, whatever its prompt leaves room for: a run
+    /// streams only so many roots.
+    pub fn max_generated(&self, cap: u32) -> usize {
+        (cap as usize).min(MAX_GENERATED_TOKENS).min(MAX_RUN_ROOTS / self.streamed_layers())
+    }
+
     /// The bytes that a token adds to a text; none of a token that the model does not have.
     pub fn token_bytes(&self, token: u32) -> Vec<u8> {
         self.text.as_ref().map(|text| text.bytes(token)).unwrap_or_default()
@@ -204,17 +210,18 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens the packages. The same model given twice is served once.
+    /// Opens the packages, each of another model.
     ///
     /// # Errors
-    /// As [`Model::open`], for the first package that is refused.
+    /// As [`Model::open`], for the first package that is refused; [`StartError::Twice`].
     pub fn open(paths: &[PathBuf]) -> Result<Self, StartError> {
         let mut models = Self::default();
         for path in paths {
             let model = Arc::new(Model::open(path)?);
-            if models.by_id.insert(model.id(), Arc::clone(&model)).is_none() {
-                models.list.push(model);
+            if let Some(first) = models.by_id.insert(model.id(), Arc::clone(&model)) {
+                return Err(StartError::Twice { path: path.clone(), first: first.path.clone(), model: model.id() });
             }
+            models.list.push(model);
         }
         Ok(models)
     }

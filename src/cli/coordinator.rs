@@ -270,8 +270,10 @@ pub fn run(args: CoordinatorArgs) -> Outcome {
 async fn serve(config: Config) -> Outcome {
     let handle = Coordinator::start(config).await.or_exit(Exit::Configuration)?;
     let mut signals = Signals::listen()?;
-    for (id, name) in handle.models() {
-        println!("serving {name}, model id {id}");
+    for (index, (id, name)) in handle.models().iter().enumerate() {
+        let is_taken = handle.models()[..index].iter().any(|(_, earlier)| earlier == name);
+        let by_id = if is_taken { " (asked for by this id alone: the name is that of one above)" } else { "" };
+        println!("serving {name}, model id {id}{by_id}");
     }
     println!("clients: http://{}/v1", handle.http_addr());
     println!("workers: lockstep worker --coordinator {}@{}", handle.node_id(), handle.quic_addr());

@@ -22,6 +22,7 @@ use super::access::Presented;
 use super::embeddings::read_body;
 use super::error::ApiError;
 use super::info::no_job;
+use super::read::read;
 use crate::engine::ChallengeOutcome;
 use crate::store::{KeptRun, Stored};
 
@@ -50,7 +51,7 @@ struct ChallengeBody {
 /// plays is told the prompt.
 pub async fn challenge(State(app): State<Arc<App>>, presented: Presented, body: Body) -> Result<Response, ApiError> {
     let body = read_body(body, MAX_HTTP_BODY_BYTES).await?;
-    let asked: ChallengeBody = serde_json::from_slice(&body).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let asked: ChallengeBody = read(&body)?;
     let (job, reader) = (asked.job, Arc::clone(&app));
     presented.to(&app, job).await?.ok_or_else(|| no_job(job))?;
     let found = app.blocking(move || Ok((reader.store.job(&job)?, reader.store.ended(&job)?))).await?;

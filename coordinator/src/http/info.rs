@@ -46,7 +46,7 @@ fn model_json(app: &App, model: &Arc<Model>) -> Value {
             "capabilities": capabilities(model),
             "dimensions": (!model.is_decoder()).then(|| model.dimensions()),
             "max_tokens": model.max_tokens(),
-            "max_generated_tokens": model.is_decoder().then_some(app.caps.max_tokens),
+            "max_generated_tokens": model.is_decoder().then(|| model.max_generated(app.caps.max_tokens).min(model.max_tokens())),
         },
     })
 }

@@ -12,6 +12,7 @@ mod info;
 mod jobs;
 mod ledger;
 mod log;
+mod objects;
 mod prepare;
 mod rate;
 mod read;

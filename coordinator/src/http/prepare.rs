@@ -82,9 +82,18 @@ pub fn check_tokens(model: &Model, param: &'static str, tokens: &[u32]) -> Resul
     if tokens.len() > model.max_tokens() {
         return Err(too_long(param, model.max_tokens(), tokens.len()));
     }
+    known_tokens(model, param, tokens)?;
+    Ok(tokens.to_vec())
+}
+
+/// Tokens that a client names are all the model's.
+///
+/// # Errors
+/// One is not.
+pub fn known_tokens(model: &Model, param: &'static str, tokens: &[u32]) -> Result<(), ApiError> {
     let vocabulary = model.package().program().vocab_size;
     match tokens.iter().find(|token| **token >= vocabulary) {
-        None => Ok(tokens.to_vec()),
+        None => Ok(()),
         Some(token) => {
             let message = format!("Token {token} is not one of the model's {vocabulary} tokens.");
             Err(ApiError::parameter(param, message))

@@ -1,9 +1,12 @@
 //! A request's body as what it says, or the field that is wrong, and why in plain words.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::error::ApiError;
+use super::objects::Objects;
 
 /// Most characters of a wrong value that are shown to whoever sent it.
 const SHOWN_CHARS: usize = 64;
@@ -25,7 +28,7 @@ pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         )));
     }
     let mut json = serde_json::Deserializer::from_slice(body);
-    let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+    let read = serde_path_to_error::deserialize(Objects(&mut json)).map_err(|error| {
         let path = error.path().to_string();
         refusal(&path, error.inner())
     })?;
@@ -97,10 +100,15 @@ fn value(found: &str) -> String {
         "string" => format!("the text {rest}"),
         _ => found.to_owned(),
     };
-    if shown.chars().count() <= SHOWN_CHARS {
-        return shown;
+    self::shown(&shown).into_owned()
+}
+
+/// A text of a client's, cut off where it is long.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        None => text.into(),
+        Some((end, _)) => format!("{}...", &text[..end]).into(),
     }
-    shown.chars().take(SHOWN_CHARS).chain("...".chars()).collect()
 }
 
 /// What was expected, without the names of this program.

@@ -92,6 +92,9 @@ async fn what_makes_no_sense_is_refused_and_the_next_request_is_served() {
         r#"[{"role": 3, "content": "w3"}]"#,
         r#"[{"role": "user", "content": 3}]"#,
         r#"[{"role": "user", "content": [{"text": "no type"}]}]"#,
+        r#"[{"role": "user"}]"#,
+        r#"[{"role": "user", "content": null}]"#,
+        r#"[{"role": "system", "content": [{"type": "text", "text": null}]}]"#,
         &format!(r#"[{{"role": "{}", "content": "w3"}}]"#, "r".repeat(10_000)),
         &format!(r#"[{}{{"role": "user"}}]"#, r#"{"role": "user", "content": ""},"#.repeat(50_000)),
         &format!(r#"[{{"role": "user", "content": "{}"}}]"#, "w3 ".repeat(500_000)),
@@ -111,13 +114,134 @@ async fn what_makes_no_sense_is_refused_and_the_next_request_is_served() {
     assert_eq!((status, &answer["error"]["type"]), (413, &json!("invalid_request_error")));
     // What is unknown is ignored, and so is what is null.
     let odd = r#", "unknown": {"a": [1]}, "stop": null, "n": null, "logit_bias": null, "logprobs": null"#;
-    for body in [completion(odd), chat(r#"[{"role": "user", "content": null, "extra": 1}, {"role": "user"}]"#)] {
+    for body in [completion(odd), chat(r#"[{"role": "user", "content": "", "name": null, "extra": 1}]"#)] {
         let path =
             if body.starts_with(b"{\"model\": \"talker\", \"prompt\"") { "completions" } else { "chat/completions" };
         let (status, answer) = post(http, path, &body).await;
         assert_eq!(status, 202, "{answer}");
     }
     assert_eq!(get(http, "/livez").await.0, 200);
+    world.handle.shutdown().await.unwrap();
+}
+
+/// What serde would read by position is no object, wherever one is expected.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_no_object() {
+    let world = world(|_| {}).await;
+    let http = world.handle.http_addr();
+    for list in ["[]", "[false]", "[null]", r#"["user", "w3"]"#, "[[]]"] {
+        let zeros = "00".repeat(32);
+        for (path, param, body) in [
+            ("completions", "lockstep", format!(r#"{{"model": "talker", "prompt": "w3", "lockstep": {list}}}"#)),
+            (
+                "completions",
+                "stream_options",
+                format!(r#"{{"model": "talker", "prompt": "w3", "stream_options": {list}}}"#),
+            ),
+            (
+                "chat/completions",
+                "messages[1]",
+                format!(r#"{{"model": "talker", "messages": [{{"role": "user"}}, {list}]}}"#),
+            ),
+            (
+                "chat/completions",
+                "messages[0].content[0]",
+                format!(r#"{{"model": "talker", "messages": [{{"role": "user", "content": [{list}]}}]}}"#),
+            ),
+            ("embeddings", "lockstep", format!(r#"{{"model": "talker", "input": "w3", "lockstep": {list}}}"#)),
+            ("challenges", "receipt", format!(r#"{{"job": "{zeros}", "receipt": {list}}}"#)),
+            ("challenges", "receipt.receipt", format!(r#"{{"job": "{zeros}", "receipt": {{"receipt": {list}}}}}"#)),
+            ("challenges", "logprobs", format!(r#"{{"job": "{zeros}", "logprobs": {list}}}"#)),
+        ] {
+            let body = body.as_bytes();
+            let (status, answer) = post(http, path, body).await;
+            let error = &answer["error"];
+            assert_eq!((status, &error["param"]), (400, &json!(param)), "{list}: {answer}");
+            let message = format!("{param} is a list; it has to be an object.");
+            assert_eq!(error["message"], json!(message), "{list}");
+        }
+    }
+    world.handle.shutdown().await.unwrap();
+}
+
+/// What is wrong inside a field, and what to do about it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_with_its_place() {
+    let world = world(|_| {}).await;
+    let http = world.handle.http_addr();
+    let said = |message: &str| chat(&format!(r#"[{{"role": "user", "content": "w3"}}, {message}]"#));
+    let seventeen = format!(r#"{{"model": "talker", "prompt": [{}"w3"]}}"#, r#""w3", "#.repeat(16)).into_bytes();
+    let ids: Vec<String> = (0..2_000).map(|id: u32| id.to_string()).collect();
+    for (body, param, message) in [
+        (said(r#"{"role": "user"}"#), "messages[1].content", "messages[1].content is missing."),
+        (said(r#"{"role": "assistant", "content": null}"#), "messages[1].content", "messages[1].content is missing."),
+        (
+            said(r#"{"role": "system", "content": [{"type": "text", "text": "w4"}, {"type": "text"}]}"#),
+            "messages[1].content[1].text",
+            "messages[1].content[1].text is missing.",
+        ),
+        (
+            said(r#"{"role": "user", "content": [{"type": "text", "text": 5}]}"#),
+            "messages[1].content[0].text",
+            "messages[1].content[0].text is 5; it has to be a string.",
+        ),
+        (
+            said(r#"{"role": "user", "content": 5}"#),
+            "messages[1].content",
+            "messages[1].content is 5; it has to be a text or a list of parts, each with its type.",
+        ),
+        (
+            said(r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#),
+            "messages[1].content[0].type",
+            "This coordinator does not serve content of type \"image_url\".",
+        ),
+        (
+            said(r#"{"role": "tool", "content": "w4"}"#),
+            "messages[1].role",
+            "This coordinator does not serve calls of tools.",
+        ),
+        (
+            said(r#"{"role": "assistant", "tool_calls": [{}]}"#),
+            "messages[1].tool_calls",
+            "This coordinator does not serve calls of tools.",
+        ),
+        (
+            completion(&format!(r#", "stop_token_ids": [{}]"#, ids.join(","))),
+            "stop_token_ids",
+            "stop_token_ids makes 2000 tokens that stop, the model's own included; at most 256 are allowed.",
+        ),
+        (completion(r#", "temperature": 1e300"#), "temperature", "temperature is 1e300; 0 to 100 is allowed."),
+        (
+            completion(r#", "logit_bias": {"4": 100, "5": 101}"#),
+            "logit_bias.5",
+            "logit_bias.5 is 101; -100 to 100 is allowed.",
+        ),
+        (seventeen, "prompt", "prompt has 17 prompts; at most 16 answers are given to one request."),
+        (
+            completion(r#", "n": 17"#),
+            "n",
+            "n is 17; 1 to 16 are allowed, as at most 16 answers are given to one request.",
+        ),
+        (
+            br#"{"model": "talker", "prompt": ["w3", "w4"], "n": 9}"#.to_vec(),
+            "n",
+            "n is 9; 1 to 8 are allowed for each of 2 prompts, as at most 16 answers are given to one request.",
+        ),
+        (
+            completion(r#", "max_tokens": 65"#),
+            "max_tokens",
+            "This model's maximum context length is 64 tokens; the prompt has 1, which leaves 64 (the last one takes no \
+             position), and 65 are asked for.",
+        ),
+    ] {
+        let is_chat = body.windows(10).any(|bytes| bytes == b"\"messages\"");
+        let (status, answer) = post(http, if is_chat { "chat/completions" } else { "completions" }, &body).await;
+        let error = &answer["error"];
+        assert_eq!((status, &error["param"], &error["message"]), (400, &json!(param), &json!(message)), "{answer}");
+    }
+    // No more than the model has positions, though clients may ask for 4,096.
+    let (_, model) = get(http, "/v1/models/talker").await;
+    assert_eq!(model["lockstep"]["max_generated_tokens"], 64, "{model}");
     world.handle.shutdown().await.unwrap();
 }
 

@@ -408,13 +408,16 @@ async fn what_is_not_served_is_refused_by_name() {
         (completion(json!({"repetition_penalty": 0})), 400, "", "repetition_penalty"),
         (completion(json!({"presence_penalty": 10.1})), 400, "", "presence_penalty"),
         (completion(json!({"logit_bias": {"40": 1}})), 400, "", "logit_bias"),
+        (completion(json!({"logit_bias": {"4": 1, "05": 101}})), 400, "", "logit_bias.5"),
         (completion(json!({"logit_bias": {"1": 1, "01": 2}})), 400, "", "logit_bias"),
         (completion(json!({"stop": ["1", "2", "3", "4", "5"]})), 400, "", "stop"),
         (completion(json!({"stop": ""})), 400, "", "stop"),
         (completion(json!({"stop": "x".repeat(33)})), 400, "", "stop"),
         (completion(json!({"stop_token_ids": [40]})), 400, "", "stop_token_ids"),
+        (completion(json!({"stop_token_ids": (0..2_000).collect::<Vec<_>>()})), 400, "", "stop_token_ids"),
         (completion(json!({"n": 17})), 400, "", "n"),
         (completion(json!({"n": 9, "prompt": ["w1", "w2"]})), 400, "", "n"),
+        (completion(json!({"n": 1, "prompt": vec!["w1"; 17]})), 400, "", "prompt"),
         (completion(json!({"stream_options": {"include_usage": true}})), 400, "", "stream_options"),
         (completion(json!({"stream": true, "lockstep": {"audit": "hold"}})), 400, "", "stream"),
         (completion(json!({"stream": true, "lockstep": {"wait": false}})), 400, "", "stream"),
@@ -426,12 +429,17 @@ async fn what_is_not_served_is_refused_by_name() {
         (completion(json!({"prompt": []})), 400, "", "prompt"),
         (completion(json!({"stop": 5})), 400, "", "stop"),
         (chat(json!({"messages": []})), 400, "", "messages"),
-        (chat(json!({"messages": [{"role": "tool", "content": "x"}]})), 400, "unsupported_parameter", "messages"),
+        (
+            chat(json!({"messages": [{"role": "tool", "content": "x"}]})),
+            400,
+            "unsupported_parameter",
+            "messages[0].role",
+        ),
         (
             chat(json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})),
             400,
             "unsupported_parameter",
-            "messages",
+            "messages[0].content[0].type",
         ),
         (chat(json!({"tools": [{"type": "function"}]})), 400, "unsupported_parameter", "tools"),
         (chat(json!({"functions": [{"name": "f"}]})), 400, "unsupported_parameter", "functions"),
@@ -460,6 +468,7 @@ async fn what_is_not_served_is_refused_by_name() {
     let capabilities: Vec<_> =
         models["data"].as_array().unwrap().iter().map(|m| m["lockstep"]["capabilities"].clone()).collect();
     assert_eq!(capabilities, [json!(["completions", "chat.completions"]), json!(["embeddings"])]);
+    assert_eq!(models["data"][0]["lockstep"]["max_generated_tokens"], 30);
     world.handle.shutdown().await.unwrap();
 }
 

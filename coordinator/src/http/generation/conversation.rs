@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::request::{Extension, Message};
 use crate::http::error::ApiError;
+use crate::http::read::read;
 
 /// The text of a conversation, as it is hashed and tokenised.
 ///
@@ -18,7 +19,7 @@ pub fn render(
     extension: Option<&Extension>,
 ) -> Result<String, ApiError> {
     let message = |(index, message): (usize, &Message)| {
-        let content = message.text()?;
+        let content = message.text(&format!("messages[{index}]"))?;
         Ok(ChatMessage { role: role(index, &message.role)?.to_owned(), content, name: message.name.clone() })
     };
     let messages: Vec<_> = messages.iter().enumerate().map(message).collect::<Result<_, ApiError>>()?;
@@ -63,7 +64,7 @@ struct Said {
 /// It is no conversation, or none that the template takes.
 pub fn conversation_text(template: &ChatTemplate, json: &str) -> Result<String, String> {
     let value: Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    let value = if value.is_array() { serde_json::json!({ "messages": value }) } else { value };
-    let said: Said = serde_json::from_value(value).map_err(|error| error.to_string())?;
-    render(template, &said.messages, said.lockstep.as_ref()).map_err(|error| error.message().to_owned())
+    let body = if value.is_array() { serde_json::json!({ "messages": value }) } else { value };
+    let text = |said: Said| render(template, &said.messages, said.lockstep.as_ref());
+    read(body.to_string().as_bytes()).and_then(text).map_err(|error| error.message().to_owned())
 }

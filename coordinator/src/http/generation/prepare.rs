@@ -7,8 +7,8 @@ use lockstep_protocol::generation::{Generation, SAMPLING_ONE};
 use lockstep_protocol::ids::Seed;
 use lockstep_protocol::job::RequestInput;
 use lockstep_protocol::limits::{
-    DEFAULT_COMPLETION_TOKENS, MAX_GENERATED_TOKENS, MAX_LOGIT_BIAS, MAX_OUTPUT_VALUES, MAX_PENALTY, MAX_RUN_ROOTS,
-    MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
+    DEFAULT_COMPLETION_TOKENS, MAX_LOGIT_BIAS, MAX_OUTPUT_VALUES, MAX_PENALTY, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
 };
 use lockstep_protocol::machine::AuditPolicy;
 
@@ -18,8 +18,8 @@ use super::request::{ChatRequest, Common, CompletionRequest, Extension, Stop};
 use crate::config::ClientCaps;
 use crate::http::error::ApiError;
 use crate::http::jobs::{Order, nonces, random, wished};
-use crate::http::prepare::{check_tokens, too_long};
-use crate::http::read::read;
+use crate::http::prepare::{check_tokens, known_tokens, too_long};
+use crate::http::read::{read, shown};
 use crate::http::request::AuditWish;
 use crate::models::{Model, Models};
 
@@ -180,14 +180,19 @@ impl Terms<'_> {
 
     /// Answers to each prompt.
     fn choices(&self, n: Option<u64>, prompts: usize) -> Result<usize, ApiError> {
-        let most = self.caps.max_choices;
-        let asked = n.unwrap_or(1);
-        let all = asked.checked_mul(prompts as u64);
-        match (usize::try_from(asked), all) {
-            (Ok(choices @ 1..), Some(all)) if all <= u64::from(most) => Ok(choices),
+        let most = self.caps.max_choices as usize;
+        if prompts > most {
+            let message = format!("prompt has {prompts} prompts; at most {most} answers are given to one request.");
+            return Err(ApiError::parameter("prompt", message));
+        }
+        let (asked, each) = (n.unwrap_or(1), most / prompts.max(1));
+        match usize::try_from(asked) {
+            Ok(choices) if (1..=each).contains(&choices) => Ok(choices),
             _ => {
-                let message =
-                    format!("n is {asked}, for {prompts} prompts; 1 to {most} answers are given to one request.");
+                let why = if prompts > 1 { format!(" for each of {prompts} prompts") } else { String::new() };
+                let message = format!(
+                    "n is {asked}; 1 to {each} are allowed{why}, as at most {most} answers are given to one request."
+                );
                 Err(ApiError::parameter("n", message))
             }
         }
@@ -202,11 +207,9 @@ impl Terms<'_> {
         asked: Option<u64>,
     ) -> Result<u32, ApiError> {
         let context = model.max_tokens();
-        // The last token is not put in again. A run may stream only so many roots, and an output has only so many values.
+        // The last token is not put in again. An output has only so many values.
         let room = (context + 1).saturating_sub(prompt);
-        let most =
-            (self.caps.max_tokens as usize).min(MAX_GENERATED_TOKENS).min(MAX_RUN_ROOTS / model.streamed_layers());
-        let most = most.min(MAX_OUTPUT_VALUES / settings.values_per_point());
+        let most = model.max_generated(self.caps.max_tokens).min(MAX_OUTPUT_VALUES / settings.values_per_point());
         let Some(asked) = asked else {
             return Ok(u32::try_from(room.min(most)).unwrap_or(u32::MAX));
         };
@@ -216,8 +219,8 @@ impl Terms<'_> {
         }
         if asked > room as u64 {
             let message = format!(
-                "This model's maximum context length is {context} tokens; the prompt has {prompt}, which leaves {room}, and \
-                 {asked} are asked for."
+                "This model's maximum context length is {context} tokens; the prompt has {prompt}, which leaves {room} (the \
+                 last one takes no position), and {asked} are asked for."
             );
             return Err(ApiError::parameter("max_tokens", message).with_code("context_length_exceeded"));
         }
@@ -294,10 +297,12 @@ fn logit_bias(model: &Model, common: &Common) -> Result<Vec<(u32, i32)>, ApiErro
     let bias = |(token, bias): (&String, &f64)| {
         let known = token.parse().ok().filter(|token: &u32| *token < vocabulary);
         let wrong = || {
+            let token = shown(token);
             let message = format!("logit_bias names {token:?}, which is not one of the model's {vocabulary} tokens.");
             ApiError::parameter("logit_bias", message)
         };
-        Ok((known.ok_or_else(wrong)?, signed("logit_bias", *bias, MAX_TOKEN_BIAS as i32)?))
+        let token = known.ok_or_else(wrong)?;
+        Ok((token, signed(&format!("logit_bias.{token}"), *bias, MAX_TOKEN_BIAS as i32)?))
     };
     let mut all: Vec<(u32, i32)> = given.map(bias).collect::<Result<_, ApiError>>()?;
     all.sort_unstable();
@@ -310,13 +315,16 @@ fn logit_bias(model: &Model, common: &Common) -> Result<Vec<(u32, i32)>, ApiErro
 
 /// The model's own and those asked for, ascending.
 fn stop_tokens(model: &Model, asked: &[u32]) -> Result<Vec<u32>, ApiError> {
-    let asked = if asked.is_empty() { Vec::new() } else { check_tokens(model, "stop_token_ids", asked)? };
-    let all: std::collections::BTreeSet<u32> =
-        model.package().manifest().stop_tokens.iter().copied().chain(asked).collect();
+    let own = &model.package().manifest().stop_tokens;
+    let all: std::collections::BTreeSet<u32> = own.iter().chain(asked).copied().collect();
     if all.len() > MAX_STOP_TOKENS {
-        let message = format!("There are {} tokens that stop; at most {MAX_STOP_TOKENS} are allowed.", all.len());
+        let message = format!(
+            "stop_token_ids makes {} tokens that stop, the model's own included; at most {MAX_STOP_TOKENS} are allowed.",
+            all.len()
+        );
         return Err(ApiError::parameter("stop_token_ids", message));
     }
+    known_tokens(model, "stop_token_ids", asked)?;
     Ok(all.into_iter().collect())
 }
 

@@ -3,14 +3,19 @@
 //! Fields that are not here are ignored, as OpenAI's clients send more and more of them. Those that ask for something
 //! that would change the answer and that is not done here are refused by name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use lockstep_protocol::ids::Seed;
 use lockstep_protocol::limits::{MAX_COMPLETION_LOGPROBS, MAX_LOGPROBS};
 use serde::Deserialize;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
 use crate::http::error::ApiError;
+use crate::http::read::shown;
 use crate::http::request::{AuditWish, Inputs, Nonces};
 
 /// A conversation to go on with: what [`Common`] does not have.
@@ -178,8 +183,7 @@ pub struct Message {
 }
 
 /// A text, or parts of one.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "it has to be a text or a list of parts, each with its type")]
+#[derive(Debug)]
 pub enum Content {
     /// In one piece.
     Text(String),
@@ -196,28 +200,65 @@ pub struct Part {
     text: Option<String>,
 }
 
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ContentVisitor)
+    }
+}
+
+/// Reads it as it comes, so that what is wrong in a part has its place.
+struct ContentVisitor;
+
+impl<'de> Visitor<'de> for ContentVisitor {
+    type Value = Content;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or a list of parts, each with its type")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+        Ok(Content::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Content, A::Error> {
+        Deserialize::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
+    }
+}
+
 impl Message {
-    /// What is said, parts one to a line.
+    /// What is said, parts one to a line. `place` is that of this message in the body.
     ///
     /// # Errors
-    /// It is no text.
-    pub fn text(&self) -> Result<String, ApiError> {
+    /// It is no text, or nothing; of the assistant too, which has no tools here that it could have called instead.
+    pub fn text(&self, place: &str) -> Result<String, ApiError> {
         let asks = |value: &Option<Value>| value.as_ref().is_some_and(|value| !is_nothing(value));
-        if asks(&self.tool_calls) || asks(&self.function_call) || matches!(self.role.as_str(), "tool" | "function") {
-            return Err(not_done("messages", "calls of tools"));
+        for (field, asked) in [
+            ("tool_calls", asks(&self.tool_calls)),
+            ("function_call", asks(&self.function_call)),
+            ("role", matches!(self.role.as_str(), "tool" | "function")),
+        ] {
+            if asked {
+                return Err(not_done(format!("{place}.{field}"), "calls of tools"));
+            }
         }
         match &self.content {
-            None => Ok(String::new()),
+            None => Err(missing(format!("{place}.content"))),
             Some(Content::Text(text)) => Ok(text.clone()),
             Some(Content::Parts(parts)) => {
-                let text = |part: &Part| match (part.kind.as_str(), &part.text) {
-                    ("text", Some(text)) => Ok(text.clone()),
-                    (kind, _) => Err(not_done("messages", &format!("content of type {kind:?}"))),
-                };
-                let texts: Vec<_> = parts.iter().map(text).collect::<Result<_, _>>()?;
+                let text = |(index, part): (usize, &Part)| part.text(&format!("{place}.content[{index}]"));
+                let texts: Vec<_> = parts.iter().enumerate().map(text).collect::<Result<_, _>>()?;
                 Ok(texts.join("\n"))
             }
         }
+    }
+}
+
+impl Part {
+    fn text(&self, place: &str) -> Result<String, ApiError> {
+        if self.kind != "text" {
+            return Err(not_done(format!("{place}.type"), &format!("content of type {:?}", shown(&self.kind))));
+        }
+        self.text.clone().ok_or_else(|| missing(format!("{place}.text")))
     }
 }
 
@@ -317,8 +358,13 @@ fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn not_done(param: &'static str, what: &str) -> ApiError {
+fn not_done(param: impl Into<Cow<'static, str>>, what: &str) -> ApiError {
     ApiError::parameter(param, format!("This coordinator does not serve {what}.")).with_code("unsupported_parameter")
+}
+
+fn missing(place: String) -> ApiError {
+    let message = format!("{place} is missing.");
+    ApiError::parameter(place, message)
 }
 
 /// Log-probabilities of the answer's tokens, and of so many of the likeliest ones.
