@@ -93,6 +93,10 @@ fn load(path: &Path, backend: &dyn Backend, threads: NonZeroUsize) -> Result<(Pa
     let package = Package::open_checked(path, threads)
         .with_context(|| format!("{} is not a package that can be run", path.display()))
         .or_exit(Exit::Configuration)?;
+    if package.program().is_decoder() {
+        return Err(anyhow!("{} generates text: `lockstep generate` runs it", path.display()))
+            .or_exit(Exit::Configuration);
+    }
     let executor = backend.load(Arc::clone(package.program()), package.params()).or_exit(Exit::NoDevice)?;
     Ok((package, executor))
 }
@@ -110,7 +114,9 @@ fn tokenize(args: &EmbedArgs, package: &Package) -> anyhow::Result<Vec<Vec<u32>>
     }
     let tokenizer = package.tokenizer()?;
     let too_long = if args.truncate { TooLong::Truncate } else { TooLong::Refuse };
-    let encode = |(i, text): (usize, &String)| tokenizer.encode(text, too_long).map_err(|e| anyhow!("text {i}: {e}"));
+    let encode = |(i, text): (usize, &String)| {
+        tokenizer.encode(text, too_long).map_err(|e| anyhow!("text {i}: {e}, or cut it with --truncate"))
+    };
     texts.iter().enumerate().map(encode).collect()
 }
 

@@ -14,7 +14,9 @@ use lockstep_model::tokenizer::TooLong;
 use lockstep_protocol::commitment::PointDigest;
 use lockstep_protocol::generation::{Generation, SAMPLING_ONE, WordFinish, word_finish, word_token};
 use lockstep_protocol::ids::{Root, Seed};
-use lockstep_protocol::limits::{MAX_LOGPROBS, MAX_PENALTY, MAX_STOP_STRING_BYTES, MAX_TEMPERATURE, MAX_TEXT_BYTES};
+use lockstep_protocol::limits::{
+    MAX_LOGPROBS, MAX_PENALTY, MAX_STOP_STRING_BYTES, MAX_TEMPERATURE, MAX_TEXT_BYTES, MAX_TOKEN_BIAS,
+};
 use lockstep_protocol::logprobs::Logprobs;
 use lockstep_worker::{generation_bytes, machine_memory};
 use serde_json::{Value, json};
@@ -94,6 +96,12 @@ struct Settings {
     /// Decides every draw: a number, or 64 hexadecimal digits.
     #[arg(long, value_name = "SEED", default_value = "0", value_parser = seed, allow_negative_numbers = true)]
     seed: Seed,
+    /// What is added to the logits of tokens, by their ids, in steps of 0.0001: from -100 to 100.
+    #[arg(long, value_name = "ID:X,ID:X,...", value_delimiter = ',', value_parser = bias, allow_hyphen_values = true)]
+    logit_bias: Vec<(u32, i32)>,
+    /// Tokens that end the generation beside those that do in this model.
+    #[arg(long, value_name = "ID,ID,...", value_delimiter = ',')]
+    stop_tokens: Vec<u32>,
     /// Text that ends the generation; may be given up to four times.
     #[arg(long, value_name = "TEXT", value_parser = stop_text)]
     stop: Vec<String>,
@@ -125,6 +133,13 @@ fn steps(least: i32, most: i32) -> impl Fn(&str) -> Result<i32, String> + Clone 
     }
 }
 
+/// A token and what is added to its logit.
+fn bias(text: &str) -> Result<(u32, i32), String> {
+    let (token, value) = text.split_once(':').ok_or("not a token's id, a colon and a number")?;
+    let token = token.trim().parse().map_err(|_| format!("{token:?} is not a token's id"))?;
+    Ok((token, steps(-(MAX_TOKEN_BIAS as i32), MAX_TOKEN_BIAS as i32)(value.trim())?))
+}
+
 /// A number as the API takes it, also a negative one, or all of the seed.
 fn seed(text: &str) -> Result<Seed, String> {
     if text.len() == 64 {
@@ -148,10 +163,14 @@ impl Settings {
     /// As a job has them.
     fn generation(&self, stop_tokens: &[u32]) -> anyhow::Result<Generation> {
         let unsigned = |name: &str, value: i32| u32::try_from(value).with_context(|| format!("{name} is negative"));
-        let mut stop_tokens = if self.ignore_eos { Vec::new() } else { stop_tokens.to_vec() };
+        let of_model = if self.ignore_eos { &[] } else { stop_tokens };
+        let mut stop_tokens = [of_model, &self.stop_tokens].concat();
         stop_tokens.sort_unstable();
         stop_tokens.dedup();
+        let mut logit_bias = self.logit_bias.clone();
+        logit_bias.sort_unstable();
         let generation = Generation {
+            logit_bias,
             temperature: unsigned("the temperature", self.temperature)?,
             top_k: self.top_k,
             top_p: unsigned("top-p", self.top_p)?,

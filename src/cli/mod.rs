@@ -1,5 +1,7 @@
 //! Commands: arguments in, text or one JSON object out.
 
+use std::io::{IsTerminal, stderr};
+
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -119,6 +121,12 @@ impl Cli {
         let crates = ["lockstep", "lockstep_worker", "lockstep_coordinator", "lockstep_link"];
         let ours: String = crates.iter().map(|name| format!(",{name}={level}")).collect();
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| format!("error{ours}").into());
-        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+        let colours = stderr().is_terminal();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_target(false)
+            .with_ansi(colours)
+            .with_writer(stderr)
+            .init();
     }
 }

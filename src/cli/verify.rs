@@ -17,7 +17,7 @@ use lockstep_protocol::ids::{ModelId, NodeId};
 use lockstep_protocol::job::{JobKind, RequestInput};
 use lockstep_protocol::limits::{MAX_HTTP_BODY_BYTES, MAX_RECEIPT_JSON_BYTES, MAX_TEXT_BYTES};
 use lockstep_protocol::logprobs::rows;
-use lockstep_protocol::receipt::{Receipt, Standing, split_output};
+use lockstep_protocol::receipt::{Receipt, Standing, WorkerReceipt, split_output};
 use serde_json::json;
 
 use crate::cli::files;
@@ -102,6 +102,10 @@ struct TextChecked {
 /// Verifies a receipt.
 pub fn run(args: &VerifyArgs) -> Outcome {
     let text = files::text(&args.receipt, MAX_RECEIPT_JSON_BYTES)?;
+    if is_answer(&text) {
+        let advice = "this is an answer of the API and no receipt: take one of its lockstep.receipts";
+        return Err(anyhow!(advice)).or_exit(Exit::Configuration);
+    }
     let receipt = Receipt::from_json(text.trim()).or_exit(Exit::Refuted)?;
     let standing = receipt.check().or_exit(Exit::Refuted)?;
     check_wishes(args, &receipt, &standing).or_exit(Exit::Refuted)?;
@@ -120,12 +124,26 @@ pub fn run(args: &VerifyArgs) -> Outcome {
     Ok(())
 }
 
+/// Whether a text is a whole answer of the API, which has its receipts within.
+fn is_answer(text: &str) -> bool {
+    let value: Result<serde_json::Value, _> = serde_json::from_str(text);
+    value.is_ok_and(|value| value["lockstep"]["receipts"].is_array())
+}
+
+/// A layer of a run, as a reader knows it: those beyond the last one of the model are no layers of it.
+fn layer_name(layer: u16, run: &WorkerReceipt) -> String {
+    match layer.checked_sub(run.layers) {
+        Some(2) => "in its log-probabilities".to_owned(),
+        _ => format!("layer {layer}"),
+    }
+}
+
 fn check_wishes(args: &VerifyArgs, receipt: &Receipt, standing: &Standing) -> anyhow::Result<()> {
     if let Some(place) = standing.refuted {
         bail!(
-            "the coordinator itself states that this answer is wrong at point {}, layer {}",
+            "the coordinator itself states that this answer is wrong at point {}, {}",
             place.point,
-            place.layer
+            layer_name(place.layer, &receipt.worker.receipt)
         );
     }
     if standing.withdrawn {
@@ -291,14 +309,17 @@ fn first_difference<T: PartialEq + Copy>(signed: &[T], right: &[T]) -> Option<(u
 
 fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &Checked) {
     let signed = &receipt.worker.receipt;
+    let members: Vec<_> = receipt.worker.members().collect();
     if args.json {
+        let of_layers = |(worker, first, last): &(NodeId, u16, u16)| json!({ "worker": worker.to_string(), "layers": [first, last] });
+        let workers: Vec<_> = members.iter().map(of_layers).collect();
         println!(
             "{}",
             json!({
                 "valid": true, "rerun": checked.rerun, "coordinator_pinned": args.coordinator.is_some(),
                 "text_checked": checked.text.is_some(), "tokens_checked": checked.text.is_some_and(|t| t.tokens),
                 "job": signed.job.to_string(), "model_id": signed.model.to_string(),
-                "worker": signed.worker.to_string(), "coordinator": receipt.coordinator.to_string(),
+                "worker": signed.worker.to_string(), "workers": workers, "coordinator": receipt.coordinator.to_string(),
                 "audits_matched": standing.matched, "audits_mismatched": standing.mismatched,
                 "layer_roots": signed.roots.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
@@ -307,7 +328,12 @@ fn report(args: &VerifyArgs, receipt: &Receipt, standing: &Standing, checked: &C
     }
     println!("job          {}", signed.job);
     println!("model        {}", signed.model);
-    println!("worker       {}", signed.worker);
+    for (worker, first, last) in members {
+        match receipt.worker.segments.is_empty() {
+            true => println!("worker       {worker}"),
+            false => println!("worker       {worker}, layers {first} to {last}"),
+        }
+    }
     println!("coordinator  {}", receipt.coordinator);
     println!("audits       {} matched, {} did not", standing.matched, standing.mismatched);
     println!("signatures, hashes and statements hold");

@@ -58,9 +58,9 @@ impl Model {
 
     /// Takes a package whose digests were verified: checks that there is memory to generate with it, proves its bounds, and
     /// checks that it makes one vector for each sequence or one word for each point.
-    fn admit(package: Package, generation_bytes: u64) -> Result<Self, Failure> {
+    fn admit(package: Package, memory: Memory) -> Result<Self, Failure> {
         let refused = |reason: String| Failure::new(FailureCode::ModelRefused, reason);
-        check_memory(package.program(), generation_bytes).map_err(refused)?;
+        memory.check(package.program()).map_err(refused)?;
         package.prove().map_err(|error| refused(error.to_string()))?;
         Self::shaped(package, None)
     }
@@ -151,8 +151,7 @@ pub(crate) struct Store {
     dir: PathBuf,
     threads: NonZeroUsize,
     max_bytes: u64,
-    /// What generations on one model may take.
-    generation_bytes: u64,
+    memory: Memory,
     recheck: Duration,
     events: Events,
     /// At most [`MAX_HELD_MODELS`].
@@ -162,10 +161,10 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub fn new(dir: PathBuf, config: &Config, generation_bytes: u64, events: Events) -> Self {
+    pub fn new(dir: PathBuf, config: &Config, memory: Memory, events: Events) -> Self {
         let &Config { threads, max_package_bytes: max_bytes, recheck, .. } = config;
         let (slots, slices) = (Mutex::default(), Default::default());
-        Self { dir, threads, max_bytes, generation_bytes, recheck, events, slots, slices }
+        Self { dir, threads, max_bytes, memory, recheck, events, slots, slices }
     }
 
     /// Models that lie in the folder, but for those that there is no memory to generate with: that is told. Each is verified
@@ -183,7 +182,7 @@ impl Store {
     /// Whether a package that lies in the folder may be offered. What can't be read now is looked at where it is wanted.
     fn has_memory_for(&self, model: ModelId) -> bool {
         let Ok(package) = Package::open(&self.path(model)) else { return true };
-        let checked = check_memory(package.program(), self.generation_bytes);
+        let checked = self.memory.check(package.program());
         if let Err(reason) = &checked {
             self.events.emit(Event::ModelFailed { model, reason: reason.clone() });
         }
@@ -361,12 +360,12 @@ impl Store {
         model: ModelId,
         connection: &Connection,
     ) -> Result<(Arc<Model>, bool), Failure> {
-        let (path, generation_bytes) = (self.path(model), self.generation_bytes);
+        let (path, memory) = (self.path(model), self.memory);
         if path.exists() {
             let (held, threads) = (path.clone(), self.threads);
             match blocking(move || open_held(&held, model, threads)).await? {
                 Ok(package) => {
-                    return Ok((Arc::new(blocking(move || Model::admit(package, generation_bytes)).await??), false));
+                    return Ok((Arc::new(blocking(move || Model::admit(package, memory)).await??), false));
                 }
                 Err(error @ ModelError::Io { .. }) => return Err(unavailable(error.to_string())),
                 Err(error) => {
@@ -381,7 +380,7 @@ impl Store {
         }
         let Slot::Partial(partial) = slot else { return Err(unavailable("no pull was begun")) };
         let package = pull(connection, (model, None), &path, partial, self.max_bytes, &self.events).await?;
-        Ok((Arc::new(blocking(move || Model::admit(package, generation_bytes)).await??), true))
+        Ok((Arc::new(blocking(move || Model::admit(package, memory)).await??), true))
     }
 
     fn hold(&self, model: ModelId) -> Result<(Hold<'_>, Arc<tokio::sync::Mutex<Slot>>), Failure> {
@@ -394,13 +393,38 @@ impl Store {
     }
 }
 
-/// Whether a model that generates has the memory for it. An encoder takes none of that.
-fn check_memory(program: &Program, generation_bytes: u64) -> Result<(), String> {
-    let least = if program.is_decoder() { Limits::least_bytes(program) } else { 0 };
-    if generation_bytes >= least {
-        return Ok(());
+/// What a worker may compute in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes that there are for one model, of the device or the machine; 0 where nobody knows.
+    pub total: u64,
+    /// Bytes that generations on one model may take of it.
+    pub generations: u64,
+}
+
+impl Memory {
+    /// Whether there is room for a model's parameters, and for its generations. An encoder takes none for these.
+    fn check(self, program: &Program) -> Result<(), String> {
+        let Self { total, generations } = self;
+        let params =
+            program.params.iter().fold(0, |sum: u64, param| sum.saturating_add(param.bytes().unwrap_or(u64::MAX)));
+        let (least, generations) =
+            if program.is_decoder() { (Limits::least_bytes(program), generations) } else { (0, 0) };
+        if generations < least {
+            return Err(format!(
+                "--generation-bytes must be at least {least} to generate with it, and --memory-bytes {} more for its \
+                 parameters; this worker has {generations} for generations, which is a quarter of its memory unless it is said",
+                params
+            ));
+        }
+        if total > 0 && params.saturating_add(generations) > total {
+            return Err(format!(
+                "its parameters take {params} bytes, and generations may take {generations} more: this worker has {total} \
+                 (--memory-bytes, --generation-bytes)"
+            ));
+        }
+        Ok(())
     }
-    Err(format!("--generation-bytes must be at least {least} to generate with it; this worker has {generation_bytes}"))
 }
 
 pub(crate) fn unavailable(reason: impl Into<String>) -> Failure {

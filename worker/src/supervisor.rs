@@ -30,7 +30,7 @@ use crate::preflight;
 use crate::selftest::SelfTest;
 use crate::session::{End, Session};
 use crate::stage::{Inputs, Links, Seats};
-use crate::store::Store;
+use crate::store::{Memory, Store};
 use crate::streams::Streams;
 
 /// What outlives a connection.
@@ -101,13 +101,25 @@ impl Supervisor {
             // Layers that do not fit the device are of no use.
             pipeline.model_bytes = pipeline.model_bytes.min(bytes);
         }
+        let memory = memory(&config, &*backend);
+        // A model may lie on any device, whole.
+        let least = memory.iter().copied().min().unwrap_or(0);
+        let generation_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
+        if least > 0 && generation_bytes >= least {
+            return Err(WorkerError::Config(format!(
+                "--generation-bytes {generation_bytes} leaves no memory for a model: this worker has {least} bytes in all"
+            )));
+        }
+        let links = Links::open(dir.keys.clone(), config.pipeline.map(|pipeline| pipeline.listen));
+        let links = links.map_err(|error| match error {
+            LinkError::Bind { .. } => WorkerError::Config(format!("--pipeline-listen: {error}")),
+            other => other.into(),
+        })?;
         let (checked, told) = (Arc::clone(&backend), events.clone());
         let macs_per_second = tokio::select! {
             checked = blocking(move || preflight::check(&*checked, &told)) => checked??,
             () = stopped(&mut stop, Stop::Abort) => return Err(WorkerError::Aborted),
         };
-        let memory = memory(&config, &*backend);
-        let links = Links::open(dir.keys.clone(), config.pipeline.map(|pipeline| pipeline.listen))?;
         let offer = config.pipeline.zip(links.port());
         let hello = Hello {
             offer: offer.map(|(pipeline, port)| Offer { model_bytes: pipeline.model_bytes, port }),
@@ -122,15 +134,13 @@ impl Supervisor {
         };
         let kept = KeptRuns::new(config.kept_runs_bytes, Duration::from_millis(WORKER_KEPT_RUNS_MS));
         let kept = Arc::new(kept);
-        // A model may lie on any device, whole.
-        let least = memory.into_iter().min().unwrap_or(0);
-        let generation_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
+        let in_memory = Memory { total: least, generations: generation_bytes };
         let (limits, tokens) = (Limits::within(generation_bytes), config.batch_tokens);
         let seats = Seats::new(Arc::clone(&backend), generation_bytes);
         let inputs = Inputs::new(dir.stages.clone());
         let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
-        let store = Store::new(dir.packages.clone(), &config, generation_bytes, events.clone());
+        let store = Store::new(dir.packages.clone(), &config, in_memory, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let (keys, seen) = (dir.keys.clone(), events.clone());

@@ -17,7 +17,7 @@ use lockstep_protocol::generation::{Generation, words_of};
 use lockstep_protocol::ids::{LeaseEpoch, ModelId, Nonce, Place};
 use lockstep_protocol::job::{Job, JobKind};
 use lockstep_protocol::messages::{FailureCode, JobMessage, ToCoordinator, ToWorker};
-use lockstep_worker::{Event, Worker};
+use lockstep_worker::{ErrorKind, Event, Worker};
 
 fn job(model: ModelId, number: u8, tokens: usize, max_tokens: u32) -> Job {
     // Some want log-probabilities.
@@ -221,24 +221,38 @@ async fn a_model_without_the_memory_for_it_is_not_offered() {
     let (package, home) = (decoder_package(dir.path()), dir.path().join("w"));
     common::hold(&home, &package, &dir.path().join("decoder-1.lsp"));
     let least = Limits::least_bytes(package.program());
+    let params: u64 = package.program().params.iter().map(|param| param.bytes().unwrap()).sum();
     let coordinator = Coordinator::new();
-    for bytes in [least - 1, least] {
+    let for_generations = "--generation-bytes must be at least";
+    let for_both = "its parameters take";
+    for (bytes, memory, said) in [
+        (least - 1, params + least, for_generations),
+        (least, params + least - 1, for_both),
+        (least, params + least, ""),
+    ] {
         let mut config = coordinator.config(&home);
-        config.generation_bytes = Some(bytes);
+        (config.generation_bytes, config.memory_bytes) = (Some(bytes), Some(memory));
         let mut worker = Worker::start(config, Arc::new(cpu())).unwrap();
         let mut events = worker.subscribe();
         let peer = coordinator.welcome().await;
-        assert_eq!(peer.hello.models.contains(&package.model_id()), bytes == least);
-        if bytes < least {
+        assert_eq!(peer.hello.models.contains(&package.model_id()), said.is_empty());
+        if !said.is_empty() {
             let reason = event(&mut events, |event| match event {
                 Event::ModelFailed { reason, .. } => Some(reason),
                 _ => None,
             });
-            assert!(reason.await.contains(&format!("--generation-bytes must be at least {least}")));
+            let reason = reason.await;
+            assert!(reason.contains(said) && reason.contains("--generation-bytes"), "{reason}");
         }
         worker.drain();
         common::within(worker.wait()).await.unwrap();
     }
+    // What leaves no memory for any model is a mistake.
+    let mut config = coordinator.config(&home);
+    (config.generation_bytes, config.memory_bytes) = (Some(least), Some(least));
+    let mut worker = Worker::start(config, Arc::new(cpu())).unwrap();
+    let error = common::within(worker.wait()).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Configuration && error.to_string().contains("--generation-bytes"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,7 +30,7 @@ pub enum TooLong {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenizeError {
     /// The text does not fit the model.
-    #[error("the text has {tokens} tokens; this model takes at most {limit}: shorten it, or ask for truncation")]
+    #[error("the text has {tokens} tokens; this model takes at most {limit}: shorten it")]
     TooLong {
         /// Tokens of the text, with special ones.
         tokens: usize,
