@@ -107,6 +107,47 @@ fn stop_texts_and_limits_end_a_generation() {
     }
 }
 
+#[test]
+fn biases_and_stop_tokens_are_those_of_a_job() {
+    let tokens = |options: &[&str]| {
+        let told = run_json(generate(&["--prompt", PROMPT, "--max-tokens", "6", "--json"]).args(options));
+        (told["tokens"].clone(), told["finish"].clone())
+    };
+    let (plain, _) = tokens(&[]);
+    let first = plain[0].as_u64().expect("a token");
+    // The likeliest token is forbidden, and another one forced.
+    assert_ne!(tokens(&["--logit-bias", &format!("{first}:-100")]).0[0], plain[0]);
+    assert_eq!(tokens(&["--logit-bias", "100:100,7:-0.5"]).0, json!([100, 100, 100, 100, 100, 100]));
+    assert_eq!(tokens(&["--logit-bias", "100:100", "--stop-tokens", "100,7"]).1, json!("stop"));
+    for (options, says) in [
+        (["--logit-bias", "100:101"], "from -100 to 100"),
+        (["--logit-bias", "100"], "a colon"),
+        (["--logit-bias", "100:1,100:2"], "logit_bias"),
+        (["--stop-tokens", "x"], "--stop-tokens"),
+    ] {
+        let output = run(generate(&["--prompt", PROMPT]).args(options));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && stderr.contains(says), "{options:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_model_that_generates_text_embeds_none() {
+    let output = run(program().args(["embed", "x", "--package"]).arg(package()));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("lockstep generate"), "{stderr}");
+}
+
+#[test]
+fn a_whole_answer_is_no_receipt() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("answer.json");
+    fs::write(&file, json!({ "choices": [], "lockstep": { "receipts": [] } }).to_string()).expect("a file");
+    let output = run(program().arg("verify").arg(&file));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("lockstep.receipts"), "{stderr}");
+}
+
 fn prompt_tokens() -> Vec<u32> {
     let package = Package::open(package()).expect("a package");
     package.tokenizer().expect("a tokenizer").encode(PROMPT, TooLong::Refuse).expect("it fits")
