@@ -18,7 +18,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{FailureCode, JobMessage, Stage, StageMessage, ToCoordinator, ToWorker};
-use lockstep_worker::{Handle, Pipeline, Worker};
+use lockstep_worker::Handle;
 
 const EPOCH: LeaseEpoch = LeaseEpoch(7);
 /// The layers of the neighbour before: the worker has the rest.
@@ -42,13 +42,7 @@ async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
     let package = package(dir.path(), 32, 1);
     let coordinator = Coordinator::new();
-    let mut config = coordinator.config(&dir.path().join("worker"));
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.pipeline = Some(Pipeline { listen, model_bytes: 1 << 20 });
-    let worker = Worker::start(config, Arc::new(Reference)).unwrap();
-    let mut peer = coordinator.welcome().await;
-    assert_eq!(peer.hello.offer.unwrap().model_bytes, 1 << 20);
-    peer.serve(&package, |_, reply| Some(reply));
+    let (worker, mut peer) = coordinator.pipeline_worker(&dir.path().join("worker"), &package).await;
     let job = job(package.model_id(), 1, 9);
     let stage = |node, first, last| Stage { node, address: "127.0.0.1:1".into(), first, last };
     let crew = vec![stage(neighbour().id(), 1, BEFORE), stage(worker.id(), BEFORE + 1, LAYERS + 1)];

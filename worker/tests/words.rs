@@ -20,7 +20,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, NodeId, Place, Root};
 use lockstep_protocol::job::{Job, JobKind};
 use lockstep_protocol::messages::{FailureCode, JobMessage, Stage, StageMessage, ToCoordinator, ToWorker};
-use lockstep_worker::{Handle, Pipeline, Worker};
+use lockstep_worker::Handle;
 use quinn::{Connection, Endpoint, SendStream};
 
 const EPOCH: LeaseEpoch = LeaseEpoch(7);
@@ -54,15 +54,10 @@ async fn world(hint: &[u32]) -> World {
     let dir = tempfile::tempdir().unwrap();
     let package = decoder_package(dir.path());
     let coordinator = Coordinator::new();
-    let mut config = coordinator.config(&dir.path().join("worker"));
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.pipeline = Some(Pipeline { listen, model_bytes: 1 << 20 });
-    let worker = Worker::start(config, Arc::new(Reference)).unwrap();
-    let mut peer = coordinator.welcome().await;
-    peer.serve(&package, |_, reply| Some(reply));
+    let (worker, mut peer) = coordinator.pipeline_worker(&dir.path().join("worker"), &package).await;
     let kind = JobKind::Generation(Box::new(Generation { temperature: 9_000, ..Generation::greedy(WORDS) }));
     let job = Job { kind, ..common::job(package.model_id(), 1, TOKENS) };
-    let endpoint = server(listen, &lead_keys()).unwrap();
+    let endpoint = server(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &lead_keys()).unwrap();
     let address = endpoint.local_addr().unwrap().to_string();
     let stage = |node: NodeId, first, last| Stage { node, address: address.clone(), first, last };
     let output = output_layer(&package);

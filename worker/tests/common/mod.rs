@@ -28,7 +28,7 @@ use lockstep_protocol::messages::{
 };
 use lockstep_protocol::openings::{Outboard, open_range};
 use lockstep_protocol::trace::root_of_rows;
-use lockstep_worker::{Config, Event, Handle, Worker};
+use lockstep_worker::{Config, Event, Handle, Pipeline, Worker};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::broadcast::Receiver;
 use tokio::time::timeout;
@@ -165,6 +165,18 @@ impl Coordinator {
         let mut peer = self.accept().await;
         peer.say(welcome(vec![])).await;
         peer
+    }
+
+    /// A worker that takes part in pipelines, and its session, over which it gets the package.
+    pub async fn pipeline_worker(&self, dir: &Path, package: &Package) -> (Handle, Peer) {
+        let mut config = self.config(dir);
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        config.pipeline = Some(Pipeline { listen, model_bytes: 1 << 20 });
+        let worker = Worker::start(config, Arc::new(Reference)).unwrap();
+        let peer = self.welcome().await;
+        assert_eq!(peer.hello.offer.unwrap().model_bytes, 1 << 20);
+        peer.serve(package, |_, reply| Some(reply));
+        (worker, peer)
     }
 
     pub fn config(&self, dir: &Path) -> Config {
