@@ -99,6 +99,8 @@ impl World {
         let told =
             run_json(lockstep().args(["verify", "--json", "--require-rerun", "--package"]).arg(package).arg(&file));
         assert_eq!((&told["valid"], &told["rerun"]), (&json!(true), &json!(true)), "{told}");
+        let named: Vec<_> = told["workers"].as_array().expect("a list").iter().map(|it| text(&it["worker"])).collect();
+        assert_eq!(named, members(&receipt["worker"]));
         if let Some(mut other) = second_implementation() {
             let checked = run_json(other.arg("--package").arg(package).arg("--check-receipt").arg(&file));
             assert_eq!(checked["receipt"]["signatures_checked"], true);

@@ -18,7 +18,7 @@ use lockstep_protocol::identity::Keypair;
 use lockstep_protocol::ids::{LeaseEpoch, Place, Root};
 use lockstep_protocol::job::Job;
 use lockstep_protocol::messages::{FailureCode, JobMessage, Stage, StageMessage, ToCoordinator, ToWorker};
-use lockstep_worker::Handle;
+use lockstep_worker::{ErrorKind, Handle, Pipeline, Worker};
 
 const EPOCH: LeaseEpoch = LeaseEpoch(7);
 /// The layers of the neighbour before: the worker has the rest.
@@ -255,4 +255,15 @@ async fn a_crew_that_is_none_is_refused() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_told_with_its_option() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut config = Coordinator::new().config(dir.path());
+    config.pipeline = Some(Pipeline { listen: taken.local_addr().unwrap(), model_bytes: 1 << 20 });
+    let mut worker = Worker::start(config, Arc::new(Reference)).unwrap();
+    let error = within(worker.wait()).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Configuration && error.to_string().contains("--pipeline-listen"), "{error}");
 }
