@@ -19,6 +19,7 @@
 //! - `dispute`: disputes about this worker's runs. Its moves come from its own run made once more, and are kept before
 //!   they are sent.
 //! - `heads`: the coordinator's log as this worker saw it, and the cosignatures of what continues it.
+//! - `memory`: what it may compute in, and which models have room in that.
 //! - `preflight`: the backend's conformance to the oracle, and its speed.
 //! - `control`: the control stream.
 //! - `selftest`: tests of backend and packages while the worker works, and the runs that it takes back where one fails.
@@ -42,6 +43,7 @@ mod generation;
 mod handle;
 mod heads;
 mod kept;
+mod memory;
 mod preflight;
 mod pull;
 mod running;
@@ -57,4 +59,4 @@ pub use data_dir::KEY_FILE;
 pub use error::{ErrorKind, WorkerError};
 pub use event::Event;
 pub use handle::{Handle, Worker};
-pub use preflight::{generation_bytes, machine_memory};
+pub use memory::{generation_bytes, machine_memory};

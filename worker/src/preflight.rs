@@ -73,17 +73,3 @@ fn load(backend: &dyn Backend, case: &Case) -> Result<Box<dyn lockstep_kernels::
     let params: Arc<dyn Params> = Arc::<conformance::OwnedParams>::clone(&case.params);
     backend.load(Arc::clone(&case.program), params)
 }
-
-/// What one model may take to generate text by default: a quarter of this memory, or 4 GiB where nobody knows how much
-/// there is.
-pub fn generation_bytes(memory: u64) -> u64 {
-    if memory == 0 { 4 << 30 } else { memory / 4 }
-}
-
-/// Memory of this machine in bytes; 0 where it does not say.
-pub fn machine_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|rest| rest.trim().strip_suffix("kB")).and_then(|kib| kib.trim().parse::<u64>().ok());
-    kib.map_or(0, |kib| kib.saturating_mul(1_024))
-}

@@ -11,7 +11,6 @@ use lockstep_kernels::program::{Program, Rows};
 use lockstep_kernels::slice::Slice;
 use lockstep_model::ModelError;
 use lockstep_model::bounds;
-use lockstep_model::generation::Limits;
 use lockstep_model::package::Package;
 use lockstep_protocol::commitment::Geometry;
 use lockstep_protocol::ids::ModelId;
@@ -23,6 +22,7 @@ use quinn::Connection;
 use crate::batch::Failure;
 use crate::config::Config;
 use crate::event::{Event, Events};
+use crate::memory::Memory;
 use crate::pull::{Partial, pull};
 
 /// A package that may be run.
@@ -390,40 +390,6 @@ impl Store {
         }
         let slot = Arc::clone(slots.entry(model).or_default());
         Ok((Hold { slots: &self.slots, model }, slot))
-    }
-}
-
-/// What a worker may compute in.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory {
-    /// Bytes that there are for one model, of the device or the machine; 0 where nobody knows.
-    pub total: u64,
-    /// Bytes that generations on one model may take of it.
-    pub generations: u64,
-}
-
-impl Memory {
-    /// Whether there is room for a model's parameters, and for its generations. An encoder takes none for these.
-    fn check(self, program: &Program) -> Result<(), String> {
-        let Self { total, generations } = self;
-        let params =
-            program.params.iter().fold(0, |sum: u64, param| sum.saturating_add(param.bytes().unwrap_or(u64::MAX)));
-        let (least, generations) =
-            if program.is_decoder() { (Limits::least_bytes(program), generations) } else { (0, 0) };
-        if generations < least {
-            return Err(format!(
-                "--generation-bytes must be at least {least} to generate with it, and --memory-bytes {} more for its \
-                 parameters; this worker has {generations} for generations, which is a quarter of its memory unless it is said",
-                params
-            ));
-        }
-        if total > 0 && params.saturating_add(generations) > total {
-            return Err(format!(
-                "its parameters take {params} bytes, and generations may take {generations} more: this worker has {total} \
-                 (--memory-bytes, --generation-bytes)"
-            ));
-        }
-        Ok(())
     }
 }
 

@@ -26,11 +26,12 @@ use crate::event::{Event, Events};
 use crate::handle::Stop;
 use crate::heads::Heads;
 use crate::kept::KeptRuns;
+use crate::memory::{Memory, devices};
 use crate::preflight;
 use crate::selftest::SelfTest;
 use crate::session::{End, Session};
 use crate::stage::{Inputs, Links, Seats};
-use crate::store::{Memory, Store};
+use crate::store::Store;
 use crate::streams::Streams;
 
 /// What outlives a connection.
@@ -101,15 +102,7 @@ impl Supervisor {
             // Layers that do not fit the device are of no use.
             pipeline.model_bytes = pipeline.model_bytes.min(bytes);
         }
-        let memory = memory(&config, &*backend);
-        // A model may lie on any device, whole.
-        let least = memory.iter().copied().min().unwrap_or(0);
-        let generation_bytes = config.generation_bytes.unwrap_or_else(|| preflight::generation_bytes(least));
-        if least > 0 && generation_bytes >= least {
-            return Err(WorkerError::Config(format!(
-                "--generation-bytes {generation_bytes} leaves no memory for a model: this worker has {least} bytes in all"
-            )));
-        }
+        let memory = Memory::of(&devices(&config, &*backend), config.generation_bytes)?;
         let links = Links::open(dir.keys.clone(), config.pipeline.map(|pipeline| pipeline.listen));
         let links = links.map_err(|error| match error {
             LinkError::Bind { .. } => WorkerError::Config(format!("--pipeline-listen: {error}")),
@@ -127,20 +120,19 @@ impl Supervisor {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             backend: name_of(&*backend),
             threads: u32::try_from(config.threads.get()).unwrap_or(u32::MAX),
-            memory_bytes: memory.iter().fold(0, |sum, bytes| sum.saturating_add(*bytes)),
+            memory_bytes: memory.total,
             macs_per_second,
             max_in_flight: config.max_in_flight.get(),
             models: Vec::new(),
         };
         let kept = KeptRuns::new(config.kept_runs_bytes, Duration::from_millis(WORKER_KEPT_RUNS_MS));
         let kept = Arc::new(kept);
-        let in_memory = Memory { total: least, generations: generation_bytes };
-        let (limits, tokens) = (Limits::within(generation_bytes), config.batch_tokens);
-        let seats = Seats::new(Arc::clone(&backend), generation_bytes);
+        let (limits, tokens) = (Limits::within(memory.generations), config.batch_tokens);
+        let seats = Seats::new(Arc::clone(&backend), memory.generations);
         let inputs = Inputs::new(dir.stages.clone());
         let engine = Engine::start(Arc::clone(&backend), dir.keys.clone(), tokens, Arc::clone(&kept), limits);
         let engine = engine.map_err(|error| WorkerError::Internal(format!("no thread to compute on: {error}")))?;
-        let store = Store::new(dir.packages.clone(), &config, in_memory, events.clone());
+        let store = Store::new(dir.packages.clone(), &config, memory, events.clone());
         let client = Client::new(&dir.keys, config.coordinator);
         let backoff = Backoff::new(config.first_pause, config.longest_pause);
         let (keys, seen) = (dir.keys.clone(), events.clone());
@@ -183,22 +175,6 @@ impl Supervisor {
         blocking(move || shared.engine.stop()).await?;
         ended
     }
-}
-
-/// What there is to compute in: the memory of each device that has its own, and the machine's for all that have none.
-fn memory(config: &Config, backend: &dyn Backend) -> Vec<u64> {
-    let members = backend.members();
-    let devices: Vec<Option<u64>> = match members.is_empty() {
-        true => vec![backend.memory_bytes()],
-        false => members.iter().map(|member| member.backend.memory_bytes()).collect(),
-    };
-    let of_machine = devices.contains(&None).then(preflight::machine_memory);
-    let within = |there: u64| match config.memory_bytes {
-        Some(most) if there > 0 => most.min(there),
-        Some(most) => most,
-        None => there,
-    };
-    devices.into_iter().flatten().chain(of_machine).map(within).collect()
 }
 
 /// The backend's name as a hello can carry it.

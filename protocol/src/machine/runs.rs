@@ -221,7 +221,7 @@ impl Machine {
 
     /// Ends the session of a worker that broke the rules. Its job goes on without it.
     pub(super) fn reject(&mut self, (node, job, epoch): Assignment, reason: RejectReason, out: &mut Output) {
-        self.jobs.get_mut(&job).expect("its lease is live").bar(node);
+        self.jobs.get_mut(&job).expect("the job is open").bar(node);
         self.left(node);
         out.actions.push(Action::Rejected { node, job, epoch, reason });
     }
